@@ -1,0 +1,284 @@
+"""Which models there are, where their weights come from, and the one that is loaded.
+
+A model is a language model and the transcoders trained on it, wrapped by circuit-tracer as a
+`ReplacementModel`. Each is named by a Hugging Face id, a short name or a local directory.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+DEMO_DIRECTORY = Path(__file__).parent / "demo"
+
+
+class ModelLoadError(Exception):
+    """The model or its transcoders can't be loaded; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model and its transcoders, by name.
+
+    `model` and `transcoder_set` are Hugging Face ids or directories; `neuronpedia_id` is what
+    graphs carry as `scan`, `source_set` the name of the transcoders on Neuronpedia where known.
+    """
+
+    model: str
+    transcoder_set: str
+    neuronpedia_id: str
+    source_set: str | None = None
+
+    @property
+    def source_urls(self) -> tuple[str, ...]:
+        """Where a reader finds the features' pages and the transcoders' weights."""
+        urls = []
+        if self.source_set is not None:
+            urls.append(f"https://neuronpedia.org/{self.neuronpedia_id}/{self.source_set}")
+        if not Path(self.transcoder_set).is_dir():
+            urls.append(f"https://huggingface.co/{'/'.join(self.transcoder_set.split('/')[:2])}")
+        return tuple(urls)
+
+
+DEMO = ModelEntry(str(DEMO_DIRECTORY / "model"), str(DEMO_DIRECTORY / "transcoders"), "demo")
+
+# The first entry of a model holds its default transcoders.
+REGISTRY = (
+    ModelEntry(
+        "google/gemma-2-2b",
+        "mwhanna/gemma-scope-transcoders",
+        "gemma-2-2b",
+        "gemmascope-transcoder-16k",
+    ),
+    ModelEntry("google/gemma-2-2b", "mntss/clt-gemma-2-2b-2.5M", "gemma-2-2b", "clt-hp"),
+    ModelEntry("Qwen/Qwen3-4B", "mwhanna/qwen3-4b-transcoders", "qwen3-4b", "transcoder-hp"),
+    ModelEntry("meta-llama/Llama-3.2-1B", "mntss/transcoder-Llama-3.2-1B", "llama-3.2-1b"),
+)
+
+# circuit-tracer's own short names for transcoder sets.
+_TRANSCODER_SHORT_NAMES = {
+    "gemma": "mwhanna/gemma-scope-transcoders",
+    "llama": "mntss/transcoder-Llama-3.2-1B",
+}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """The replacement model in memory and what a request is checked against."""
+
+    entry: ModelEntry
+    model: Any  # circuit_tracer's replacement model
+    tokenizer: PreTrainedTokenizerBase
+    stop_ids: frozenset[int]  # tokens that end a generation
+
+    @property
+    def n_layers(self) -> int:
+        return self.model.cfg.n_layers
+
+    @property
+    def n_features(self) -> int:
+        """Features a layer."""
+        return self.model.transcoders.d_transcoder
+
+    @property
+    def n_context(self) -> int:
+        """Most tokens of prompt and continuation together."""
+        return self.model.cfg.n_ctx
+
+    @property
+    def d_vocab(self) -> int:
+        return self.model.cfg.d_vocab
+
+    @property
+    def name(self) -> str:
+        return self.model.cfg.model_name
+
+    def answers_to(self, model_id: str) -> bool:
+        """Whether a request's `model_id` means this model."""
+        return model_id in {self.entry.model, self.entry.neuronpedia_id}
+
+
+def resolve_entry(model_id: str | None, transcoder_set: str | None) -> ModelEntry:
+    """The entry that MODEL_ID and TRANSCODER_SET name; both unset is the demo.
+
+    Raises:
+        SettingsError: transcoders without a model, or a model whose transcoders aren't known.
+    """
+    if transcoder_set is not None:
+        transcoder_set = _TRANSCODER_SHORT_NAMES.get(transcoder_set, transcoder_set)
+    if model_id is None:
+        matching = [e for e in REGISTRY if e.transcoder_set == transcoder_set]
+        if transcoder_set is None:
+            return DEMO
+        if not matching:
+            raise SettingsError(
+                f"TRANSCODER_SET={transcoder_set!r} without MODEL_ID: name the model it was "
+                "trained on"
+            )
+        return matching[0]
+    if model_id == DEMO.neuronpedia_id:
+        return DEMO if transcoder_set is None else replace(DEMO, transcoder_set=transcoder_set)
+    known = [e for e in REGISTRY if model_id in {e.model, e.neuronpedia_id}]
+    if transcoder_set is None:
+        if not known:
+            raise SettingsError(
+                f"MODEL_ID={model_id!r} is no model with default transcoders: set TRANSCODER_SET"
+            )
+        return known[0]
+    for entry in known:
+        if entry.transcoder_set == transcoder_set:
+            return entry
+    if known:
+        return replace(known[0], transcoder_set=transcoder_set, source_set=None)
+    return ModelEntry(model_id, transcoder_set, neuronpedia_id=_short_name(model_id))
+
+
+def _short_name(model_id: str) -> str:
+    return Path(model_id).name.lower()
+
+
+def load(settings: Settings) -> LoadedModel:
+    """Load the model and the transcoders that the settings name. Takes seconds to minutes.
+
+    Raises:
+        SettingsError: the settings name no model, or an engine that isn't served.
+        ModelLoadError: weights are missing, unreadable or of an architecture that isn't served.
+    """
+    entry = resolve_entry(settings.model_id, settings.transcoder_set)
+    if settings.model_engine != "transformerlens":
+        raise SettingsError(
+            f"MODEL_ENGINE={settings.model_engine!r} is not served yet: use 'transformerlens'"
+        )
+    settings.export_hub_variables()
+    started = time.perf_counter()
+    try:
+        loaded = _build(entry, settings)
+    except Exception as error:
+        raise ModelLoadError(
+            f"{entry.model} with {entry.transcoder_set} can't be loaded: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    logger.info(
+        "loaded %s with %s on %s as %s in %.1f s",
+        entry.model,
+        entry.transcoder_set,
+        loaded.model.cfg.device,
+        str(loaded.model.cfg.dtype).removeprefix("torch."),
+        time.perf_counter() - started,
+    )
+    return loaded
+
+
+_loaded: LoadedModel | None = None
+_loading = threading.Lock()
+
+
+def get_model(settings: Settings) -> LoadedModel:
+    """The process's one model, loaded by the first call; calls meanwhile wait for it."""
+    global _loaded
+    with _loading:
+        if _loaded is None:
+            _loaded = load(settings)
+        return _loaded
+
+
+def _build(entry: ModelEntry, settings: Settings) -> LoadedModel:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    on_gpu = device.type == "cuda"
+    dtype = getattr(torch, settings.model_dtype or ("bfloat16" if on_gpu else "float32"))
+
+    transcoders = _load_transcoders(entry.transcoder_set, device, dtype, settings)
+    tokenizer = AutoTokenizer.from_pretrained(entry.model)
+    hf_model = AutoModelForCausalLM.from_pretrained(entry.model, dtype=dtype)
+    if hf_model.config.num_hidden_layers != transcoders.n_layers:
+        raise ModelLoadError(
+            f"the model has {hf_model.config.num_hidden_layers} layers, "
+            f"its transcoders cover {transcoders.n_layers}"
+        )
+    model = _replacement_model(hf_model, transcoders, _model_name(entry.model), device, dtype)
+    model.tokenizer = tokenizer
+    return LoadedModel(entry, model, tokenizer, _stop_ids(hf_model, tokenizer))
+
+
+def _replacement_model(
+    hf_model: Any, transcoders: Any, name: str, device: torch.device, dtype: torch.dtype
+) -> Any:
+    """A TransformerLens replacement model with a Hugging Face model's weights, unfolded."""
+    from circuit_tracer.replacement_model.replacement_model_transformerlens import (
+        TransformerLensReplacementModel,
+    )
+    from transformer_lens.loading_from_pretrained import get_pretrained_state_dict
+
+    from hooked_config import hooked_config
+
+    cfg = hooked_config(hf_model.config, model_name=name, device=device, dtype=dtype)
+    model = TransformerLensReplacementModel(cfg)
+    # The name only has to exist as a path: the weights come from hf_model.
+    state = get_pretrained_state_dict(str(DEMO_DIRECTORY), cfg, hf_model=hf_model, dtype=dtype)
+    model.load_and_process_state_dict(
+        state,
+        fold_ln=False,
+        center_writing_weights=False,
+        center_unembed=False,
+        fold_value_biases=False,
+    )
+    # What circuit-tracer's own from_pretrained does once the weights are in: its from_config
+    # would wrap the MLPs first, under which names the converted weights don't fit.
+    model._configure_replacement_model(transcoders)
+    model.eval()
+    return model
+
+
+def _load_transcoders(
+    reference: str, device: torch.device, dtype: torch.dtype, settings: Settings
+) -> Any:
+    """The transcoders of a Hugging Face id (`owner/name[/folder][@revision]`) or a directory."""
+    from circuit_tracer.utils.hf_utils import load_transcoder_from_hub, load_transcoders
+
+    lazy = {"lazy_encoder": settings.lazy_encoder, "lazy_decoder": settings.lazy_decoder}
+    directory = Path(reference)
+    if not directory.is_dir():
+        return load_transcoder_from_hub(reference, device=device, dtype=dtype, **lazy)[0]
+
+    import yaml
+
+    config = yaml.safe_load((directory / "config.yaml").read_text())
+    hooks = {key: config[key] for key in ("feature_input_hook", "feature_output_hook")}
+    scan = config.get("scan", directory.name)
+    if config["model_kind"] == "cross_layer_transcoder":
+        from circuit_tracer.transcoder.cross_layer_transcoder import load_clt
+
+        return load_clt(str(directory), scan=scan, device=device, dtype=dtype, **hooks, **lazy)
+    n_layers = len(list(directory.glob("layer_*.safetensors")))
+    if n_layers == 0:
+        raise FileNotFoundError(f"no layer_*.safetensors in {directory}")
+    files = [str(directory / f"layer_{layer}.safetensors") for layer in range(n_layers)]
+    return load_transcoders(
+        {**config, "scan": scan, "transcoders": files}, device=device, dtype=dtype, **lazy
+    )
+
+
+def _model_name(model: str) -> str:
+    """What the model is called where a name matters (circuit-tracer looks for "gemma-3…-it")."""
+    return Path(model).name if Path(model).is_dir() else model
+
+
+def _stop_ids(hf_model: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    configured = hf_model.generation_config.eos_token_id if hf_model.generation_config else None
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)

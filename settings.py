@@ -1,0 +1,122 @@
+"""The environment, read once and typed. No other module reads it.
+
+Each setting comes from the variable of its name, or from a `.env` file in the working directory.
+"""
+
+import os
+from functools import cache
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class SettingsError(Exception):
+    """A variable has a value that can't be used. The message names it and says what would do."""
+
+
+class Settings(BaseSettings):
+    """Every setting of the worker; the README's table is checked against these fields."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True
+    )
+
+    model_id: str | None = Field(
+        None, description="Hugging Face id, short name or directory; unset: the demo model"
+    )
+    transcoder_set: str | None = Field(
+        None, description="Hugging Face id, short name or directory; unset: the model's own set"
+    )
+    model_dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="dtype of the weights; unset: bfloat16 on a GPU, float32 on a CPU"
+    )
+    device: str | None = Field(
+        None,
+        pattern=r"^(cpu|cuda(:\d+)?)$",
+        description="`cpu`, `cuda` or `cuda:N`; unset: the GPU if there is one",
+    )
+    model_engine: Literal["transformerlens", "nnsight"] = Field(
+        "transformerlens", description="what runs the model"
+    )
+    lazy_encoder: bool = Field(False, description="leave encoder weights on disk until read")
+    lazy_decoder: bool = Field(True, description="leave decoder weights on disk until read")
+    token_limit: int = Field(64, ge=2, description="most tokens a prompt may have, BOS included")
+    max_feature_nodes: int = Field(
+        10_000, ge=1, description="most feature nodes a request may ask for, and the default"
+    )
+    update_interval: int = Field(
+        4, ge=1, description="batches of features between two rankings of what to expand next"
+    )
+    max_output_bytes: int = Field(
+        10_000_000, ge=1, description="largest job output; larger graphs need a `signed_url`"
+    )
+    graph_cache_bytes: int = Field(
+        2_000_000_000, ge=0, description="memory for finished attributions; 0 keeps none"
+    )
+    upload_allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="comma-separated hosts exempt from the public-address rule for uploads"
+    )
+    upload_timeout_s: float = Field(
+        120.0, gt=0, description="seconds without progress before an upload attempt is given up"
+    )
+    hf_token: SecretStr | None = Field(None, description="Hugging Face token for gated models")
+    hf_home: str | None = Field(None, description="where Hugging Face files are kept")
+    secret: SecretStr | None = Field(None, description="what `x-secret-key` must be over HTTP")
+    server_host: str = Field("0.0.0.0", description="address the HTTP door listens on")  # noqa: S104
+    server_port: int = Field(5004, ge=1, le=65535, description="port the HTTP door listens on")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="least severe log lines that are written"
+    )
+    runpod_webhook_get_job: str | None = Field(
+        None, description="set by Runpod on its hosts; unset means a local run"
+    )
+
+    def export_hub_variables(self) -> None:
+        """Hand HF_HOME and HF_TOKEN to the Hugging Face libraries, which know no `.env` file.
+
+        Has to come before their first import: they read the environment once.
+        """
+        if self.hf_home is not None:
+            os.environ["HF_HOME"] = self.hf_home
+        if self.hf_token is not None:
+            os.environ["HF_TOKEN"] = self.hf_token.get_secret_value()
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator("upload_allowed_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(host.strip().lower() for host in value.split(",") if host.strip())
+        return value
+
+
+def read_settings() -> Settings:
+    """Read the environment anew.
+
+    Raises:
+        SettingsError: a value can't be used; one line a variable, with its value and the bound.
+            The value of a secret is never shown.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise SettingsError("; ".join(_explain(detail) for detail in error.errors())) from None
+
+
+@cache
+def get_settings() -> Settings:
+    """The process's settings."""
+    return read_settings()
+
+
+def _explain(detail: object) -> str:
+    assert isinstance(detail, dict)  # noqa: S101 - pydantic's ErrorDetails is a TypedDict
+    field = str(detail["loc"][0])
+    shown = "***" if field in {"hf_token", "secret"} else repr(detail["input"])
+    wanted = Settings.model_fields[field].description
+    return f"{field.upper()}={shown}: {detail['msg']} ({wanted})"
