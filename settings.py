@@ -43,7 +43,7 @@ class Settings(BaseSettings):
     lazy_decoder: bool = Field(True, description="leave decoder weights on disk until read")
     token_limit: int = Field(64, ge=2, description="most tokens a prompt may have, BOS included")
     max_feature_nodes: int = Field(
-        10_000, ge=1, description="most feature nodes a request may ask for, and the default"
+        10_000, ge=1, description="default of a request's `max_feature_nodes`"
     )
     update_interval: int = Field(
         4, ge=1, description="batches of features between two rankings of what to expand next"

@@ -1,0 +1,48 @@
+# make run    the worker on test_input.json, with a summary
+# make test   the whole suite
+# make lint   style and types
+# make lock   compile the lock files anew from requirements*.txt
+# make demo-model   train the demo model and its transcoders anew
+
+# The first of these that is Python 3.11 or 3.12.
+CANDIDATES := python3 python3.12 python3.11
+SUITS := -c 'import sys; sys.exit(sys.version_info[:2] not in {(3, 11), (3, 12)})'
+PYTHON ?= $(firstword $(foreach p,$(CANDIDATES),$(shell $(p) $(SUITS) 2>/dev/null && echo $(p))) python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps
+
+.PHONY: run test lint lock demo-model clean
+
+run: $(VENV)/.runtime
+	$(BIN)/python handler.py
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy .
+
+lock: $(VENV)/.dev
+	$(BIN)/python tools/lock.py
+
+demo-model: $(VENV)/.dev
+	$(BIN)/python -m demo.train
+
+clean:
+	rm -rf $(VENV) out
+
+# A CUDA build of torch needs NVIDIA's libraries besides; without them `pip check` complains.
+$(VENV)/.runtime: requirements.lock requirements-cuda.lock
+	@$(PYTHON) $(SUITS) || { echo "Python 3.11 or 3.12 is needed: make PYTHON=/path/to/python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -r requirements.lock
+	$(BIN)/python -m pip check >/dev/null || $(PIP) -r requirements-cuda.lock
+	$(BIN)/python -m pip check
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
+	$(PIP) -r requirements-dev.lock
+	touch $@

@@ -1,0 +1,317 @@
+"""What callers send and get: every request and response, and how raw input becomes a request.
+
+Checks here need no model; what depends on the loaded one (layers, vocabulary, tokens) is checked
+by the actions. A field that is null counts as absent.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from errors import InvalidInput, UnknownAction
+
+Threshold = Annotated[float, Field(ge=0, le=1)]
+NonEmpty = Annotated[str, Field(min_length=1)]
+
+
+class _Schema(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        hide_input_in_errors=True,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            return {key: value for key, value in data.items() if value is not None}
+        return data
+
+
+class ChatMessage(_Schema):
+    """One turn of a conversation."""
+
+    role: NonEmpty = Field(examples=["user"])
+    content: str = Field(examples=["What is the capital of France?"])
+
+
+class _Request(_Schema):
+    deadline: float | None = Field(
+        None, gt=0, description="Unix seconds after which the answer is of no use"
+    )
+
+
+class _PromptRequest(_Request):
+    prompt: NonEmpty | None = Field(None, description="the text; or give `messages`")
+    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = Field(
+        None,
+        description="chat turns instead of `prompt`, rendered with the model's own template",
+    )
+    model_id: NonEmpty | None = Field(None, description="must be the loaded model when given")
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            given = "neither" if self.prompt is None else "both"
+            raise ValueError(f"give exactly one of prompt and messages, got {given}")
+        return self
+
+
+class GenerateGraphRequest(_PromptRequest):
+    """Attribute the next-token prediction of a prompt to features."""
+
+    slug_identifier: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]+$", max_length=200)] | None = (
+        Field(None, description="the graph's name; made from prompt and time when absent")
+    )
+    batch_size: int = Field(48, ge=1, description="rows of the adjacency matrix computed at once")
+    max_n_logits: int = Field(10, ge=1, description="most logit nodes")
+    desired_logit_prob: float = Field(
+        0.95, gt=0, le=1, description="probability that the logit nodes cover together"
+    )
+    attribution_targets: Annotated[list[NonEmpty], Field(min_length=1)] | None = Field(
+        None, description="tokens to attribute from instead of the likeliest"
+    )
+    node_threshold: Threshold = Field(0.8, description="share of influence that nodes keep")
+    edge_threshold: Threshold = Field(0.98, description="share of influence that links keep")
+    max_feature_nodes: int | None = Field(
+        None, ge=1, description="most feature nodes before pruning; MAX_FEATURE_NODES when absent"
+    )
+    signed_url: NonEmpty | None = Field(None, description="presigned PUT for the graph")
+    signed_headers: dict[NonEmpty, str] | None = Field(
+        None, description="headers that the URL was signed with"
+    )
+    compress: bool = Field(False, description="gzip the upload")
+    user_id: str | None = Field(None, description="display name of the graph's creator")
+    enable_qk_tracing: bool = Field(False, description="refused when true: needs another engine")
+    qk_top_fraction: float | None = None
+    qk_topk: int | None = None
+
+    @model_validator(mode="after")
+    def _no_qk_tracing(self) -> Self:
+        if self.enable_qk_tracing:
+            raise ValueError("enable_qk_tracing must be false: it needs another engine")
+        return self
+
+    @model_validator(mode="after")
+    def _upload_options_need_a_url(self) -> Self:
+        if self.signed_headers is not None and self.signed_url is None:
+            raise ValueError("signed_headers is given without signed_url")
+        return self
+
+
+class SteerFeature(_Schema):
+    """One feature, where its activation is read, and where and how it is changed."""
+
+    layer: int = Field(ge=0)
+    index: int = Field(ge=0)
+    token_active_position: int = Field(
+        ge=0, description="position whose activation the new value starts from"
+    )
+    steer_position: int | None = Field(None, ge=0, description="prompt position to change")
+    steer_generated_tokens: bool = Field(False, description="change every generated token instead")
+    ablate: bool = Field(False, description="set the activation to 0")
+    delta: float | None = Field(None, description="add this to the activation")
+
+    @model_validator(mode="after")
+    def _one_target_and_one_change(self) -> Self:
+        if (self.steer_position is not None) == self.steer_generated_tokens:
+            given = "both" if self.steer_generated_tokens else "neither"
+            raise ValueError(
+                f"give exactly one of steer_position and steer_generated_tokens: true, got {given}"
+            )
+        if (self.delta is not None) == self.ablate:
+            given = "both" if self.ablate else "neither"
+            raise ValueError(f"give exactly one of ablate: true and delta, got {given}")
+        return self
+
+
+class SteerRequest(_PromptRequest):
+    """Continue a prompt twice: as the model would, and with features changed."""
+
+    features: Annotated[list[SteerFeature], Field(min_length=1)]
+    n_tokens: int = Field(10, ge=1, description="most tokens to generate")
+    top_k: int = Field(5, ge=0, description="predictions reported after each token")
+    temperature: float = Field(0.0, ge=0, description="0 takes the likeliest token")
+    freq_penalty: float = Field(0.0, description="subtracted for each earlier use of a token")
+    seed: int | None = Field(
+        None, ge=-(2**63), lt=2**63, description="repeats a sampled generation exactly"
+    )
+    freeze_attention: bool = Field(False, description="keep the prompt's attention patterns")
+    steered_output_only: bool = Field(False, description="skip the default generation")
+    logits_format: Literal["pairs", "objects"] = Field(
+        "pairs", description="form of the logits lists; `objects` when asked by `request_type`"
+    )
+
+
+class ForwardPassRequest(_PromptRequest):
+    """The likeliest next tokens of a prompt."""
+
+    max_n_logits: int = Field(10, ge=1)
+    desired_logit_prob: float = Field(0.95, gt=0, le=1)
+
+
+class ParseChatPromptRequest(_Request):
+    """Read a rendered prompt back into messages."""
+
+    prompt: str
+    model_id: NonEmpty | None = None
+
+
+Request = GenerateGraphRequest | SteerRequest | ForwardPassRequest | ParseChatPromptRequest
+
+REQUESTS: dict[str, type[Request]] = {
+    "generate-graph": GenerateGraphRequest,
+    "steer": SteerRequest,
+    "forward-pass": ForwardPassRequest,
+    "parse-chat-prompt": ParseChatPromptRequest,
+}
+
+
+class SalientLogit(BaseModel):
+    token: str
+    token_id: int
+    probability: float
+
+
+class ForwardPassResponse(BaseModel):
+    prompt: str
+    input_tokens: list[str]
+    salient_logits: list[SalientLogit]
+    total_salient_tokens: int
+    cumulative_probability: float
+
+
+class ParseChatPromptResponse(BaseModel):
+    messages: list[ChatMessage] | None
+    is_chat: bool
+    prompt: str
+    unsteerable_positions: list[int]
+
+
+class TopLogit(BaseModel):
+    token: str
+    prob: float
+
+
+class LogitsOfToken(BaseModel):
+    token: str
+    top_logits: list[TopLogit]
+
+
+LogitsPair = tuple[str, list[tuple[str, float]]]
+
+
+class SteerResponse(BaseModel):
+    """Both texts, and for each token the predictions made after it.
+
+    With `steered_output_only` the default text is the prompt and its list is empty.
+    """
+
+    DEFAULT_GENERATION: str
+    STEERED_GENERATION: str
+    DEFAULT_LOGITS_BY_TOKEN: list[LogitsPair] | list[LogitsOfToken]
+    STEERED_LOGITS_BY_TOKEN: list[LogitsPair] | list[LogitsOfToken]
+    ignored_features: list[SteerFeature] = []
+
+
+class UploadReceipt(BaseModel):
+    """What a caller gets who had the graph uploaded; `url` is without its query."""
+
+    success: Literal["Graph uploaded"] = "Graph uploaded"
+    url: str
+    bytes: int
+    sha256: str
+    compressed: bool
+    num_nodes: int
+    num_links: int
+    num_tokens: int
+    timings_ms: dict[str, float]
+
+
+def parse_request(body: object) -> Request:
+    """Turn the `input` of a job, or the body of an HTTP request, into a checked request.
+
+    Raises:
+        UnknownAction: `action` or `request_type` names none of the four.
+        InvalidInput: anything else that is wrong; the sentence names each field, its value and
+            the bound.
+    """
+    if not isinstance(body, dict):
+        raise InvalidInput(f"input must be an object, got {_shown(body)}")
+    fields = {str(key): value for key, value in body.items() if value is not None}
+    action, dialect = _pop_action(fields)
+    if action == "steer" and dialect == "request_type":
+        fields.setdefault("logits_format", "objects")
+    try:
+        return REQUESTS[action].model_validate(fields)
+    except ValidationError as error:
+        raise InvalidInput(_sentence(error, REQUESTS[action])) from None
+
+
+def _pop_action(fields: dict[str, Any]) -> tuple[str, str]:
+    """Take the action out of the fields; return it and the name of the field it came in."""
+    given = {name: fields.pop(name) for name in ("action", "request_type") if name in fields}
+    if not given:
+        return "generate-graph", "request_type"
+    for name, value in given.items():
+        if not isinstance(value, str):
+            raise InvalidInput(f"{name} must be a string, got {_shown(value)}")
+    actions = {name: _canonical_action(value) for name, value in given.items()}
+    if len(set(actions.values())) > 1:
+        raise InvalidInput(
+            f"action {_shown(given['action'])} and request_type {_shown(given['request_type'])} "
+            "name different actions: give one"
+        )
+    name, action = next(iter(actions.items()))
+    if action not in REQUESTS:
+        raise UnknownAction(f"{name} {_shown(given[name])} is none of {', '.join(REQUESTS)}")
+    return action, name
+
+
+def _canonical_action(value: str) -> str:
+    action = value.replace("_", "-")
+    return "generate-graph" if action == "graph" else action
+
+
+# Values that carry a secret or a person's text are not repeated in an error.
+_UNSHOWN = {"signed_url", "signed_headers", "prompt", "messages", "content"}
+
+
+def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
+    details = error.errors(include_url=False, include_context=False)
+    known = list(model.model_fields)
+    sentences = [_explain(detail, known) for detail in details[:3]]
+    if len(details) > 3:
+        sentences.append(f"and {len(details) - 3} more")
+    return "; ".join(sentences)
+
+
+def _explain(detail: Any, known: list[str]) -> str:
+    path = [str(part) for part in detail["loc"] if part not in {"[key]"}]
+    where = "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in path).lstrip(".")
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    if detail["type"] == "extra_forbidden":
+        scope = list(SteerFeature.model_fields) if path[0] == "features" else known
+        close = difflib.get_close_matches(path[-1], scope, n=1)
+        hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(scope)}"
+        return f"{where[:100]} is no field of this action{hint}"
+    if detail["type"] == "missing":
+        return f"{where} is required"
+    if detail["type"] == "value_error":
+        return f"{where}: {message}" if where else message
+    message = message[0].lower() + message[1:]
+    if _UNSHOWN & set(path):
+        return f"{where}: {message}"
+    return f"{where}: {message}, got {_shown(detail['input'])}"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
