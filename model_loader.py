@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,17 @@ class ModelEntry:
     transcoder_set: str
     neuronpedia_id: str
     source_set: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The model's name for callers, who have no use for a path of this machine."""
+        return self.neuronpedia_id if Path(self.model).is_dir() else self.model
+
+    @property
+    def transcoder_label(self) -> str:
+        """The transcoders' name for callers."""
+        directory = Path(self.transcoder_set)
+        return "/".join(directory.parts[-2:]) if directory.is_dir() else self.transcoder_set
 
     @property
     def source_urls(self) -> tuple[str, ...]:
@@ -82,6 +93,8 @@ class LoadedModel:
     model: Any  # circuit_tracer's replacement model
     tokenizer: PreTrainedTokenizerBase
     stop_ids: frozenset[int]  # tokens that end a generation
+    # Held by the one job that uses `model`; the tokenizer may be used without.
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
     def n_layers(self) -> int:
@@ -106,8 +119,8 @@ class LoadedModel:
         return self.model.cfg.model_name
 
     def answers_to(self, model_id: str) -> bool:
-        """Whether a request's `model_id` means this model."""
-        return model_id in {self.entry.model, self.entry.neuronpedia_id}
+        """Whether a request's `model_id` means this model, by either of its ids."""
+        return model_id.lower() in {self.entry.model.lower(), self.entry.neuronpedia_id.lower()}
 
 
 def resolve_entry(model_id: str | None, transcoder_set: str | None) -> ModelEntry:

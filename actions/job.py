@@ -1,0 +1,94 @@
+"""One job: what it runs under, when it has to stop, and the checks that every action makes."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import prompts
+from errors import Cancelled, DeadlineExceeded, InvalidInput, ModelNotLoaded
+from settings import Settings
+
+if TYPE_CHECKING:
+    from model_loader import LoadedModel
+    from schemas import ForwardPassRequest, GenerateGraphRequest, SteerRequest
+
+_LOCK_POLL_S = 0.1
+
+
+@dataclass
+class Job:
+    """The settings and limits of one job; `timings_ms` fills up as its stages end."""
+
+    settings: Settings
+    deadline: float | None  # Unix seconds
+    cancelled: threading.Event
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise Cancelled or DeadlineExceeded when the job has no reason to go on."""
+        if self.cancelled.is_set():
+            raise Cancelled("the job was stopped before it was done")
+        if self.deadline is not None and time.time() > self.deadline:
+            late = time.time() - self.deadline
+            raise DeadlineExceeded(
+                f"deadline {self.deadline:.0f} passed {late:.1f} s ago; send the job again with a "
+                "later one"
+            )
+
+    def should_stop(self) -> bool:
+        """`check` in the form that attribution and steering poll; always False."""
+        self.check()
+        return False
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage, after checking that the job should go on."""
+        self.check()
+        started = time.perf_counter()
+        yield
+        self.timings_ms[name] = round((time.perf_counter() - started) * 1000, 1)
+
+    @contextmanager
+    def model(self, loaded: "LoadedModel") -> Iterator[None]:
+        """Have the model alone; while another job has it, wait and go on checking."""
+        while not loaded.lock.acquire(timeout=_LOCK_POLL_S):
+            self.check()
+        try:
+            yield
+        finally:
+            loaded.lock.release()
+
+
+def check_model(model_id: str | None, loaded: "LoadedModel") -> None:
+    """Raise ModelNotLoaded unless `model_id` is absent or one of the loaded model's ids."""
+    if model_id is not None and not loaded.answers_to(model_id):
+        raise ModelNotLoaded(
+            f"model_id {model_id[:100]!r} is not served here; this worker has {loaded.entry.label}"
+        )
+
+
+def prepare_prompt(
+    request: "GenerateGraphRequest | SteerRequest | ForwardPassRequest",
+    loaded: "LoadedModel",
+    job: Job,
+) -> prompts.Prompt:
+    """Check the request's model and turn its prompt or messages into tokens."""
+    check_model(request.model_id, loaded)
+    return prompts.prepare(
+        request.prompt,
+        request.messages,
+        loaded.tokenizer,
+        token_limit=min(job.settings.token_limit, loaded.n_context),
+        model_name=loaded.name,
+    )
+
+
+def check_max_n_logits(max_n_logits: int, loaded: "LoadedModel") -> None:
+    """Raise InvalidInput when more logits are asked for than there are tokens."""
+    if max_n_logits > loaded.d_vocab:
+        raise InvalidInput(
+            f"max_n_logits is {max_n_logits}, the model's vocabulary has {loaded.d_vocab} tokens"
+        )

@@ -1,0 +1,141 @@
+"""steer: a prompt continued as the model would, and with features ablated or amplified."""
+
+from collections.abc import Sequence
+
+import steering
+from steering import Generation, Intervention
+
+from actions.job import Job, prepare_prompt
+from errors import InvalidInput
+from model_loader import LoadedModel
+from prompts import Prompt
+from schemas import LogitsOfToken, LogitsPair, SteerFeature, SteerRequest, SteerResponse, TopLogit
+
+
+def run(request: SteerRequest, loaded: LoadedModel, job: Job) -> SteerResponse:
+    """Generate with and without the features' interventions, with the predictions at each token."""
+    prompt = prepare_prompt(request, loaded, job)
+    _check(request, loaded, prompt)
+    ignored = [f for f in request.features if f.steer_position in prompt.unsteerable_positions]
+    effective = [f for f in request.features if f not in ignored]
+
+    with job.model(loaded):
+        with job.stage("activations"):
+            interventions = _interventions(effective, loaded, prompt)
+        default = None
+        if not request.steered_output_only:
+            with job.stage("default"):
+                default = _generate(request, loaded, prompt, [], job)
+        with job.stage("steered"):
+            steered = _generate(request, loaded, prompt, interventions, job)
+
+    return SteerResponse(
+        DEFAULT_GENERATION=_text(default.token_ids if default else prompt.ids, loaded),
+        STEERED_GENERATION=_text(steered.token_ids, loaded),
+        DEFAULT_LOGITS_BY_TOKEN=_logits_by_token(default, request, loaded, prompt),
+        STEERED_LOGITS_BY_TOKEN=_logits_by_token(steered, request, loaded, prompt),
+        ignored_features=ignored,
+    )
+
+
+def _check(request: SteerRequest, loaded: LoadedModel, prompt: Prompt) -> None:
+    """Raise InvalidInput for what the model or the prompt doesn't have, naming the bound."""
+    n_tokens = len(prompt.ids)
+    bounds = {
+        "layer": (loaded.n_layers, "layers"),
+        "index": (loaded.n_features, "features a layer"),
+    }
+    for i, feature in enumerate(request.features):
+        for name, (bound, what) in bounds.items():
+            value = getattr(feature, name)
+            if value >= bound:
+                raise InvalidInput(
+                    f"features[{i}].{name} is {value}, the model has {bound} {what} (0 to "
+                    f"{bound - 1})"
+                )
+        for name in ("token_active_position", "steer_position"):
+            position = getattr(feature, name)
+            if position is not None and position >= n_tokens:
+                raise InvalidInput(
+                    f"features[{i}].{name} is {position}, the prompt has {n_tokens} tokens (0 to "
+                    f"{n_tokens - 1})"
+                )
+    if request.top_k > loaded.d_vocab:
+        raise InvalidInput(
+            f"top_k is {request.top_k}, the model's vocabulary has {loaded.d_vocab} tokens"
+        )
+    if n_tokens + request.n_tokens > loaded.n_context:
+        raise InvalidInput(
+            f"n_tokens is {request.n_tokens}, after {n_tokens} prompt tokens the model has room "
+            f"for {loaded.n_context - n_tokens}"
+        )
+
+
+def _interventions(
+    features: Sequence[SteerFeature], loaded: LoadedModel, prompt: Prompt
+) -> list[Intervention]:
+    """What each feature's activation is set to, and where."""
+    activations = steering.feature_activations(
+        loaded.model,
+        prompt.ids,
+        [(f.layer, f.token_active_position, f.index) for f in features],
+    )
+    return [
+        Intervention(
+            layer=feature.layer,
+            index=feature.index,
+            position=feature.steer_position,
+            value=0.0 if feature.delta is None else activation + feature.delta,
+        )
+        for feature, activation in zip(features, activations, strict=True)
+    ]
+
+
+def _generate(
+    request: SteerRequest,
+    loaded: LoadedModel,
+    prompt: Prompt,
+    interventions: list[Intervention],
+    job: Job,
+) -> Generation:
+    return steering.generate(
+        loaded.model,
+        prompt.ids,
+        interventions,
+        n_tokens=request.n_tokens,
+        top_k=request.top_k,
+        temperature=request.temperature,
+        freq_penalty=request.freq_penalty,
+        seed=request.seed,
+        freeze_attention=request.freeze_attention,
+        stop_ids=loaded.stop_ids,
+        should_stop=job.should_stop,
+    )
+
+
+def _text(token_ids: list[int], loaded: LoadedModel) -> str:
+    """The text of prompt and continuation without the leading special token."""
+    return loaded.tokenizer.decode(token_ids[1:], clean_up_tokenization_spaces=False)
+
+
+def _logits_by_token(
+    generation: Generation | None, request: SteerRequest, loaded: LoadedModel, prompt: Prompt
+) -> list[LogitsPair] | list[LogitsOfToken]:
+    """An entry for each token after the leading special one, in the form the caller asked for."""
+    if generation is None:
+        return []
+    decode = loaded.tokenizer.decode
+    no_logits = len(prompt.ids) - 2  # tokens between the leading one and the prompt's last
+    steps = zip(generation.top_ids.tolist(), generation.top_probs.tolist(), strict=True)
+    predictions: list[list[tuple[str, float]]] = [[] for _ in range(no_logits)]
+    predictions += [
+        [(decode([i]), p) for i, p in zip(ids, probs, strict=True)] for ids, probs in steps
+    ]
+    tokens = [decode([i]) for i in generation.token_ids[1:]]
+    entries = list(zip(tokens, predictions, strict=True))
+    if request.logits_format == "pairs":
+        return entries
+    return [
+        LogitsOfToken(token=token, top_logits=[TopLogit(token=t, prob=p) for t, p in top])
+        for token, top in entries
+    ]

@@ -1,0 +1,269 @@
+"""Requests: what is accepted, and that whatever is refused is refused in words to act on."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import schemas
+from errors import InvalidInput, UnknownAction, WorkerError
+from schemas import (
+    ForwardPassRequest,
+    GenerateGraphRequest,
+    ParseChatPromptRequest,
+    SteerRequest,
+    parse_request,
+)
+
+FEATURE = {"layer": 1, "index": 2, "token_active_position": 3, "steer_position": 3, "delta": 1.5}
+
+
+def graph(**fields):
+    return {"prompt": "a", **fields}
+
+
+def steer(**fields):
+    return {"action": "steer", "prompt": "a", "features": [FEATURE], **fields}
+
+
+def refusal(body):
+    with pytest.raises(WorkerError) as raised:
+        parse_request(body)
+    return raised.value
+
+
+class TestAction:
+    @pytest.mark.parametrize(
+        ("fields", "expected"),
+        [
+            ({}, GenerateGraphRequest),
+            ({"action": "graph"}, GenerateGraphRequest),
+            ({"action": "generate-graph"}, GenerateGraphRequest),
+            ({"action": "generate_graph"}, GenerateGraphRequest),
+            ({"request_type": "forward-pass"}, ForwardPassRequest),
+            ({"request_type": "forward_pass", "action": "forward-pass"}, ForwardPassRequest),
+            ({"request_type": "parse-chat-prompt"}, ParseChatPromptRequest),
+            ({"action": None, "request_type": None}, GenerateGraphRequest),
+        ],
+    )
+    def test_is_named_by_action_or_request_type_or_defaults_to_a_graph(self, fields, expected):
+        assert type(parse_request({"prompt": "a", **fields})) is expected
+
+    def test_two_names_for_different_actions_are_refused(self):
+        error = refusal({"action": "steer", "request_type": "forward-pass", "prompt": "a"})
+        assert str(error) == (
+            "invalid_input: action 'steer' and request_type 'forward-pass' name different "
+            "actions: give one"
+        )
+
+    def test_an_unknown_one_is_refused_with_those_there_are(self):
+        error = refusal({"action": "explain", "prompt": "a"})
+        assert isinstance(error, UnknownAction)
+        assert "'explain'" in str(error)
+        assert all(action in str(error) for action in schemas.REQUESTS)
+
+    def test_must_be_a_string(self):
+        assert "action must be a string, got 7" in str(refusal({"action": 7}))
+
+
+class TestDialect:
+    def test_a_steer_by_action_gets_pairs(self):
+        assert parse_request(steer()).logits_format == "pairs"
+
+    def test_a_steer_by_request_type_gets_objects(self):
+        body = {"request_type": "steer", "prompt": "a", "features": [FEATURE]}
+        assert parse_request(body).logits_format == "objects"
+
+    def test_the_caller_can_choose(self):
+        assert parse_request(steer(logits_format="objects")).logits_format == "objects"
+        body = steer(logits_format="pairs", request_type="steer")
+        del body["action"]
+        assert parse_request(body).logits_format == "pairs"
+
+    def test_a_webapp_steer_with_its_nulls_is_accepted(self):
+        request = parse_request(
+            {
+                "request_type": "steer",
+                "model_id": "google/gemma-2-2b",
+                "prompt": "a",
+                "features": [
+                    {**FEATURE, "steer_generated_tokens": False, "ablate": False},
+                    {
+                        "layer": 0,
+                        "index": 0,
+                        "token_active_position": 1,
+                        "steer_position": None,
+                        "steer_generated_tokens": True,
+                        "delta": None,
+                        "ablate": True,
+                    },
+                ],
+                "n_tokens": 10,
+                "top_k": 5,
+                "freeze_attention": False,
+                "temperature": 0,
+                "freq_penalty": 0,
+                "seed": None,
+                "steered_output_only": False,
+            }
+        )
+        assert isinstance(request, SteerRequest)
+        assert request.features[1].ablate
+
+    def test_qk_tracing_fields_are_accepted_and_only_true_is_refused(self):
+        fields = {"enable_qk_tracing": False, "qk_top_fraction": 0.6, "qk_topk": 10}
+        assert isinstance(parse_request(graph(**fields)), GenerateGraphRequest)
+        assert "enable_qk_tracing" in str(refusal(graph(enable_qk_tracing=True)))
+
+
+class TestDefaults:
+    def test_of_a_graph(self):
+        request = parse_request(graph())
+        assert (request.batch_size, request.max_n_logits, request.desired_logit_prob) == (
+            48,
+            10,
+            0.95,
+        )
+        assert (request.node_threshold, request.edge_threshold) == (0.8, 0.98)
+        assert request.compress is False
+
+    def test_of_a_steer(self):
+        request = parse_request(steer())
+        assert (request.n_tokens, request.top_k, request.temperature) == (10, 5, 0.0)
+        assert request.seed is None
+
+
+# (fields, what the sentence must hold: the field, the value where it may be shown, the bound)
+REFUSED_GRAPHS = [
+    ({"prompt": None}, ["prompt", "messages", "neither"]),
+    ({"prompt": ""}, ["prompt", "at least 1 character"]),
+    ({"prompt": 5}, ["prompt", "string"]),
+    ({"messages": [{"role": "user", "content": "a"}]}, ["prompt", "messages", "both"]),
+    ({"prompt": None, "messages": []}, ["messages", "at least 1 item"]),
+    ({"prompt": None, "messages": "hi"}, ["messages", "list"]),
+    ({"prompt": None, "messages": [{"content": "a"}]}, ["messages[0].role is required"]),
+    ({"prompt": None, "messages": [{"role": "user"}]}, ["messages[0].content is required"]),
+    ({"prompt": None, "messages": ["hi"]}, ["messages[0]"]),
+    ({"model_id": ""}, ["model_id", "''"]),
+    ({"model_id": 3}, ["model_id", "string", "got 3"]),
+    ({"slug_identifier": "a/b"}, ["slug_identifier", "'a/b'", "[a-zA-Z0-9_-]+"]),
+    ({"slug_identifier": ""}, ["slug_identifier", "''"]),
+    ({"batch_size": 0}, ["batch_size", "greater than or equal to 1", "got 0"]),
+    ({"batch_size": "48"}, ["batch_size", "integer", "got '48'"]),
+    ({"batch_size": 1.5}, ["batch_size", "integer", "got 1.5"]),
+    ({"batch_size": True}, ["batch_size", "integer", "got True"]),
+    ({"max_n_logits": 0}, ["max_n_logits", "greater than or equal to 1", "got 0"]),
+    ({"desired_logit_prob": 0}, ["desired_logit_prob", "greater than 0", "got 0"]),
+    ({"desired_logit_prob": 1.01}, ["desired_logit_prob", "less than or equal to 1", "1.01"]),
+    ({"attribution_targets": []}, ["attribution_targets", "at least 1"]),
+    ({"attribution_targets": " a"}, ["attribution_targets", "list", "' a'"]),
+    ({"attribution_targets": [1]}, ["attribution_targets[0]", "string", "got 1"]),
+    ({"node_threshold": -0.1}, ["node_threshold", "greater than or equal to 0", "-0.1"]),
+    ({"node_threshold": 1.1}, ["node_threshold", "less than or equal to 1", "1.1"]),
+    ({"edge_threshold": float("nan")}, ["edge_threshold", "finite", "nan"]),
+    ({"edge_threshold": "high"}, ["edge_threshold", "number", "'high'"]),
+    ({"max_feature_nodes": 0}, ["max_feature_nodes", "greater than or equal to 1", "got 0"]),
+    ({"signed_url": ""}, ["signed_url", "at least 1 character"]),
+    ({"signed_url": 5}, ["signed_url", "string"]),
+    ({"signed_headers": {"a": "b"}}, ["signed_headers", "signed_url"]),
+    ({"signed_url": "https://s3/", "signed_headers": {"a": 1}}, ["signed_headers.a", "string"]),
+    ({"compress": 1}, ["compress", "boolean", "got 1"]),
+    ({"user_id": 9}, ["user_id", "string", "got 9"]),
+    ({"deadline": "soon"}, ["deadline", "number", "'soon'"]),
+    ({"deadline": float("inf")}, ["deadline", "finite", "inf"]),
+    ({"max_feature_node": 5}, ["max_feature_node is no field", "did you mean max_feature_nodes?"]),
+    ({"zzz": 5}, ["zzz is no field", "known: ", "batch_size"]),
+    ({"temperature": 1}, ["temperature is no field of this action"]),
+]
+
+REFUSED_STEERS = [
+    ({"features": None}, ["features is required"]),
+    ({"features": []}, ["features", "at least 1"]),
+    ({"features": {}}, ["features", "list"]),
+    ({"features": [3]}, ["features[0]"]),
+    ({"features": [{**FEATURE, "layer": -1}]}, ["features[0].layer", "equal to 0", "got -1"]),
+    ({"features": [{**FEATURE, "index": -2}]}, ["features[0].index", "equal to 0", "got -2"]),
+    ({"features": [FEATURE, {**FEATURE, "layer": "1"}]}, ["features[1].layer", "integer", "'1'"]),
+    (
+        {"features": [{**FEATURE, "token_active_position": None}]},
+        ["features[0].token_active_position is required"],
+    ),
+    (
+        {"features": [{**FEATURE, "steer_generated_tokens": True}]},
+        ["features[0]", "steer_position", "steer_generated_tokens", "both"],
+    ),
+    ({"features": [{**FEATURE, "steer_position": None}]}, ["features[0]", "neither"]),
+    ({"features": [{**FEATURE, "ablate": True}]}, ["features[0]", "ablate", "delta", "both"]),
+    ({"features": [{**FEATURE, "delta": None}]}, ["features[0]", "ablate", "delta", "neither"]),
+    ({"features": [{**FEATURE, "delta": float("inf")}]}, ["features[0].delta", "finite", "inf"]),
+    ({"features": [{**FEATURE, "detla": 1}]}, ["features[0].detla", "did you mean delta?"]),
+    ({"n_tokens": 0}, ["n_tokens", "greater than or equal to 1", "got 0"]),
+    ({"top_k": -1}, ["top_k", "greater than or equal to 0", "got -1"]),
+    ({"temperature": -0.5}, ["temperature", "greater than or equal to 0", "-0.5"]),
+    ({"freq_penalty": "x"}, ["freq_penalty", "number", "'x'"]),
+    ({"seed": 1.5}, ["seed", "integer", "1.5"]),
+    ({"seed": 2**63}, ["seed", "less than", str(2**63)]),
+    ({"freeze_attention": "no"}, ["freeze_attention", "boolean", "'no'"]),
+    ({"steered_output_only": 0}, ["steered_output_only", "boolean", "got 0"]),
+    ({"logits_format": "rows"}, ["logits_format", "'pairs' or 'objects'", "'rows'"]),
+    ({"batch_size": 2}, ["batch_size is no field of this action"]),
+]
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(("fields", "words"), REFUSED_GRAPHS)
+    def test_of_a_graph_name_field_value_and_bound(self, fields, words):
+        error = refusal(graph(**fields))
+        assert isinstance(error, InvalidInput)
+        assert [word for word in words if word not in str(error)] == []
+
+    @pytest.mark.parametrize(("fields", "words"), REFUSED_STEERS)
+    def test_of_a_steer_name_field_value_and_bound(self, fields, words):
+        error = refusal(steer(**fields))
+        assert isinstance(error, InvalidInput)
+        assert [word for word in words if word not in str(error)] == []
+
+    @pytest.mark.parametrize("body", [None, [], "x", 3, True])
+    def test_input_must_be_an_object(self, body):
+        assert "input must be an object" in str(refusal(body))
+
+    def test_many_faults_at_once_are_told_together_and_cut(self):
+        body = graph(batch_size=0, max_n_logits=0, node_threshold=2, edge_threshold=2, user_id=1)
+        message = str(refusal(body))
+        assert "batch_size" in message
+        assert "and 2 more" in message
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"signed_url": ["https://store/key?X-Amz-Signature=feedbeef"]},
+            {"signed_url": "https://s/?feedbeef", "signed_headers": {"x-amz-key": ["feedbeef"]}},
+            {"prompt": ["feedbeef"]},
+            {"prompt": None, "messages": [{"role": "user", "content": ["feedbeef"]}]},
+        ],
+    )
+    def test_never_repeat_a_secret_or_a_prompt(self, fields):
+        assert "feedbeef" not in str(refusal(graph(**fields)))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+FIELD_NAMES = sorted(
+    {"action", "request_type", "extra"}.union(
+        *(request.model_fields for request in schemas.REQUESTS.values())
+    )
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.one_of(JSON, st.dictionaries(st.sampled_from(FIELD_NAMES), JSON, max_size=6)))
+def test_whatever_comes_is_a_request_or_a_worker_error(body):
+    try:
+        request = parse_request(body)
+    except WorkerError as error:
+        assert error.code in {"invalid_input", "unknown_action"}
+        assert len(str(error)) < 1500
+    else:
+        assert type(request) in schemas.REQUESTS.values()

@@ -1,0 +1,97 @@
+"""Settings: defaults, reading, and how a bad value stops the start."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from settings import Settings, SettingsError, read_settings
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch, tmp_path):
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_without_any_variable_the_documented_defaults_hold():
+    settings = read_settings()
+    assert settings.model_id is None
+    assert settings.token_limit == 64
+    assert settings.update_interval == 4
+    assert settings.max_feature_nodes == 10_000
+    assert settings.max_output_bytes == 10_000_000
+    assert settings.server_port == 5004
+
+
+def test_variables_are_typed(monkeypatch):
+    monkeypatch.setenv("TOKEN_LIMIT", "512")
+    monkeypatch.setenv("LAZY_ENCODER", "true")
+    monkeypatch.setenv("UPLOAD_ALLOWED_HOSTS", "minio.internal, Store.local:9000,")
+    monkeypatch.setenv("LOG_LEVEL", "debug")
+    settings = read_settings()
+    assert settings.token_limit == 512
+    assert settings.lazy_encoder is True
+    assert settings.upload_allowed_hosts == ("minio.internal", "store.local:9000")
+    assert settings.log_level == "DEBUG"
+
+
+def test_a_dotenv_file_is_read_and_the_environment_wins(monkeypatch, tmp_path):
+    (tmp_path / ".env").write_text("TOKEN_LIMIT=100\nUPDATE_INTERVAL=8\n")
+    monkeypatch.setenv("UPDATE_INTERVAL", "2")
+    settings = read_settings()
+    assert (settings.token_limit, settings.update_interval) == (100, 2)
+
+
+def test_an_empty_variable_counts_as_unset(monkeypatch):
+    monkeypatch.setenv("DEVICE", "")
+    monkeypatch.setenv("TOKEN_LIMIT", "")
+    assert read_settings().device is None
+    assert read_settings().token_limit == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TOKEN_LIMIT", "1"),
+        ("TOKEN_LIMIT", "many"),
+        ("UPDATE_INTERVAL", "0"),
+        ("MODEL_DTYPE", "int8"),
+        ("MODEL_ENGINE", "jax"),
+        ("DEVICE", "tpu"),
+        ("LAZY_DECODER", "maybe"),
+        ("UPLOAD_TIMEOUT_S", "0"),
+        ("SERVER_PORT", "70000"),
+        ("LOG_LEVEL", "loud"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_variable_and_what_would_do(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as raised:
+        read_settings()
+    message = str(raised.value)
+    assert message.startswith(f"{name}=")
+    assert value.lower() in message.lower()
+    description = Settings.model_fields[name.lower()].description
+    assert description is not None
+    assert description in message
+
+
+def test_secrets_are_not_shown(monkeypatch):
+    monkeypatch.setenv("SECRET", "hunter2-secret")
+    monkeypatch.setenv("HF_TOKEN", "hub-token-value")
+    settings = read_settings()
+    assert "hunter2" not in repr(settings)
+    assert "hub-token" not in repr(settings)
+    assert settings.secret is not None
+    assert settings.secret.get_secret_value() == "hunter2-secret"
+
+
+@given(st.text(alphabet=st.characters(codec="ascii", exclude_characters="\0")))
+def test_any_text_as_token_limit_is_a_limit_or_a_settings_error(value):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOKEN_LIMIT", value)
+        try:
+            assert read_settings().token_limit >= 2
+        except SettingsError as error:
+            assert "TOKEN_LIMIT" in str(error)
