@@ -231,16 +231,31 @@ def _build(entry: ModelEntry, settings: Settings) -> LoadedModel:
 def _replacement_model(
     hf_model: Any, transcoders: Any, name: str, device: torch.device, dtype: torch.dtype
 ) -> Any:
-    """A TransformerLens replacement model with a Hugging Face model's weights, unfolded."""
     from circuit_tracer.replacement_model.replacement_model_transformerlens import (
         TransformerLensReplacementModel,
     )
+
+    model = hooked_model(TransformerLensReplacementModel, hf_model, name, device, dtype)
+    # What circuit-tracer's own from_pretrained does once the weights are in: its from_config
+    # would wrap the MLPs first, under which names the converted weights don't fit.
+    model._configure_replacement_model(transcoders)
+    return model
+
+
+def hooked_model(
+    cls: Any, hf_model: Any, name: str, device: torch.device, dtype: torch.dtype
+) -> Any:
+    """A TransformerLens model of class `cls` with a Hugging Face model's weights, unfolded.
+
+    Raises:
+        UnsupportedArchitectureError: hooked_config.py has no conversion for the model.
+    """
     from transformer_lens.loading_from_pretrained import get_pretrained_state_dict
 
     from hooked_config import hooked_config
 
     cfg = hooked_config(hf_model.config, model_name=name, device=device, dtype=dtype)
-    model = TransformerLensReplacementModel(cfg)
+    model = cls(cfg)
     # The name only has to exist as a path: the weights come from hf_model.
     state = get_pretrained_state_dict(str(DEMO_DIRECTORY), cfg, hf_model=hf_model, dtype=dtype)
     model.load_and_process_state_dict(
@@ -250,11 +265,7 @@ def _replacement_model(
         center_unembed=False,
         fold_value_biases=False,
     )
-    # What circuit-tracer's own from_pretrained does once the weights are in: its from_config
-    # would wrap the MLPs first, under which names the converted weights don't fit.
-    model._configure_replacement_model(transcoders)
-    model.eval()
-    return model
+    return model.eval()
 
 
 def _load_transcoders(
