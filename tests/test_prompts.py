@@ -1,0 +1,412 @@
+"""How text becomes tokens, for a tokenizer of every family."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import prompts
+from errors import Internal, InvalidInput, PromptTooLong
+from schemas import ChatMessage
+from tests import tiny_tokenizers
+from tests.tiny_tokenizers import BASE_FAMILIES, CHAT_FAMILIES
+
+TOKENIZERS = {name: build() for name, build in {**CHAT_FAMILIES, **BASE_FAMILIES}.items()}
+FAMILIES = sorted(TOKENIZERS)
+CHAT = sorted(CHAT_FAMILIES)
+WITH_BOS = [name for name in FAMILIES if TOKENIZERS[name].bos_token]
+GEMMA_3 = "google/gemma-3-4b-it"
+
+MARKERS = ["<|im_start|>", "<|im_end|>", "<start_of_turn>", "<|eot_id|>", "<|endoftext|>", "<s>"]
+TEXT = st.lists(st.text() | st.sampled_from([*MARKERS, "<bos>", "user", "\n", " "])).map("".join)
+
+
+def user(content: str) -> dict[str, str]:
+    return {"role": "user", "content": content}
+
+
+def assistant(content: str) -> dict[str, str]:
+    return {"role": "assistant", "content": content}
+
+
+def system(content: str) -> dict[str, str]:
+    return {"role": "system", "content": content}
+
+
+def library_rules() -> ModuleType:
+    """circuit-tracer's own `ensure_tokenized`, without the imports of its package."""
+    package = importlib.util.find_spec("circuit_tracer")
+    assert package is not None
+    assert package.submodule_search_locations
+    path = Path(package.submodule_search_locations[0]) / "replacement_model" / "common.py"
+    spec = importlib.util.spec_from_file_location("circuit_tracer_common", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+LIBRARY = library_rules()
+
+
+# Tokenising
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"bos_zero"}))
+@given(text=TEXT.filter(bool))
+def test_tokens_are_those_of_the_library(family: str, text: str) -> None:
+    tokenizer = TOKENIZERS[family]
+    if family in ("gemma2", "gemma3") and text.startswith("<start_of_turn>"):
+        text = "<bos>" + text
+    expected = LIBRARY.ensure_tokenized(text, tokenizer, "cpu", "a-model").tolist()
+
+    assert prompts.tokenize(text, tokenizer) == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@given(text=TEXT)
+def test_the_first_token_is_special_and_the_rest_is_the_text(family: str, text: str) -> None:
+    tokenizer = TOKENIZERS[family]
+
+    ids = prompts.tokenize(text, tokenizer)
+
+    assert ids[0] in tokenizer.all_special_ids
+    shown = tokenizer.decode(ids)
+    assert shown in (text, tokenizer.decode(ids[:1]) + text)
+
+
+def test_a_bos_of_id_0_leads_the_prompt() -> None:
+    tokenizer = TOKENIZERS["bos_zero"]
+
+    ids = prompts.tokenize("the", tokenizer)
+
+    assert ids[0] == tokenizer.bos_token_id == 0
+    with pytest.raises(StopIteration):  # where the library loses its way
+        LIBRARY.ensure_tokenized("the", tokenizer, "cpu", "a-model")
+
+
+@pytest.mark.parametrize("family", WITH_BOS)
+def test_a_written_bos_is_not_given_a_second(family: str) -> None:
+    tokenizer = TOKENIZERS[family]
+
+    assert prompts.tokenize(tokenizer.bos_token + "hi", tokenizer) == prompts.tokenize(
+        "hi", tokenizer
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_empty_text_is_the_leading_token_alone(family: str) -> None:
+    tokenizer = TOKENIZERS[family]
+
+    assert prompts.tokenize("", tokenizer) == prompts.tokenize("hi", tokenizer)[:1]
+
+
+def test_a_tokenizer_without_bos_leads_with_its_pad_token() -> None:
+    tokenizer = TOKENIZERS["qwen3"]
+
+    assert prompts.tokenize("hi", tokenizer)[0] == tokenizer.pad_token_id
+
+
+def test_a_chat_prompt_of_such_a_tokenizer_leads_with_its_turn_marker() -> None:
+    tokenizer = TOKENIZERS["qwen3"]
+
+    ids = prompts.tokenize(prompts.render_messages([user("hi")], tokenizer), tokenizer)
+
+    assert prompts.token_strings(ids, tokenizer)[0] == "<|im_start|>"
+
+
+@pytest.mark.parametrize("family", CHAT)
+def test_a_chat_prompt_has_the_same_tokens_with_and_without_its_bos(family: str) -> None:
+    tokenizer = TOKENIZERS[family]
+    rendered = prompts.render_messages([user("hi"), assistant("yo")], tokenizer)
+
+    stripped = prompts.strip_bos(rendered, tokenizer)
+
+    assert prompts.tokenize(stripped, tokenizer) == prompts.tokenize(rendered, tokenizer)
+
+
+def test_a_base_model_keeps_a_turn_marker_as_leading_token() -> None:
+    tokenizer = TOKENIZERS["gemma2_base"]
+
+    ids = prompts.tokenize("<start_of_turn>user", tokenizer)
+
+    assert prompts.token_strings(ids, tokenizer)[0] == "<start_of_turn>"
+
+
+def test_ids_are_plain_ints() -> None:
+    assert {type(n) for n in prompts.tokenize("hi", TOKENIZERS["gpt2"])} == {int}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("text", ["\U0001f99c", "مرحبا بالعالم", "שלום", "a\x00b", "👩‍👩‍👧", "é"])
+def test_any_unicode_text_is_kept(family: str, text: str) -> None:
+    tokenizer = TOKENIZERS[family]
+
+    assert tokenizer.decode(prompts.tokenize(text, tokenizer)[1:]) == text
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_a_surrogate_pair_is_named_with_its_place(family: str) -> None:
+    with pytest.raises(InvalidInput, match=r"^invalid_input: prompt .*U\+D83D\) at character 2"):
+        prompts.tokenize("hi\ud83d", TOKENIZERS[family])
+
+
+def test_a_tokenizer_without_special_tokens_is_the_workers_fault() -> None:
+    tokenizer = tiny_tokenizers.gpt2()
+    tokenizer.bos_token = tokenizer.eos_token = tokenizer.unk_token = None
+
+    with pytest.raises(Internal, match="no special token"):
+        prompts.tokenize("hi", tokenizer)
+
+
+@pytest.mark.parametrize("bos", ["<bos>", ""])
+def test_gemma_3_it_prompts_begin_with_their_required_prefix(bos: str) -> None:
+    tokenizer = TOKENIZERS["gemma3"]
+
+    ids = prompts.tokenize(f"{bos}<start_of_turn>user\nhi", tokenizer, GEMMA_3)
+
+    assert ids[:4] == [2, 105, 2364, 107]
+    assert ids == LIBRARY.ensure_tokenized(ids, tokenizer, "cpu", GEMMA_3).tolist()
+
+
+@pytest.mark.parametrize("text", ["hi", "", "<bos>hi", "<bos><start_of_turn>model\n"])
+def test_gemma_3_it_refuses_other_prompts_and_says_what_to_send(text: str) -> None:
+    with pytest.raises(InvalidInput, match=r"<bos><start_of_turn>user\\n.*send messages instead"):
+        prompts.tokenize(text, TOKENIZERS["gemma3"], GEMMA_3)
+
+
+def test_token_strings_are_tokens_decoded_alone() -> None:
+    tokenizer = TOKENIZERS["gpt2"]
+    ids = prompts.tokenize("the capital", tokenizer)
+
+    assert prompts.token_strings(ids, tokenizer) == [tokenizer.decode(n) for n in ids]
+    assert "".join(prompts.token_strings(ids, tokenizer)[1:]) == "the capital"
+
+
+@pytest.mark.parametrize(
+    ("model_name", "expected"),
+    [("", [0]), ("google/gemma-3-4b-pt", [0]), (GEMMA_3, [0, 1, 2, 3])],
+)
+def test_unsteerable_positions_are_those_the_library_holds_at_zero(
+    model_name: str, expected: list[int]
+) -> None:
+    tokenizer = TOKENIZERS["gemma3"]
+    ids = prompts.tokenize("<bos><start_of_turn>user\nhi", tokenizer, model_name)
+
+    assert prompts.unsteerable_positions(ids, tokenizer, model_name) == expected
+
+
+# Checking a prompt
+
+
+def test_a_prompt_at_the_limit_passes_and_one_token_more_does_not() -> None:
+    tokenizer = TOKENIZERS["gpt2"]
+    n = len(prompts.tokenize("The capital of France is", tokenizer))
+
+    assert len(prompts.prepare("The capital of France is", None, tokenizer, token_limit=n).ids) == n
+    with pytest.raises(PromptTooLong) as refused:
+        prompts.prepare("The capital of France is", None, tokenizer, token_limit=n - 1)
+    assert str(refused.value) == (
+        f"prompt_too_long: the prompt has {n} tokens, the limit is {n - 1}"
+    )
+
+
+def test_megabytes_are_refused_by_their_characters() -> None:
+    with pytest.raises(PromptTooLong, match="5000000 characters, the limit is 64 tokens"):
+        prompts.prepare("hello" * 1_000_000, None, TOKENIZERS["gpt2"], token_limit=64)
+
+
+def test_prepared_prompts_carry_text_tokens_and_positions() -> None:
+    tokenizer = TOKENIZERS["gemma3"]
+
+    prompt = prompts.prepare(None, [user("hi")], tokenizer, token_limit=64, model_name=GEMMA_3)
+
+    assert prompt.text == "<bos><start_of_turn>user\nhi"
+    assert prompt.tokens == ["<bos>", "<start_of_turn>", "user", "\n", "h", "i"]
+    assert len(prompt.ids) == 6
+    assert prompt.unsteerable_positions == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("text", [" ", "\n", "\t \n", "\x00"])
+def test_white_space_is_a_prompt(text: str) -> None:
+    tokenizer = TOKENIZERS["gpt2"]
+
+    assert "".join(prompts.prepare(text, None, tokenizer, token_limit=64).tokens[1:]) == text
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="prompt is empty"):
+        prompts.prepare("", None, TOKENIZERS["gpt2"], token_limit=64)
+
+
+@pytest.mark.parametrize(
+    ("family", "text"),
+    [
+        ("gpt2", "<|endoftext|>"),
+        ("gpt2", "<|endoftext|>" * 3),
+        ("gemma2", "<bos><start_of_turn><end_of_turn>"),
+        ("llama3", "<|begin_of_text|>"),
+        ("llama3", "<|start_header_id|><|end_header_id|>"),
+        ("qwen3", "<|im_start|>"),
+    ],
+)
+def test_a_prompt_of_only_special_tokens_is_refused(family: str, text: str) -> None:
+    with pytest.raises(InvalidInput, match="only special tokens"):
+        prompts.prepare(text, None, TOKENIZERS[family], token_limit=64)
+
+
+def test_the_required_prefix_of_gemma_3_it_alone_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="only special tokens"):
+        prompts.prepare(None, [user("")], TOKENIZERS["gemma3"], token_limit=64, model_name=GEMMA_3)
+
+
+@pytest.mark.parametrize(("prompt", "messages"), [(None, None), ("hi", [user("hi")])])
+def test_exactly_one_of_prompt_and_messages_is_taken(
+    prompt: str | None, messages: list[dict[str, str]] | None
+) -> None:
+    with pytest.raises(InvalidInput, match="exactly one of prompt and messages"):
+        prompts.prepare(prompt, messages, TOKENIZERS["chatml"], token_limit=64)
+
+
+# Rendering messages
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("chatml", "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyo"),
+        (
+            "qwen3",
+            "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nyo",
+        ),
+        ("gemma2", "<bos><start_of_turn>user\nhi<end_of_turn>\n<start_of_turn>model\nyo"),
+        ("llama2", "<s>[INST] hi [/INST] yo"),
+    ],
+)
+def test_the_last_turn_is_left_open(family: str, expected: str) -> None:
+    assert prompts.render_messages([user("hi"), assistant("yo")], TOKENIZERS[family]) == expected
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("chatml", "<|im_start|>user\nhi"),
+        ("gemma2", "<bos><start_of_turn>user\nhi"),
+        ("llama2", "<s>[INST] hi"),
+    ],
+)
+def test_a_last_user_turn_is_left_open_too(family: str, expected: str) -> None:
+    assert prompts.render_messages([user("hi")], TOKENIZERS[family]) == expected
+
+
+@pytest.mark.parametrize("family", CHAT)
+@pytest.mark.parametrize("blank", ["", " ", "\n"])
+def test_a_blank_last_assistant_turn_is_the_generation_prompt(family: str, blank: str) -> None:
+    tokenizer = TOKENIZERS[family]
+
+    rendered = prompts.render_messages([user("hi"), assistant(blank)], tokenizer)
+
+    assert rendered == tokenizer.apply_chat_template(
+        [user("hi")], tokenize=False, add_generation_prompt=True
+    )
+
+
+@pytest.mark.parametrize("family", CHAT)
+@given(content=TEXT.filter(lambda text: text.strip() and "</think>" not in text))
+def test_an_open_turn_is_what_transformers_continues(family: str, content: str) -> None:
+    tokenizer = TOKENIZERS[family]
+    messages = [user("hi"), assistant(content)]
+
+    rendered = prompts.render_messages(messages, tokenizer)
+
+    assert rendered == tokenizer.apply_chat_template(
+        messages, tokenize=False, continue_final_message=True
+    )
+
+
+@pytest.mark.parametrize("content", ["", " ", "\n"])
+def test_a_blank_user_turn_keeps_its_header_whole(content: str) -> None:
+    # transformers' own continuation would cut the newline of the header, which Gemma 3 requires.
+    assert prompts.render_messages([user(content)], TOKENIZERS["gemma3"]) == (
+        "<bos><start_of_turn>user\n"
+    )
+
+
+def test_contents_may_hold_the_marks_that_rendering_uses() -> None:
+    content = "\ue000\ue001 and \ue000\ue001\ue000\ue001"
+
+    assert prompts.render_messages([user(content)], TOKENIZERS["chatml"]).endswith(content)
+
+
+def test_messages_may_be_objects() -> None:
+    message = ChatMessage(role="user", content="hi")
+
+    assert prompts.render_messages([message], TOKENIZERS["chatml"]) == "<|im_start|>user\nhi"
+
+
+def test_a_model_without_a_template_asks_for_prompt() -> None:
+    with pytest.raises(InvalidInput, match=r"messages: .* no chat template; send prompt instead"):
+        prompts.render_messages([user("hi")], TOKENIZERS["gpt2"])
+
+
+@pytest.mark.parametrize(
+    ("messages", "sentence"),
+    [
+        ([system("S"), user("hi")], "System role not supported; put the system text at the start"),
+        ([user("hi"), user("ho")], "must alternate.*; begin with a user message and alternate"),
+        ([assistant("hi")], "must alternate.*; begin with a user message and alternate"),
+    ],
+)
+def test_turns_that_the_template_refuses_are_answered_with_what_to_do(
+    messages: list[dict[str, str]], sentence: str
+) -> None:
+    with pytest.raises(InvalidInput, match=f"^invalid_input: messages: .*{sentence}"):
+        prompts.render_messages(messages, TOKENIZERS["gemma2"])
+
+
+def test_a_template_that_fails_shows_nothing_of_its_failure() -> None:
+    tokenizer = tiny_tokenizers.chatml()
+    tokenizer.chat_template = "{{ 1 / 0 }}"
+
+    with pytest.raises(InvalidInput, match=r"template refuses them; send prompt instead$"):
+        prompts.render_messages([user("hi")], tokenizer)
+
+
+def test_a_template_that_hides_the_last_message_is_refused() -> None:
+    tokenizer = tiny_tokenizers.chatml()
+    tokenizer.chat_template = (
+        "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    )
+
+    with pytest.raises(InvalidInput, match="does not show the last message"):
+        prompts.render_messages([user("hi"), system("S")], tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("messages", "sentence"),
+    [
+        ([], "messages is empty"),
+        ([user("hi"), {"role": "tool", "content": ""}], r"messages\[1\].role is 'tool'; it must"),
+        ([{"content": "hi"}], r"messages\[0\].role is 'None'"),
+        ([{"role": "user"}], r"messages\[0\].content must be a string"),
+        ([user("hi"), assistant("\udc00")], r"messages\[1\].content has half a surrogate pair"),
+    ],
+)
+def test_a_wrong_message_is_named(messages: list[dict[str, str]], sentence: str) -> None:
+    with pytest.raises(InvalidInput, match=sentence):
+        prompts.render_messages(messages, TOKENIZERS["chatml"])
+
+
+def test_importing_loads_neither_transformers_nor_torch() -> None:
+    check = (
+        "import sys, prompts, chat_prompt; "
+        "sys.exit(bool({'torch', 'transformers', 'jinja2'} & set(sys.modules)))"
+    )
+
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
