@@ -275,20 +275,32 @@ def _cut(
 
 
 def _finished(turns: list[Message], grammar: _Grammar) -> Iterator[list[Message]]:
-    """The turns with the last one's closing off or on, and its decoration off or on."""
+    """The turns with the last one's closing off or on, and decorations off or on."""
     *earlier, last = turns
     role, content = last["role"], last["content"]
+    if earlier and role == "assistant" and not content:
+        # Before a generation prompt, the turn before it was the template's last.
+        for before in _undecorated(earlier[-1], grammar):
+            yield [*earlier[:-1], before, last]
     closings = sorted(grammar.closings[role] - {""}, key=len, reverse=True)
     ends = [content.removesuffix(closing) for closing in closings if content.endswith(closing)]
-    for end in [*ends, content]:
-        decorations = sorted(grammar.decorations[role], key=len, reverse=True)
-        begun = [end.removeprefix(text) for text in decorations if end.startswith(text)]
-        for bare in [*begun, end]:
-            messages = [*earlier, {"role": role, "content": bare}]
-            if role == "user" and end is not content:
+    for end in ends:
+        for closed in _undecorated({"role": role, "content": end}, grammar):
+            if role == "user":
                 # A template without a generation prompt: the closed turn asks for an answer.
-                yield [*messages, {"role": "assistant", "content": ""}]
-            yield messages
+                yield [*earlier, closed, {"role": "assistant", "content": ""}]
+            yield [*earlier, closed]
+    for opened in _undecorated(last, grammar):
+        yield [*earlier, opened]
+
+
+def _undecorated(turn: Message, grammar: _Grammar) -> Iterator[Message]:
+    """The turn without each decoration that its content begins with, then as it is."""
+    role, content = turn["role"], turn["content"]
+    for decoration in sorted(grammar.decorations[role], key=len, reverse=True):
+        if content.startswith(decoration):
+            yield {"role": role, "content": content.removeprefix(decoration)}
+    yield turn
 
 
 def _without_closing(content: str, closings: set[str]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import prompts
@@ -59,6 +59,7 @@ LIBRARY = library_rules()
 
 
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"bos_zero"}))
+@settings(deadline=None)
 @given(text=TEXT.filter(bool))
 def test_tokens_are_those_of_the_library(family: str, text: str) -> None:
     tokenizer = TOKENIZERS[family]
@@ -70,6 +71,7 @@ def test_tokens_are_those_of_the_library(family: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@settings(deadline=None)
 @given(text=TEXT)
 def test_the_first_token_is_special_and_the_rest_is_the_text(family: str, text: str) -> None:
     tokenizer = TOKENIZERS[family]
@@ -318,6 +320,7 @@ def test_a_blank_last_assistant_turn_is_the_generation_prompt(family: str, blank
 
 
 @pytest.mark.parametrize("family", CHAT)
+@settings(deadline=None)
 @given(content=TEXT.filter(lambda text: text.strip() and "</think>" not in text))
 def test_an_open_turn_is_what_transformers_continues(family: str, content: str) -> None:
     tokenizer = TOKENIZERS[family]
