@@ -1,25 +1,43 @@
-"""The attribution graph of a prompt."""
+"""The attribution graph of a prompt: logits first, then the features that matter most to them.
+
+Peak memory beside the model, in numbers of the dtype named, with F active features, R rows
+(feature nodes and logits), L layers, P tokens, B the batch, d the model's width, H the heads and
+N = feature nodes + (L + 1) P + logits:
+
+    4 bytes x (R (F + (L + 1) P) + 2 R^2 or N^2, whichever of the two is alive)
+    + model dtype x (2 F d + L P d + B P (3 d + 2 H d_head) + L H P^2)
+
+Cross-layer decoders write to (L + 1) / 2 layers on average, so F d of them is that many times more,
+and B P d gradients are kept for every layer. Without `max_feature_nodes`, or with as many as there
+are, the rows are the graph's own matrix: 4 N^2.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
+from circuit_tracer.attribution.targets import AttributionTargets
+from circuit_tracer.graph import Graph
 
+from attribution.expansion import Expansion
 from attribution.library import attribute_with_library
+from attribution.local_replacement_model import build_local_replacement_model, unsupported
+from attribution.progress import Progress
 
-if TYPE_CHECKING:
-    from circuit_tracer.graph import Graph
+logger = logging.getLogger(__name__)
 
 Method = Literal["explicit sweep", "circuit-tracer"]
 
 
-def method_for(model: Any) -> Method:  # noqa: ARG001
+def method_for(model: Any) -> Method:
     """Which way `attribute` takes for this replacement model."""
-    return "circuit-tracer"
+    return "explicit sweep" if unsupported(model) is None else "circuit-tracer"
 
 
+@torch.no_grad()
 def attribute(
     prompt: str | torch.Tensor | list[int],
     model: Any,
@@ -33,16 +51,68 @@ def attribute(
     on_progress: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Graph:
-    """Return the attribution graph of `prompt`, as `circuit_tracer.attribute` gives it."""
-    return attribute_with_library(
-        prompt,
-        model,
+    """Return the attribution graph of `prompt`: what `circuit_tracer.attribute` gives.
+
+    Args:
+        prompt: text, or token ids of shape (n_pos,).
+        model: a circuit-tracer replacement model. It is left as it came, whatever happens.
+        attribution_targets: as `circuit_tracer.attribute` takes them; None for the likeliest.
+        max_n_logits: most logit nodes, where targets are not given.
+        desired_logit_prob: logit nodes are added until their probabilities sum to this.
+        batch_size: targets carried down at a time. It is halved when memory runs out.
+        max_feature_nodes: most features in the graph; None for all that are active.
+        update_interval: batches between two rankings of which features to expand next.
+        on_progress: called with (feature nodes done, feature nodes in all), from (0, total).
+        should_stop: asked before each batch; what it raises passes through.
+
+    Raises:
+        errors.Cancelled: `should_stop` said so.
+        errors.OutOfMemory: not even a batch of one fits.
+    """
+    reason = unsupported(model)
+    if reason is not None:
+        logger.info("attributing with circuit-tracer: %s", reason)
+        with torch.enable_grad():
+            return attribute_with_library(
+                prompt,
+                model,
+                attribution_targets=attribution_targets,
+                max_n_logits=max_n_logits,
+                desired_logit_prob=desired_logit_prob,
+                batch_size=batch_size,
+                max_feature_nodes=max_feature_nodes,
+                update_interval=update_interval,
+                on_progress=on_progress,
+                should_stop=should_stop,
+            )
+    tokens = model.ensure_tokenized(prompt)
+    local = build_local_replacement_model(model, tokens)
+    targets = AttributionTargets(
         attribution_targets=attribution_targets,
+        logits=local.logits,
+        unembed_proj=model.unembed_proj,
+        tokenizer=model.tokenizer,
         max_n_logits=max_n_logits,
         desired_logit_prob=desired_logit_prob,
-        batch_size=batch_size,
-        max_feature_nodes=max_feature_nodes,
-        update_interval=update_interval,
-        on_progress=on_progress,
-        should_stop=should_stop,
+    )
+    n_features = min(max_feature_nodes or local.n_active, local.n_active)
+    progress = Progress(n_features, on_progress, should_stop)
+    expansion = Expansion(local, targets, batch_size, progress)
+    if n_features == local.n_active:
+        selected = torch.arange(n_features)
+        adjacency = expansion.all_features()
+    else:
+        selected, adjacency = expansion.most_influential(n_features, update_interval)
+    return Graph(
+        input_string=model.tokenizer.decode(tokens),
+        input_tokens=tokens,
+        logit_targets=targets.logit_targets,
+        logit_probabilities=targets.logit_probabilities,
+        vocab_size=targets.vocab_size,
+        active_features=local.active.indices().T,
+        activation_values=local.active.values(),
+        selected_features=selected,
+        adjacency_matrix=adjacency,
+        cfg=model.model_config,
+        scan=model.scan,
     )

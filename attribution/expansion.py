@@ -1,0 +1,164 @@
+"""Filling the attribution matrix: which rows, in which order, and where they are kept."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from circuit_tracer.attribution.targets import AttributionTargets
+
+import errors
+from attribution.local_replacement_model import LocalReplacementModel
+from attribution.progress import Progress
+from attribution.ranking import Ranking
+from attribution.sweep import attribution_rows
+
+logger = logging.getLogger(__name__)
+
+_SHARE_OF_DEVICE = 0.6  # of its free memory that the rows may take; batches need the rest
+_ROWS_AT_ONCE = 256
+
+
+class Expansion:
+    """Computes rows of the attribution matrix in batches that fit the device."""
+
+    def __init__(
+        self,
+        local: LocalReplacementModel,
+        targets: AttributionTargets,
+        batch_size: int,
+        progress: Progress,
+    ) -> None:
+        self._local = local
+        self._targets = targets
+        self._batch_size = batch_size
+        self._progress = progress
+        self._device = local.feature_reads.device
+        self._layers, self._positions, _ = local.active.indices().cpu()
+
+    def all_features(self) -> torch.Tensor:
+        """The adjacency matrix (n_nodes, n_nodes) with every active feature, on the CPU."""
+        n_sources = self._local.n_sources
+        n_nodes = n_sources + len(self._targets)
+        adjacency = torch.zeros(n_nodes, n_nodes)
+        self._logit_rows(adjacency[n_sources:, :n_sources])
+        for features in torch.arange(self._local.n_active).split(self._layers.bincount().tolist()):
+            if len(features):
+                self._feature_rows(features, adjacency[features[0] : features[-1] + 1, :n_sources])
+        return adjacency
+
+    def most_influential(
+        self, n_features: int, update_interval: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The `n_features` that influence the logits most, sorted, and their adjacency matrix.
+
+        The features left are ranked anew after every `update_interval` batches.
+        """
+        n_logits, n_active = len(self._targets), self._local.n_active
+        rows = self._new_rows(n_logits + n_features)
+        self._logit_rows(rows[:n_logits])
+        ranking = Ranking(rows, self._targets.logit_probabilities)
+        queue_length = update_interval * self._batch_size
+        expanded = torch.zeros(0, dtype=torch.long)
+        is_expanded = torch.zeros(n_active, dtype=torch.bool)
+        while len(expanded) < n_features:
+            ranked = ranking.influence(expanded)[:n_active].argsort(descending=True).cpu()
+            left = ranked[~is_expanded[ranked]]
+            queue = self._in_sweep_order(left[: min(queue_length, n_features - len(expanded))])
+            start = n_logits + len(expanded)
+            self._feature_rows(queue, rows[start : start + len(queue)])
+            expanded = torch.cat([expanded, queue])
+            is_expanded[queue] = True
+        return is_expanded.nonzero().flatten(), self._adjacency(rows, expanded)
+
+    def _new_rows(self, n: int) -> torch.Tensor:
+        """Zeros (n, n_sources), on the device if they fit there with room to work, or the CPU."""
+        device = self._device
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            needed = 4 * n * (self._local.n_sources + n)
+            if needed > _SHARE_OF_DEVICE * free:
+                logger.info("keeping %.1f GB of attribution rows on the host", needed / 1e9)
+                device = torch.device("cpu")
+        return torch.zeros(n, self._local.n_sources, device=device)
+
+    def _in_sweep_order(self, features: torch.Tensor) -> torch.Tensor:
+        """Sort so that a batch shares late positions, and within it the top layers come first."""
+        by_position = features[self._positions[features].argsort(descending=True)]
+        return torch.cat(
+            [
+                batch[self._layers[batch].argsort(descending=True)]
+                for batch in by_position.split(self._batch_size)
+            ]
+        )
+
+    def _logit_rows(self, out: torch.Tensor) -> None:
+        reads = self._local.logit_reads(self._targets.logit_vectors.to(self._device))
+        layers = torch.full((len(reads),), self._local.n_layers)
+        positions = torch.full((len(reads),), self._local.n_pos - 1)
+        start = 0
+        while start < len(reads):
+            end = start + self._batch_size
+            self._progress.check()
+            self._batch(layers[start:end], positions[start:end], reads[start:end], out[start:end])
+            start = end
+
+    def _feature_rows(self, features: torch.Tensor, out: torch.Tensor) -> None:
+        """Write the rows of features, whose layers descend within a batch, to `out`."""
+        start = 0
+        while start < len(features):
+            batch = features[start : start + self._batch_size]
+            self._progress.check()
+            self._batch(
+                self._layers[batch],
+                self._positions[batch],
+                self._local.feature_reads[batch.to(self._device)],
+                out[start : start + len(batch)],
+            )
+            self._progress.advance(len(batch))
+            start += len(batch)
+
+    def _batch(
+        self,
+        layers: torch.Tensor,
+        positions: torch.Tensor,
+        reads: torch.Tensor,
+        out: torch.Tensor,
+    ) -> None:
+        """Write the rows of a batch to `out`, in halves if memory runs out."""
+        rows = out
+        try:
+            if out.device != self._device:
+                rows = torch.zeros(out.shape, device=self._device)
+            attribution_rows(self._local, layers, positions, reads, rows)
+            if rows is not out:
+                out.copy_(rows)
+            return
+        except torch.OutOfMemoryError as error:
+            if len(reads) == 1:
+                raise errors.OutOfMemory(
+                    "a single attribution target does not fit the device: send a shorter prompt"
+                ) from error
+        # Out of the handler, where the failed attempt's tensors are no longer referred to.
+        half = len(reads) // 2
+        self._batch_size = min(self._batch_size, max(1, half))
+        logger.warning("out of memory: attributing in batches of %d", self._batch_size)
+        del rows
+        out.zero_()
+        for part in (slice(0, half), slice(half, None)):
+            self._batch(layers[part], positions[part], reads[part], out[part])
+
+    def _adjacency(self, rows: torch.Tensor, expanded: torch.Tensor) -> torch.Tensor:
+        """Put rows, logits first and then features as expanded, in the graph's order."""
+        n_logits = len(self._targets)
+        selected, order = expanded.sort()
+        columns = torch.cat([selected, torch.arange(self._local.n_active, rows.shape[1])])
+        columns, order = columns.to(rows.device), order.to(rows.device) + n_logits
+        n_nodes = len(columns) + n_logits
+        adjacency = torch.zeros(n_nodes, n_nodes)
+        for start in range(0, len(order), _ROWS_AT_ONCE):
+            block = rows[order[start : start + _ROWS_AT_ONCE, None], columns]
+            adjacency[start : start + len(block), : len(columns)] = block
+        adjacency[-n_logits:, : len(columns)] = rows[:n_logits, columns]
+        return adjacency

@@ -1,0 +1,78 @@
+"""Which features to expand next: those with most influence on the logits, as far as is known.
+
+Ameisen et al. 2025, *Circuit Tracing*, "Node Influence": with rows of absolute edges normalised to
+sum to one, a node's influence is the sum over all paths from it to the logits. Only rows already
+computed take part, so the square block between those nodes holds all that repeats: it is solved
+for the influence of each row, and one product with the rows gives every source's.
+"""
+
+from __future__ import annotations
+
+import torch
+
+_ROWS_AT_ONCE = 1 << 21  # entries of a block of rows that is made absolute, for the cache's sake
+
+
+class Ranking:
+    """Influence of every source, kept up as rows come in.
+
+    `rows` (n_max, n_sources) float32 is the attribution matrix, filled from the top by its owner;
+    beside it are kept only each row's norm and the block between rows, (n_max, n_max) float32.
+    """
+
+    def __init__(self, rows: torch.Tensor, logit_probabilities: torch.Tensor) -> None:
+        n_max, n_logits = len(rows), len(logit_probabilities)
+        self._rows = rows
+        self._logit_probabilities = logit_probabilities.to(rows)
+        self._norms = rows.new_ones(n_max)
+        self._between = rows.new_zeros(n_max, n_max)  # normalised; [target, source], by row
+        # The source that each row's node is; logits are no source.
+        self._nodes = torch.full((n_max,), -1, device=rows.device)
+        self._n = 0
+        self._n_logits = n_logits
+
+    def influence(self, nodes: torch.Tensor) -> torch.Tensor:
+        """Take in the rows added since the last call and return influence (n_sources,).
+
+        Args:
+            nodes: for each row so far but the logits', which come first, its active feature.
+        """
+        self._take_in(nodes.to(self._rows.device))
+        weights = self._row_influence() / self._norms[: self._n]
+        influence = self._rows.new_zeros(self._rows.shape[1])
+        step = max(1, _ROWS_AT_ONCE // self._rows.shape[1])
+        for start in range(0, self._n, step):
+            block = self._rows[start : min(start + step, self._n)].abs()
+            influence.addmv_(block.T, weights[start : start + step])
+        return influence
+
+    def _take_in(self, nodes: torch.Tensor) -> None:
+        old, new = self._n, self._n_logits + len(nodes)
+        self._nodes[self._n_logits : new] = nodes
+        step = max(1, _ROWS_AT_ONCE // self._rows.shape[1])
+        for start in range(old, new, step):
+            block = self._rows[start : min(start + step, new)].abs()
+            self._norms[start : start + len(block)] = block.sum(1).clamp(min=1e-8)
+        added, first = self._nodes[max(old, self._n_logits) : new], max(old, self._n_logits)
+        norms = self._norms[:new, None]
+        self._between[:new, first:new] = self._rows[:new, added].abs() / norms
+        if old > self._n_logits:
+            known = self._nodes[self._n_logits : old]
+            self._between[old:new, self._n_logits : old] = (
+                self._rows[old:new, known].abs() / norms[old:]
+            )
+        self._n = new
+
+    def _row_influence(self) -> torch.Tensor:
+        """Influence of each row's own node, a logit's being its probability.
+
+        A path visits each layer at most once, so the sum over paths ends.
+        """
+        between = self._between[: self._n, : self._n]
+        arriving = between.new_zeros(self._n)
+        arriving[: self._n_logits] = self._logit_probabilities
+        total = arriving.clone()
+        while arriving.any():
+            arriving = arriving @ between
+            total += arriving
+        return total
