@@ -1,0 +1,221 @@
+"""Reading single features of a replacement model, and setting them.
+
+A transcoder feature reads the model at its layer's feature input and writes, scaled by its
+activation, to the feature output of its layer (per-layer transcoders) or of its layer and every
+later one (cross-layer transcoders). Setting it to a value adds (value - activation) times what it
+writes. Everything goes through hooks that the caller installs and removes.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from circuit_tracer.transcoder.activation_functions import JumpReLU
+from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder
+from safetensors import safe_open
+from torch import Tensor, nn
+
+# TransformerLens calls the second as f(activations, hook=<the hook point>).
+Hook = tuple[str, Callable[..., Tensor | None]]
+Site = tuple[int, int]  # position, feature index
+
+
+def feature_activations(
+    model: Any, token_ids: Sequence[int], features: Sequence[tuple[int, int, int]]
+) -> list[float]:
+    """The activation of each (layer, position, index) in the model's own pass over the prompt.
+
+    As in circuit-tracer, features at the positions it leaves out (BOS, Gemma 3's prefix) have
+    activation 0. Runs the layers up to the last one asked for.
+    """
+    if not features:
+        return []
+    sites: dict[int, list[Site]] = defaultdict(list)
+    for layer, position, index in dict.fromkeys(features):
+        sites[layer].append((position, index))
+    silent = silent_positions(model, len(token_ids))
+    activations: dict[tuple[int, int, int], float] = {}
+
+    def read(acts: Tensor, layer: int, reader: FeatureReader, **_: Any) -> None:
+        for (position, index), value in zip(sites[layer], reader(acts).tolist(), strict=True):
+            activations[layer, position, index] = value
+
+    with torch.inference_mode():
+        hooks = [
+            (
+                f"blocks.{layer}.{model.feature_input_hook}",
+                partial(read, layer=layer, reader=FeatureReader(model, layer, wanted, silent)),
+            )
+            for layer, wanted in sites.items()
+        ]
+        tokens = torch.tensor([list(token_ids)], device=model.cfg.device)
+        with model.hooks(hooks):
+            model(tokens, attention_mask=torch.ones_like(tokens), stop_at_layer=max(sites) + 1)
+    return [activations[feature] for feature in features]
+
+
+def silent_positions(model: Any, n_tokens: int) -> range:
+    """Prompt positions at which circuit-tracer takes every feature for inactive."""
+    return range(n_tokens)[model.zero_positions]
+
+
+def intervention_hooks(
+    model: Any, values: Mapping[tuple[int, int, int], float], silent: Collection[int] = ()
+) -> list[Hook]:
+    """Hooks under which a forward pass has features at the values given, effects included.
+
+    The activation that a value replaces is the one in the steered pass itself, so that layers see
+    what was set below them. The rows of the dictionaries are read here, once for all passes.
+
+    Args:
+        values: (layer, position, index) to activation; positions count the pass's own tokens.
+        silent: positions whose features count as inactive before they are set.
+    """
+    by_layer: dict[int, dict[Site, float]] = defaultdict(dict)
+    for (layer, position, index), value in values.items():
+        by_layer[layer][position, index] = value
+    pending: dict[int, Tensor] = {}  # layer to what this pass adds there, (n_positions, d_model)
+    hooks: list[Hook] = []
+    written: set[int] = set()
+    for layer, changes in by_layer.items():
+        reader = FeatureReader(model, layer, list(changes), silent)
+        targets = torch.tensor(list(changes.values()), device=model.cfg.device)
+        outputs = reader.decoder_rows()
+        read = partial(
+            _read_deltas,
+            layer=layer,
+            reader=reader,
+            targets=targets,
+            outputs=outputs,
+            pending=pending,
+        )
+        hooks.append((f"blocks.{layer}.{model.feature_input_hook}", read))
+        written.update(range(layer, layer + outputs.shape[0]))
+    for layer in sorted(written):
+        write = partial(_write_deltas, layer=layer, pending=pending)
+        hooks.append((f"blocks.{layer}.{model.feature_output_hook}", write))
+    return hooks
+
+
+def _read_deltas(
+    acts: Tensor,  # (1, n_positions, d_model)
+    layer: int,
+    reader: "FeatureReader",
+    targets: Tensor,  # (n_sites,)
+    outputs: Tensor,  # (n_layers_written, n_sites, d_model)
+    pending: dict[int, Tensor],
+    **_: Any,
+) -> None:
+    current = reader(acts)
+    deltas = (targets - current.float()).to(current.dtype)
+    for written, rows in enumerate(outputs, start=layer):
+        if written not in pending:
+            pending[written] = rows.new_zeros(acts.shape[1], rows.shape[1])
+        pending[written].index_add_(0, reader.positions, deltas[:, None] * rows)
+
+
+def _write_deltas(acts: Tensor, layer: int, pending: dict[int, Tensor], **_: Any) -> Tensor:
+    return acts + pending.pop(layer)
+
+
+class FeatureReader:
+    """The activations of chosen features of one layer, each at its position; nothing else is read.
+
+    Called with a layer's feature input, (1, n_positions, d_model), it returns (n_sites,)
+    activations in the order of the sites. `positions` are theirs, (n_sites,).
+    """
+
+    def __init__(
+        self, model: Any, layer: int, sites: Sequence[Site], silent: Collection[int]
+    ) -> None:
+        positions = list(dict.fromkeys(position for position, _ in sites))
+        indices = list(dict.fromkeys(index for _, index in sites))
+        tensor = partial(torch.tensor, device=model.cfg.device)
+        self._distinct_positions = tensor(positions)
+        self._distinct_silent = tensor([position in silent for position in positions])
+        self._row = tensor([positions.index(position) for position, _ in sites])
+        self._column = tensor([indices.index(index) for _, index in sites])
+        self._indices = tensor(indices)
+        self._transcoders = model.transcoders
+        self._layer = layer
+        self._encode = _encoder(model.transcoders, layer, self._indices)
+        self.positions = self._distinct_positions[self._row]
+
+    def __call__(self, acts: Tensor) -> Tensor:
+        activations = self._encode(acts[0, self._distinct_positions])
+        activations = activations.masked_fill(self._distinct_silent[:, None], 0)
+        return activations[self._row, self._column]
+
+    def decoder_rows(self) -> Tensor:
+        """What each site's feature writes, (n_layers_written, n_sites, d_model)."""
+        rows = self._transcoders._get_decoder_vectors(self._layer, self._indices)
+        if rows.ndim == 2:
+            rows = rows[:, None]
+        return rows[self._column].transpose(0, 1)
+
+
+def _encoder(transcoders: Any, layer: int, indices: Tensor) -> Callable[[Tensor], Tensor]:
+    """The map from feature inputs (n, d_model) to activations (n, n_indices) of a layer."""
+    cross_layer = isinstance(transcoders, CrossLayerTranscoder)
+    activation = (transcoders if cross_layer else transcoders[layer]).activation_function
+    b_enc = transcoders.b_enc[layer] if cross_layer else transcoders[layer].b_enc
+    if isinstance(activation, JumpReLU):
+        threshold = activation.threshold[layer, 0] if cross_layer else activation.threshold
+        return partial(
+            _jump_relu_features,
+            W_enc=_encoder_rows(transcoders, layer, indices),
+            b_enc=b_enc[indices],
+            threshold=threshold.expand_as(b_enc)[indices],
+        )
+    if activation is nn.functional.relu or isinstance(activation, nn.ReLU):
+        return partial(
+            _relu_features, W_enc=_encoder_rows(transcoders, layer, indices), b_enc=b_enc[indices]
+        )
+    # Features compete under TopK (and who knows under what else), so all of them are needed.
+    return partial(
+        _any_features,
+        W_enc=_encoder_rows(transcoders, layer, None),
+        b_enc=b_enc,
+        activation=partial(transcoders.apply_activation_function, layer),
+        indices=indices,
+    )
+
+
+def _jump_relu_features(x: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: Tensor) -> Tensor:
+    pre = nn.functional.linear(x.to(W_enc.dtype), W_enc, b_enc)
+    return pre * (pre > threshold)
+
+
+def _relu_features(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Tensor:
+    return nn.functional.relu(nn.functional.linear(x.to(W_enc.dtype), W_enc, b_enc))
+
+
+def _any_features(
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    activation: Callable[[Tensor], Tensor],
+    indices: Tensor,
+) -> Tensor:
+    return activation(nn.functional.linear(x.to(W_enc.dtype), W_enc, b_enc))[:, indices]
+
+
+def _encoder_rows(transcoders: Any, layer: int, indices: Tensor | None) -> Tensor:
+    """Encoder rows (n_indices, d_model), all of them for None; a lazy encoder's from its file."""
+    if isinstance(transcoders, CrossLayerTranscoder):
+        if not transcoders.lazy_encoder:
+            W_enc = transcoders.W_enc[layer]
+            return W_enc if indices is None else W_enc[indices]
+        name = f"W_enc_{layer}"
+        path, dictionary = Path(transcoders.clt_path) / f"{name}.safetensors", transcoders
+    else:
+        dictionary = transcoders[layer]
+        if not dictionary.lazy_encoder:
+            return dictionary.W_enc if indices is None else dictionary.W_enc[indices]
+        name, path = "W_enc", Path(dictionary.transcoder_path)
+    rows = slice(None) if indices is None else indices.cpu()
+    with safe_open(path, framework="pt", device=str(dictionary.device)) as file:
+        return file.get_slice(name)[rows].to(dictionary.dtype)
