@@ -5,6 +5,7 @@ model's computation runs through features, `method_for` which way `attribute` ta
 """
 
 from attribution.attribute import attribute, method_for
-from attribution.pruning import PrunedGraph, graph_scores, prune
+from attribution.influence import graph_scores
+from attribution.pruning import PrunedGraph, prune
 
 __all__ = ["PrunedGraph", "attribute", "graph_scores", "method_for", "prune"]

@@ -1,0 +1,122 @@
+"""How much each node of a graph influences the logits, and the scores that follow from it.
+
+Ameisen et al. 2025, *Circuit Tracing*, "Node Influence" and "Graph Scores": rows of absolute edges
+are normalised to sum to one, and a node's influence is the sum over all its paths to the logits,
+weighted by their probabilities. Features are sorted by layer and reached from lower layers only,
+so a layer's influence is complete once those above are done: one pass over the rows is enough.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from circuit_tracer.graph import Graph
+
+_ENTRIES_AT_ONCE = 1 << 20  # of a block of rows that is made absolute: it stays in the cache
+_LEAST_NORM = 1e-10
+
+
+@dataclass(frozen=True)
+class NodeRanges:
+    """Where a graph's nodes are: features, then errors, tokens and logits."""
+
+    n_features: int
+    n_errors: int
+    n_tokens: int
+    n_logits: int
+
+    @classmethod
+    def of(cls, graph: Graph) -> NodeRanges:
+        n_features, n_tokens = len(graph.selected_features), len(graph.input_tokens)
+        n_logits = len(graph.logit_targets)
+        n_errors = len(graph.adjacency_matrix) - n_features - n_tokens - n_logits
+        return cls(n_features, n_errors, n_tokens, n_logits)
+
+    @property
+    def errors(self) -> slice:
+        return slice(self.n_features, self.n_features + self.n_errors)
+
+    @property
+    def tokens(self) -> slice:
+        return slice(self.errors.stop, self.errors.stop + self.n_tokens)
+
+
+def layer_sizes(layers: torch.Tensor) -> list[int]:
+    """The lengths of the runs of equal layers in `layers` (n,), which is sorted."""
+    sizes: list[int] = layers.unique_consecutive(return_counts=True)[1].tolist()
+    return sizes
+
+
+def feature_layers(graph: Graph) -> torch.Tensor:
+    """The layer (n_features,) of each selected feature."""
+    return graph.active_features[graph.selected_features.to(graph.active_features.device), 0]
+
+
+def influence_on_logits(
+    feature_rows: torch.Tensor,
+    logit_rows: torch.Tensor,
+    logit_weights: torch.Tensor,
+    sizes: list[int],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return influence of each column's node (n_columns,) and each row's norm (n_rows,).
+
+    Args:
+        feature_rows: (n_features, n_columns) edges; the first columns are these same features.
+        logit_rows: (n_logits, n_columns) edges.
+        logit_weights: (n_logits,), their probabilities.
+        sizes: how many features each layer has, from the lowest.
+    """
+    norms = torch.cat([row_norms(feature_rows), row_norms(logit_rows)]).clamp(min=_LEAST_NORM)
+    influence = feature_rows.new_zeros(feature_rows.shape[1])
+    _add_influence_(influence, logit_rows, logit_weights / norms[len(feature_rows) :])
+    end = len(feature_rows)
+    for size in reversed(sizes):
+        layer = slice(end - size, end)
+        _add_influence_(influence, feature_rows[layer], influence[layer] / norms[layer])
+        end -= size
+    return influence, norms
+
+
+def _add_influence_(influence: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> None:
+    step = max(1, _ENTRIES_AT_ONCE // rows.shape[1])
+    for start in range(0, len(rows), step):
+        block = rows[start : start + step].abs()
+        influence.addmv_(block.T, weights[start : start + step])
+
+
+def row_norms(rows: torch.Tensor) -> torch.Tensor:
+    """The sum of absolute entries of each row."""
+    norms: torch.Tensor = torch.linalg.vector_norm(rows, ord=1, dim=1)
+    return norms
+
+
+def node_influence(graph: Graph) -> tuple[torch.Tensor, float, float]:
+    """Return influence (n_nodes,), replacement score and completeness score.
+
+    A graph's two scores say how much of the logits' influence is explained by features: all the
+    way from the tokens, and input by input of each node.
+    """
+    nodes, matrix = NodeRanges.of(graph), graph.adjacency_matrix
+    feature_rows, logit_rows = matrix[: nodes.n_features], matrix[-nodes.n_logits :]
+    weights = graph.logit_probabilities.to(matrix)
+    influence, norms = influence_on_logits(
+        feature_rows, logit_rows, weights, layer_sizes(feature_layers(graph))
+    )
+    from_tokens, from_errors = influence[nodes.tokens].sum(), influence[nodes.errors].sum()
+    # Rows without inputs (errors and tokens) count as fully explained.
+    error_inputs = torch.cat(
+        [row_norms(feature_rows[:, nodes.errors]), row_norms(logit_rows[:, nodes.errors])]
+    )
+    reach = torch.cat([influence[: nodes.n_features], weights])
+    unexplained = (error_inputs / norms * reach).sum() / (influence.sum() + weights.sum())
+    replacement = from_tokens / (from_tokens + from_errors)
+    return influence, replacement.item(), 1 - unexplained.item()
+
+
+def graph_scores(graph: Graph) -> tuple[float, float]:
+    """Return (replacement score, completeness score) of a graph, each between 0 and 1."""
+    return node_influence(graph)[1:]
