@@ -265,7 +265,8 @@ def _refusal(turns: list[dict[str, str]], error: Exception) -> str:
     """What a template's refusal of these turns means to their author."""
     from jinja2 import TemplateError  # transformers has it loaded by now
 
-    reason = f": {error}" if isinstance(error, TemplateError) and str(error) else ""
+    # The template's own words; its subclasses are faults in the template.
+    reason = f": {error}" if type(error) is TemplateError else ""
     roles = [turn["role"] for turn in turns]
     advice = []
     if "system" in roles:

@@ -112,7 +112,7 @@ CONVERSATIONS = st.sampled_from(CHAT).flatmap(
 # The inverse of rendering
 
 
-@settings(deadline=None, max_examples=250)
+@settings(deadline=None, max_examples=100)
 @given(CONVERSATIONS)
 def test_parsing_gives_back_the_messages_of_an_open_prompt(
     conversation: tuple[str, list[Message]],
@@ -124,7 +124,7 @@ def test_parsing_gives_back_the_messages_of_an_open_prompt(
     assert parse(rendered(messages, family, closed=False), family) == messages
 
 
-@settings(deadline=None, max_examples=250)
+@settings(deadline=None, max_examples=100)
 @given(CONVERSATIONS)
 def test_parsing_gives_back_the_messages_of_a_closed_prompt(
     conversation: tuple[str, list[Message]],
@@ -135,7 +135,7 @@ def test_parsing_gives_back_the_messages_of_a_closed_prompt(
     assert parse(rendered(messages, family, closed=True), family) == messages
 
 
-@settings(deadline=None, max_examples=250)
+@settings(deadline=None, max_examples=100)
 @given(CONVERSATIONS)
 def test_parsing_needs_no_bos(conversation: tuple[str, list[Message]]) -> None:
     family, messages = conversation
@@ -146,7 +146,7 @@ def test_parsing_needs_no_bos(conversation: tuple[str, list[Message]]) -> None:
     assert chat_prompt.parse(parsed.prompt, TOKENIZERS[family]) == parsed
 
 
-@settings(deadline=None, max_examples=250)
+@settings(deadline=None, max_examples=100)
 @given(CONVERSATIONS)
 def test_positions_are_the_same_for_the_prompt_given_back(
     conversation: tuple[str, list[Message]],
@@ -222,6 +222,20 @@ def test_an_open_think_block_of_the_generation_prompt_is_the_templates_own() -> 
     assert chat_prompt.parse(prompt, tokenizer).messages == messages
 
 
+@pytest.mark.parametrize("turns", [1, 2, 3, 4, 5, 6])
+def test_a_template_may_both_decorate_and_want_strict_alternation(turns: int) -> None:
+    tokenizer = tiny_tokenizers.qwen3()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('Conversation roles must alternate') }}{% endif %}{% endfor %}"
+    ) + tokenizer.chat_template
+    messages = [(user, assistant)[i % 2](str(i)) for i in range(turns)]
+
+    prompt = prompts.render_messages(messages, tokenizer)
+
+    assert chat_prompt.parse(prompt, tokenizer).messages == messages
+
+
 @pytest.mark.parametrize("family", ["qwen25", "llama3"])
 def test_a_system_block_of_the_templates_own_is_left_out(family: str) -> None:
     prompt = rendered([user("hi")], family, closed=False)
@@ -237,7 +251,14 @@ def test_a_system_message_is_told_from_the_templates_own_words(family: str) -> N
     assert parse(rendered(messages, family, closed=False), family) == messages
 
 
-@pytest.mark.parametrize("messages", [[user("hi")], [system("Be brief."), user("hi")]])
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [user("hi")],
+        [system("Be brief."), user("hi")],
+        [user("what is <|start_header_id|>user<|end_header_id|>\n\nfor?")],
+    ],
+)
 def test_a_prompt_rendered_on_another_day_is_read_all_the_same(messages: list[Message]) -> None:
     prompt = prompts.apply_template(
         messages,
@@ -293,6 +314,12 @@ def test_a_system_text_that_was_put_into_the_users_turn_stays_there() -> None:
             "<start_of_turn>user\n hi \n<end_of_turn>\n<start_of_turn>model\n yo<end_of_turn>",
             [user(" hi \n"), assistant(" yo")],
             id="contents that the template would trim",
+        ),
+        pytest.param(
+            "gemma3",
+            "<start_of_turn>user\n hi<end_of_turn>\n",
+            [user(" hi")],
+            id="a header that system texts share",
         ),
         pytest.param(
             "gemma2",
@@ -369,7 +396,7 @@ def test_a_prompt_that_cannot_be_tokenised_has_no_positions(prompt: str, model_n
     assert chat_prompt.parse(prompt, TOKENIZERS["gemma3"], model_name).unsteerable_positions == []
 
 
-@settings(deadline=None, max_examples=250)
+@settings(deadline=None, max_examples=100)
 @given(st.sampled_from(FAMILIES), st.sampled_from(["", *CHAT]), ANY_TEXT)
 def test_any_text_is_answered_and_none_of_it_invented(
     family: str, opened_by: str, text: str
