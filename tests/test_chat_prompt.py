@@ -1,165 +1,26 @@
-"""Prompts read back into messages: the inverse of rendering, for every kind of chat template."""
-
-from collections.abc import Callable
-from dataclasses import dataclass
+"""Prompts read back into messages, for every kind of chat template."""
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import chat_prompt
 import prompts
 from tests import tiny_tokenizers
-from tests.tiny_tokenizers import BASE_FAMILIES, CHAT_FAMILIES
+from tests.chat_messages import assistant, system, user
+from tests.conversations import CHAT, FRAGMENTS, TOKENIZERS, Message, rendered
+from tests.tiny_tokenizers import BASE_FAMILIES
 
-Message = dict[str, str]
-
-TOKENIZERS = {name: build() for name, build in {**CHAT_FAMILIES, **BASE_FAMILIES}.items()}
 FAMILIES = sorted(TOKENIZERS)
-CHAT = sorted(CHAT_FAMILIES)
 
-FRAGMENTS = [
-    *("<|im_start|>", "<|im_start|>user\n", "<|im_end|>", "<think>", "</think>", "<bos>", "<s>"),
-    *("<start_of_turn>model\n", "<end_of_turn>", "[INST]", "[/INST]", "<<SYS>>", "</s>"),
-    *("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>", "<|begin_of_text|>"),
-    *("user", "assistant", "\n", "\n\n", " ", "Paris", "مرحبا", "\U0001f99c", "\x00"),
-]
-TEXT = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=8), max_size=6).map("".join)
 ANY_TEXT = st.lists(
     st.sampled_from([*FRAGMENTS, "Today Date: ", "<|im_end|>\n"])
     | st.text(st.characters(exclude_categories=()), max_size=8)
 ).map("".join)
 
 
-def user(content: str) -> Message:
-    return {"role": "user", "content": content}
-
-
-def assistant(content: str) -> Message:
-    return {"role": "assistant", "content": content}
-
-
-def system(content: str) -> Message:
-    return {"role": "system", "content": content}
-
-
 def parse(prompt: str, family: str) -> list[Message] | None:
     return chat_prompt.parse(prompt, TOKENIZERS[family]).messages
-
-
-def rendered(messages: list[Message], family: str, *, closed: bool) -> str:
-    render = prompts.apply_template if closed else prompts.render_messages
-    return render(messages, TOKENIZERS[family])
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What a template keeps of a conversation, written down by hand for the tests."""
-
-    # Texts that stand between turns: in a content they can't be told from the real ones.
-    boundaries: tuple[str, ...]
-    # What ends a turn: at the end of an open turn it can't be told from the real one.
-    end: str
-    keeps: Callable[[str], str] = lambda content: content
-    has_system: bool = True
-    strict: bool = False
-
-
-CHATML = Kind(("<|im_end|>\n<|im_start|>",), "<|im_end|>\n")
-GEMMA = Kind(
-    ("<end_of_turn>\n<start_of_turn>",), "<end_of_turn>\n", str.strip, has_system=False, strict=True
-)
-KINDS = {
-    "chatml": CHATML,
-    "qwen25": CHATML,
-    "qwen3": CHATML,
-    "gemma2": GEMMA,
-    "gemma3": GEMMA,
-    "llama3": Kind(("<|eot_id|><|start_header_id|>",), "<|eot_id|>", str.strip),
-    "llama2": Kind(("[/INST]", "</s>", "SYS>>"), " [/INST]", strict=True),
-}
-
-
-@st.composite
-def conversations(draw: st.DrawFn, family: str) -> list[Message]:
-    """Messages that the family's template takes, and takes nothing from."""
-    kind = KINDS[family]
-    if kind.strict:
-        roles = [("user", "assistant")[i % 2] for i in range(draw(st.integers(1, 5)))]
-    else:
-        roles = draw(st.lists(st.sampled_from(["user", "assistant"]), min_size=1, max_size=5))
-    if kind.has_system and draw(st.booleans()):
-        roles = ["system", *roles]
-    messages = [{"role": role, "content": kind.keeps(draw(TEXT))} for role in roles]
-    last = messages[-1]
-    for message in messages:
-        assume(not any(boundary in message["content"] for boundary in kind.boundaries))
-    assume(not last["content"].endswith(kind.end))
-    if family == "llama3":  # an empty system block is always there
-        assume(messages[0] != system(""))
-    if family == "qwen3":  # thinking moves, and a trailing answer loses its first newlines
-        assume(not any("</think>" in m["content"] for m in messages if m["role"] == "assistant"))
-        if last["role"] == "assistant":
-            last["content"] = last["content"].lstrip("\n")
-    return messages
-
-
-CONVERSATIONS = st.sampled_from(CHAT).flatmap(
-    lambda family: conversations(family).map(lambda messages: (family, messages))
-)
-
-
-# The inverse of rendering
-
-
-@settings(deadline=None, max_examples=100)
-@given(CONVERSATIONS)
-def test_parsing_gives_back_the_messages_of_an_open_prompt(
-    conversation: tuple[str, list[Message]],
-) -> None:
-    family, messages = conversation
-    if messages[-1]["role"] == "assistant" and not messages[-1]["content"].strip():
-        messages[-1]["content"] = ""  # blank: the generation prompt
-
-    assert parse(rendered(messages, family, closed=False), family) == messages
-
-
-@settings(deadline=None, max_examples=100)
-@given(CONVERSATIONS)
-def test_parsing_gives_back_the_messages_of_a_closed_prompt(
-    conversation: tuple[str, list[Message]],
-) -> None:
-    family, messages = conversation
-    assume(family != "llama2" or messages[-1]["role"] == "assistant")
-
-    assert parse(rendered(messages, family, closed=True), family) == messages
-
-
-@settings(deadline=None, max_examples=100)
-@given(CONVERSATIONS)
-def test_parsing_needs_no_bos(conversation: tuple[str, list[Message]]) -> None:
-    family, messages = conversation
-    prompt = rendered(messages, family, closed=False)
-
-    parsed = chat_prompt.parse(prompt, TOKENIZERS[family])
-
-    assert chat_prompt.parse(parsed.prompt, TOKENIZERS[family]) == parsed
-
-
-@settings(deadline=None, max_examples=100)
-@given(CONVERSATIONS)
-def test_positions_are_the_same_for_the_prompt_given_back(
-    conversation: tuple[str, list[Message]],
-) -> None:
-    family, messages = conversation
-    tokenizer = TOKENIZERS[family]
-    prompt = rendered(messages, family, closed=False)
-
-    parsed = chat_prompt.parse(prompt, tokenizer)
-
-    ids = prompts.tokenize(prompt, tokenizer)
-    assert prompts.tokenize(parsed.prompt, tokenizer) == ids
-    assert parsed.unsteerable_positions == prompts.unsteerable_positions(ids, tokenizer)
 
 
 @pytest.mark.parametrize("family", CHAT)
