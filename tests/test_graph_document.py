@@ -281,7 +281,7 @@ def test_prompt_tokens_must_fit_the_positions():
 ENCODE_AND_MEASURE = """
 import re
 import graph_document
-from spool import spool
+from delivery import spool
 from tests.synthetic_graph import make_graph, make_info, make_pruned
 
 def status(field):
