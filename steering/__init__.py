@@ -7,6 +7,6 @@ token over a key-value cache, and of the dictionaries only the rows of the featu
 """
 
 from steering.features import feature_activations
-from steering.generation import Generation, Intervention, generate
+from steering.generation import Generation, Intervention, generate, generate_both
 
-__all__ = ["Generation", "Intervention", "feature_activations", "generate"]
+__all__ = ["Generation", "Intervention", "feature_activations", "generate", "generate_both"]

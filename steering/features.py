@@ -67,8 +67,9 @@ def intervention_hooks(
 ) -> list[Hook]:
     """Hooks under which a forward pass has features at the values given, effects included.
 
-    The activation that a value replaces is the one in the steered pass itself, so that layers see
-    what was set below them. The rows of the dictionaries are read here, once for all passes.
+    They act on the last row of a batch. The activation that a value replaces is the one in the
+    steered pass itself, so that layers see what was set below them. The rows of the dictionaries
+    are read here, once for all passes.
 
     Args:
         values: (layer, position, index) to activation; positions count the pass's own tokens.
@@ -101,7 +102,7 @@ def intervention_hooks(
 
 
 def _read_deltas(
-    acts: Tensor,  # (1, n_positions, d_model)
+    acts: Tensor,  # (n_rows, n_positions, d_model)
     layer: int,
     reader: "FeatureReader",
     targets: Tensor,  # (n_sites,)
@@ -118,14 +119,14 @@ def _read_deltas(
 
 
 def _write_deltas(acts: Tensor, layer: int, pending: dict[int, Tensor], **_: Any) -> Tensor:
-    return acts + pending.pop(layer)
+    return torch.cat([acts[:-1], acts[-1:] + pending.pop(layer)])
 
 
 class FeatureReader:
     """The activations of chosen features of one layer, each at its position; nothing else is read.
 
-    Called with a layer's feature input, (1, n_positions, d_model), it returns (n_sites,)
-    activations in the order of the sites. `positions` are theirs, (n_sites,).
+    Called with a layer's feature input, (n_rows, n_positions, d_model), it returns the last row's
+    activations, (n_sites,) in the order of the sites. `positions` are theirs, (n_sites,).
     """
 
     def __init__(
@@ -145,7 +146,7 @@ class FeatureReader:
         self.positions = self._distinct_positions[self._row]
 
     def __call__(self, acts: Tensor) -> Tensor:
-        activations = self._encode(acts[0, self._distinct_positions])
+        activations = self._encode(acts[-1, self._distinct_positions])
         activations = activations.masked_fill(self._distinct_silent[:, None], 0)
         return activations[self._row, self._column]
 

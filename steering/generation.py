@@ -1,8 +1,8 @@
 """Continuing a prompt, with or without interventions, over one key-value cache."""
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NotRequired, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -37,11 +37,84 @@ class Generation:
     top_probs: Tensor
 
 
+class Options(TypedDict):
+    """How to generate.
+
+    n_tokens: most tokens to generate.
+    top_k: predictions to keep after each of them.
+    temperature: 0 takes the likeliest token, whatever `freq_penalty` is.
+    freq_penalty: subtracted from a token's logit, after division by the temperature, for each time
+        it occurs in prompt and continuation; negative ones count as 0 (TransformerLens's
+        `sample_logits`).
+    seed: repeats a sampled generation exactly; the global random state is neither read nor written.
+    freeze_attention: keep the attention patterns that the prompt has without interventions, in the
+        pass over the prompt.
+    stop_ids: tokens that end a generation.
+    should_stop: polled before each forward pass.
+    on_token: called after each token with their number so far and `n_tokens`.
+    """
+
+    n_tokens: int
+    top_k: int
+    temperature: float
+    freq_penalty: float
+    seed: int | None
+    freeze_attention: bool
+    stop_ids: NotRequired[Collection[int]]
+    should_stop: NotRequired[Callable[[], bool] | None]
+    on_token: NotRequired[Callable[[int, int], None] | None]
+
+
 def generate(
     model: Any,
     token_ids: Sequence[int],
     interventions: Sequence[Intervention],
+    **options: Unpack[Options],
+) -> Generation:
+    """Continue the prompt with the interventions in force.
+
+    The numbers are those of circuit-tracer's `feature_intervention_generate`: interventions at
+    prompt positions act in the pass over the prompt and go on through the key-value cache, those
+    without a position act in the pass of each generated token. Of two on the same feature and
+    position the last one counts. The model is left as it came, whatever is raised.
+
+    Args:
+        model: a TransformerLens replacement model of circuit-tracer.
+        options: see `Options`.
+
+    Raises:
+        InvalidInput: an intervention, `top_k` or `n_tokens` is outside what the model has, or the
+            interventions drive the logits out of the number range.
+        Cancelled: `should_stop` returned True.
+    """
+    return _generate(model, token_ids, interventions, with_default=False, **options)[-1]
+
+
+def generate_both(
+    model: Any,
+    token_ids: Sequence[int],
+    interventions: Sequence[Intervention],
+    **options: Unpack[Options],
+) -> tuple[Generation, Generation]:
+    """The prompt continued without and with the interventions, for little more than one of them.
+
+    Both go through the model as one batch, so that each pass reads the weights once. Each gives
+    what `generate` gives for it alone, up to the rounding of a batched matrix product; without
+    interventions both are the same generation.
+    """
+    if not interventions:
+        default = generate(model, token_ids, interventions, **options)
+        return default, default
+    default, steered = _generate(model, token_ids, interventions, with_default=True, **options)
+    return default, steered
+
+
+def _generate(
+    model: Any,
+    token_ids: Sequence[int],
+    interventions: Sequence[Intervention],
     *,
+    with_default: bool,
     n_tokens: int,
     top_k: int,
     temperature: float,
@@ -51,65 +124,65 @@ def generate(
     stop_ids: Collection[int] = (),
     should_stop: Callable[[], bool] | None = None,
     on_token: Callable[[int, int], None] | None = None,
-) -> Generation:
-    """Generate `n_tokens` tokens after the prompt, fewer when one of `stop_ids` comes up.
+) -> list[Generation]:
+    """The steered generation, after the default one if that is asked for too."""
+    prompt = list(token_ids)
+    _check(model, len(prompt), interventions, n_tokens, top_k)
+    sides = [_Side(prompt.copy(), _generator(model, seed)) for _ in range(1 + with_default)]
+    running, steered = sides, sides[-1]
 
-    The numbers are those of circuit-tracer's `feature_intervention_generate`: interventions at
-    prompt positions act in the pass over the prompt and go on through the key-value cache, those
-    without a position act in the pass of each generated token. Of two on the same feature and
-    position the last one counts. The model is left as it came, whatever is raised.
+    def predict(new_ids: list[list[int]], hooks: list[Hook]) -> None:
+        if should_stop is not None and should_stop():
+            done = len(steered.ids) - len(prompt)
+            raise Cancelled(f"steering was stopped after {done} of {n_tokens} tokens")
+        logits = _forward(model, new_ids, cache, hooks)
+        for side, row in zip(running, logits[-len(running) :], strict=True):
+            side.logits = row
+            side.top.append(_top(row, top_k))
 
-    Args:
-        model: a TransformerLens replacement model of circuit-tracer, batch of one.
-        temperature: 0 takes the likeliest token, whatever `freq_penalty` is.
-        freq_penalty: subtracted from a token's logit, after division by the temperature, for each
-            time it occurs in prompt and continuation; negative ones count as 0
-            (TransformerLens's `sample_logits`).
-        seed: repeats a sampled generation exactly; the global random state is neither read nor
-            written.
-        freeze_attention: keep the attention patterns that the prompt has without interventions,
-            in the pass over the prompt.
-        should_stop: polled before each forward pass.
-        on_token: called with the tokens generated so far and `n_tokens`.
+    with torch.inference_mode():
+        at_prompt, at_tokens = _hooks(model, interventions, len(prompt), freeze_attention)
+        # Attention is frozen to the patterns of an unsteered row in the same pass.
+        n_rows = 2 if at_prompt and freeze_attention else len(sides)
+        cache = TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, n_rows)
+        predict([prompt] * n_rows, at_prompt)
+        _keep_rows(cache, list(range(n_rows))[-len(sides) :])
+        for n_generated in range(1, n_tokens + 1):
+            for side in running:
+                side.ids.append(_sample(side, temperature, freq_penalty))
+            hooks = at_tokens if steered in running else []
+            predict([side.ids[-1:] for side in running], hooks)
+            if on_token is not None:
+                on_token(n_generated, n_tokens)
+            going_on = [row for row, side in enumerate(running) if side.ids[-1] not in stop_ids]
+            if not going_on:
+                break
+            _keep_rows(cache, going_on)
+            running = [running[row] for row in going_on]
+    return [Generation(side.ids, *_stack(side.top)) for side in sides]
 
-    Raises:
-        InvalidInput: an intervention, `top_k` or `n_tokens` is outside what the model has, or the
-            interventions drive the logits out of the number range.
-        Cancelled: `should_stop` returned True.
-    """
-    _check(model, len(token_ids), interventions, n_tokens, top_k)
-    device = model.cfg.device
-    generator = torch.Generator(device)
+
+@dataclass(eq=False)
+class _Side:
+    """A generation under way: a row of the batch."""
+
+    ids: list[int]
+    generator: torch.Generator
+    logits: Tensor = field(init=False)  # (d_vocab,), after the last of ids
+    top: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+
+def _stack(top: list[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
+    return (torch.stack(column).cpu() for column in zip(*top, strict=True))
+
+
+def _generator(model: Any, seed: int | None) -> torch.Generator:
+    generator = torch.Generator(model.cfg.device)
     if seed is None:
         generator.seed()
     else:
         generator.manual_seed(seed)
-    ids = list(token_ids)
-    top: list[tuple[Tensor, Tensor]] = []
-    cache = TransformerLensKeyValueCache.init_cache(model.cfg, device, 1)
-
-    def forward(new_ids: list[int]) -> Tensor:
-        if should_stop is not None and should_stop():
-            raise Cancelled(f"steering was stopped after {len(top)} of {n_tokens} tokens")
-        logits = _forward(model, new_ids, cache)
-        top.append(_top(logits, top_k))
-        return logits
-
-    with torch.inference_mode():
-        prompt_hooks = _prompt_hooks(model, ids, interventions, freeze_attention)
-        token_hooks = _token_hooks(model, interventions)
-        with model.hooks(prompt_hooks):
-            logits = forward(ids)
-        with model.hooks(token_hooks):
-            for n_generated in range(1, n_tokens + 1):
-                ids.append(_sample(logits, ids, temperature, freq_penalty, generator))
-                logits = forward(ids[-1:])
-                if on_token is not None:
-                    on_token(n_generated, n_tokens)
-                if ids[-1] in stop_ids:
-                    break
-    top_ids, top_probs = (torch.stack(column).cpu() for column in zip(*top, strict=True))
-    return Generation(ids, top_ids, top_probs)
+    return generator
 
 
 def _check(
@@ -137,49 +210,47 @@ def _check(
         )
 
 
-def _prompt_hooks(
-    model: Any, ids: list[int], interventions: Sequence[Intervention], freeze_attention: bool
-) -> list[Hook]:
-    values = {
-        (i.layer, i.position, i.index): i.value for i in interventions if i.position is not None
-    }
-    if not values:
-        return []
-    frozen = _frozen_attention_hooks(model, ids) if freeze_attention else []
-    return frozen + intervention_hooks(model, values, silent_positions(model, len(ids)))
+def _hooks(
+    model: Any, interventions: Sequence[Intervention], n_prompt: int, freeze_attention: bool
+) -> tuple[list[Hook], list[Hook]]:
+    """The hooks for the pass over the prompt and those for the pass of each generated token."""
+    at_prompt: dict[tuple[int, int, int], float] = {}
+    at_tokens: dict[tuple[int, int, int], float] = {}
+    for i in interventions:
+        if i.position is None:
+            at_tokens[i.layer, 0, i.index] = i.value  # such a pass sees one token
+        else:
+            at_prompt[i.layer, i.position, i.index] = i.value
+    prompt_hooks = intervention_hooks(model, at_prompt, silent_positions(model, n_prompt))
+    if prompt_hooks and freeze_attention:
+        for layer in range(model.cfg.n_layers):
+            prompt_hooks.append((f"blocks.{layer}.attn.hook_pattern", _first_rows_pattern))
+    return prompt_hooks, intervention_hooks(model, at_tokens)
 
 
-def _token_hooks(model: Any, interventions: Sequence[Intervention]) -> list[Hook]:
-    # A pass over the cache sees one token, at position 0.
-    return intervention_hooks(
-        model, {(i.layer, 0, i.index): i.value for i in interventions if i.position is None}
-    )
+def _first_rows_pattern(pattern: Tensor, **_: Any) -> Tensor:
+    return pattern[:1].expand_as(pattern)
 
 
-def _frozen_attention_hooks(model: Any, ids: list[int]) -> list[Hook]:
-    """Hooks that keep the attention patterns of an unsteered pass over the prompt."""
-    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
-    patterns: dict[str, Tensor] = {}
-
-    def keep(pattern: Tensor, hook: Any) -> None:
-        patterns[hook.name] = pattern
-
-    def put_back(_pattern: Tensor, hook: Any) -> Tensor:
-        return patterns[hook.name]
-
-    tokens = torch.tensor([ids], device=model.cfg.device)
-    with model.hooks([(name, keep) for name in names]):
-        model(tokens, attention_mask=torch.ones_like(tokens), stop_at_layer=model.cfg.n_layers)
-    return [(name, put_back) for name in names]
-
-
-def _forward(model: Any, new_ids: list[int], cache: TransformerLensKeyValueCache) -> Tensor:
-    """Logits (d_vocab,) after the last of `new_ids`, which the cache takes in."""
-    tokens = torch.tensor([new_ids], device=model.cfg.device)
+def _forward(
+    model: Any, new_ids: list[list[int]], cache: TransformerLensKeyValueCache, hooks: list[Hook]
+) -> Tensor:
+    """Logits (n_rows, d_vocab) after the last of each row's `new_ids`, which the cache takes in."""
+    tokens = torch.tensor(new_ids, device=model.cfg.device)
     # Without a mask TransformerLens makes one in which a pad token, often the EOS token or BOS,
     # isn't attended to.
     mask = torch.ones_like(tokens)
-    return model(tokens, attention_mask=mask, past_kv_cache=cache)[0, -1]
+    with model.hooks(hooks):
+        return model(tokens, attention_mask=mask, past_kv_cache=cache)[:, -1]
+
+
+def _keep_rows(cache: TransformerLensKeyValueCache, rows: list[int]) -> None:
+    """Drop the other rows from the cache."""
+    if len(rows) == len(cache.previous_attention_mask):
+        return
+    cache.previous_attention_mask = cache.previous_attention_mask[rows]
+    for entry in cache.entries:
+        entry.past_keys, entry.past_values = entry.past_keys[rows], entry.past_values[rows]
 
 
 def _top(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
@@ -192,21 +263,15 @@ def _top(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     return top_ids, top_probs
 
 
-def _sample(
-    logits: Tensor,
-    ids: list[int],
-    temperature: float,
-    freq_penalty: float,
-    generator: torch.Generator,
-) -> int:
+def _sample(side: _Side, temperature: float, freq_penalty: float) -> int:
     if temperature == 0:
-        return int(logits.argmax())
+        return int(side.logits.argmax())
     # In double precision a temperature close to 0 is as good as 0 and not a division by it.
-    scaled = logits.double()
+    scaled = side.logits.double()
     scaled = (scaled - scaled.max()) / temperature
     if freq_penalty > 0:
-        counts = torch.bincount(torch.tensor(ids, device=scaled.device), minlength=len(scaled))
-        scaled = scaled - freq_penalty * counts
+        ids = torch.tensor(side.ids, device=scaled.device)
+        scaled = scaled - freq_penalty * torch.bincount(ids, minlength=len(scaled))
     probs = scaled.softmax(dim=-1).float()
     # With replacement the draw is the one that torch's Categorical makes.
-    return int(torch.multinomial(probs, 1, replacement=True, generator=generator))
+    return int(torch.multinomial(probs, 1, replacement=True, generator=side.generator))

@@ -161,17 +161,22 @@ def probabilities(generation: Generation) -> torch.Tensor:
     )
 
 
-def ablate_and_amplify(model: Any) -> list[Intervention]:
-    """An active feature of each layer set to 0 or to four times what it is."""
+def active_features(model: Any) -> dict[tuple[int, int, int], float]:
+    """The strongest feature of each layer, (layer, position, index), with its activation."""
     _, activations = model.get_activations(torch.tensor(PROMPT))
-    interventions = []
+    strongest = {}
     for layer in range(N_LAYERS):
-        position = 2 + layer
-        value, index = activations[layer, position].max(dim=0)
+        value, index = activations[layer, 2 + layer].max(dim=0)
         assert value > 0
-        new = 0.0 if layer == 1 else 4 * value.item()
-        interventions.append(Intervention(layer, index.item(), position, new))
-    return interventions
+        strongest[layer, 2 + layer, index.item()] = value.item()
+    return strongest
+
+
+def ablate_and_amplify(model: Any) -> list[Intervention]:
+    return [
+        Intervention(layer, index, position, 0.0 if layer == 1 else 4 * value)
+        for (layer, position, index), value in active_features(model).items()
+    ]
 
 
 OPEN_ENDED = [Intervention(0, 3, None, 3.0), Intervention(2, 40, None, 5.0)]
@@ -293,7 +298,7 @@ def test_the_last_intervention_on_a_feature_wins(gemma: Any) -> None:
 
 
 def test_setting_features_to_their_own_activations_changes_nothing(model: Any) -> None:
-    features = [(i.layer, i.position, i.index) for i in ablate_and_amplify(model)]
+    features = list(active_features(model))
     values = steering.feature_activations(model, PROMPT, features)
     unchanged = [
         Intervention(layer, index, position, value)
@@ -451,7 +456,7 @@ def test_sampling_leaves_the_global_random_state_alone(gemma: Any) -> None:
 def test_a_seed_draws_what_the_library_draws(
     gemma: Any, temperature: float, freq_penalty: float
 ) -> None:
-    options = {"temperature": temperature, "freq_penalty": freq_penalty}
+    options: dict[str, Any] = {"temperature": temperature, "freq_penalty": freq_penalty}
     torch.manual_seed(11)
     theirs = gemma.generate(
         torch.tensor([PROMPT]), max_new_tokens=12, stop_at_eos=False, verbose=False, **options
@@ -537,7 +542,7 @@ def test_a_lazy_cross_layer_transcoder_gives_the_same_generation(tmp_path: Path)
 
 def assert_same_steering(eager: Any, lazy: Any) -> None:
     interventions = [*ablate_and_amplify(eager), *OPEN_ENDED]
-    features = [(i.layer, i.position, i.index) for i in ablate_and_amplify(eager)]
+    features = list(active_features(eager))
     of_eager, of_lazy = (
         steering.feature_activations(model, PROMPT, features) for model in (eager, lazy)
     )
