@@ -66,6 +66,7 @@ class DocumentInfo:
     creator_name: str | None = None
     creator_url: str | None = None
     neuronpedia_source_set: str | None = None
+    timings_ms: Mapping[str, float] | None = None  # of the stages before this one
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,7 @@ def _metadata(pruned: "PrunedGraph", info: DocumentInfo) -> dict[str, object]:
             transcoder_set=info.transcoder_set,
             generator=info.generator,
             create_time_ms=info.create_time_ms,
+            timings_ms=info.timings_ms,
         ),
         "generation_settings": _without_none(**info.generation_settings),
         "pruning_settings": {

@@ -9,14 +9,19 @@ Importing this module loads no model and no torch.
 import asyncio
 import logging
 import threading
-from typing import Any
+import time
+from typing import TYPE_CHECKING, Any
 
+import orjson
 import runpod
 from pydantic import BaseModel
 from runpod.serverless.modules.rp_logger import RunPodLogger
 
 from errors import OutputTooLarge, WorkerError
 from settings import Settings, SettingsError, get_settings
+
+if TYPE_CHECKING:
+    from delivery import Spooled
 
 logger = logging.getLogger(__name__)
 
@@ -56,14 +61,15 @@ def _answer(body: object, settings: Settings, cancelled: threading.Event) -> dic
         return {"error": str(error)}
 
 
-def _within_limit(document: Any, limit: int) -> dict[str, Any]:
+def _within_limit(document: "Spooled", limit: int) -> dict[str, Any]:
     """A graph as a job's output. Runpod refuses larger ones, and the SDK only logs that."""
     if document.size > limit:
         raise OutputTooLarge(
             f"the graph has {document.size} bytes, a job's output may have {limit}; pass "
-            "signed_url to have it uploaded, or raise node pruning with a lower node_threshold"
+            "signed_url to have it uploaded, or keep less with lower thresholds"
         )
-    return document.load()
+    graph: dict[str, Any] = orjson.loads(b"".join(document.chunks()))
+    return graph
 
 
 def main() -> None:
@@ -76,19 +82,19 @@ def main() -> None:
         level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     import local_run
+    from model_loader import ModelLoadError, get_model
 
     local = local_run.wanted(settings)
     _set_sdk_log_level("WARN" if local else settings.log_level)
-    if local:
-        local_run.run(handler)
-        return
-    from model_loader import ModelLoadError, get_model
-
+    started = time.perf_counter()
     try:
         get_model(settings)
     except (SettingsError, ModelLoadError) as error:
         raise SystemExit(f"start: {error}") from None
-    runpod.serverless.start({"handler": handler})
+    if local:
+        local_run.run(handler, loading_s=time.perf_counter() - started)
+    else:
+        runpod.serverless.start({"handler": handler})
 
 
 def _set_sdk_log_level(level: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 import runpod
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from settings import Settings
@@ -23,8 +24,11 @@ def wanted(settings: Settings) -> bool:
     return settings.runpod_webhook_get_job is None and "--rp_serve_api" not in sys.argv
 
 
-def run(handler: Handler) -> None:
+def run(handler: Handler, loading_s: float) -> None:
     """Run the job of `test_input.json` or `--test_input`, keep its graph and print a summary.
+
+    Args:
+        loading_s: seconds that loading the model took, for the summary.
 
     Raises:
         SystemExit: as the SDK's local mode ends: 0 when the job succeeded, else 1.
@@ -42,58 +46,71 @@ def run(handler: Handler) -> None:
         runpod.serverless.start({"handler": kept})
     except SystemExit:
         if outputs and "error" not in outputs[0]:
-            summarise(outputs[0], time.perf_counter() - started)
+            _summarise(outputs[0], loading_s, time.perf_counter() - started)
         raise
 
 
-def summarise(output: dict[str, Any], seconds: float) -> None:
-    """Print what a job gave; a graph is written to `out/<slug>.json` first."""
+def _summarise(output: dict[str, Any], loading_s: float, job_s: float) -> None:
     console = Console(highlight=False)
     if "nodes" in output:
         OUTPUT_DIRECTORY.mkdir(exist_ok=True)
         path = OUTPUT_DIRECTORY / f"{output['metadata']['slug']}.json"
         path.write_bytes(orjson.dumps(output))
-        _graph_summary(console, output, path)
+        _summarise_graph(console, output, path)
     else:
         console.print_json(data=output)
-    console.print(f"\nwhole run, model loading included: {seconds:.1f} s")
+    console.print(f"time    {loading_s:.1f} s to load the model, {job_s:.2f} s for the job")
 
 
-def _graph_summary(console: Console, graph: dict[str, Any], path: Path) -> None:
-    metadata, nodes = graph["metadata"], graph["nodes"]
-    console.print(f"\n[bold]{metadata['prompt']}[/bold]  ({metadata['scan']})\n")
+def _summarise_graph(console: Console, graph: dict[str, Any], path: Path) -> None:
+    metadata = graph["metadata"]
+    console.print(f"\n[bold]{escape(metadata['prompt'])}[/bold]  ({metadata['scan']})\n")
+    console.print(_predictions(graph))
+    console.print()
+    console.print(_strongest_features(graph))
 
-    predictions = Table("next token", "probability", title="Likeliest next tokens", **_STYLE)
-    for node in _of_type(nodes, "logit"):
+    counts = {kind: len(_of_type(graph, kind)) for kind in _KINDS}
+    shares = ", ".join(f"{count} {_KINDS[kind]}" for kind, count in counts.items())
+    scores = metadata["graph_scores"]
+    timings = metadata["info"]["timings_ms"]
+    console.print(
+        f"\nnodes   {len(graph['nodes'])}: {shares}"
+        f"\nlinks   {len(graph['links'])}"
+        f"\nscores  replacement {scores['replacement_score']:.3f}, "
+        f"completeness {scores['completeness_score']:.3f}"
+        f"\ngraph   {path} ({path.stat().st_size / 1000:.0f} kB)"
+        f"\nstages  " + ", ".join(f"{name} {ms:.0f} ms" for name, ms in timings.items())
+    )
+
+
+def _predictions(graph: dict[str, Any]) -> Table:
+    table = Table("next token", "probability", title="Likeliest next tokens", **_STYLE)
+    for node in _of_type(graph, "logit"):
         token = node["clerp"].removeprefix("Output ").rsplit(" (p=", 1)[0]
-        predictions.add_row(token, f"{node['token_prob']:.3f}")
-    console.print(predictions)
+        table.add_row(escape(token), f"{node['token_prob']:.3f}")
+    return table
 
-    features = Table(
+
+def _strongest_features(graph: dict[str, Any], count: int = 8) -> Table:
+    """The features with most influence on the logits: those of lowest cumulative influence."""
+    tokens = graph["metadata"]["prompt_tokens"]
+    table = Table(
         "layer", "feature", "at token", "activation", title="Strongest features", **_STYLE
     )
-    for node in _strongest(graph):
+    features = _of_type(graph, "cross layer transcoder")
+    for node in sorted(features, key=lambda node: node["influence"])[:count]:
         position = node["ctx_idx"]
-        features.add_row(
+        table.add_row(
             node["layer"],
             node["node_id"].split("_")[1],
-            f"{position} {metadata['prompt_tokens'][position]!r}",
+            f"{position} {escape(repr(tokens[position]))}",
             f"{node['activation']:.2f}",
         )
-    console.print(features)
+    return table
 
-    scores = metadata["graph_scores"]
-    counts = {kind: len(_of_type(nodes, kind)) for kind in _KINDS}
-    console.print(
-        f"nodes  {len(nodes)} ("
-        + ", ".join(f"{count} {_KINDS[kind]}" for kind, count in counts.items())
-        + f")\nlinks  {len(graph['links'])}"
-        + f"\nscores replacement {scores['replacement_score']:.3f}, "
-        + f"completeness {scores['completeness_score']:.3f}"
-        + f"\ngraph  {path} ({path.stat().st_size / 1000:.0f} kB)"
-    )
-    timings = metadata["info"].get("timings_ms", {})
-    console.print("stages " + ", ".join(f"{name} {ms:.0f} ms" for name, ms in timings.items()))
+
+def _of_type(graph: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    return [node for node in graph["nodes"] if node["feature_type"] == kind]
 
 
 _STYLE: dict[str, Any] = {"title_justify": "left", "box": None, "padding": (0, 2, 0, 0)}
@@ -103,13 +120,3 @@ _KINDS = {
     "embedding": "tokens",
     "logit": "logits",
 }
-
-
-def _of_type(nodes: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    return [node for node in nodes if node["feature_type"] == kind]
-
-
-def _strongest(graph: dict[str, Any], count: int = 8) -> list[dict[str, Any]]:
-    """The features that come first in the ranking by influence: lowest cumulative influence."""
-    features = _of_type(graph["nodes"], "cross layer transcoder")
-    return sorted(features, key=lambda node: node["influence"])[:count]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graph_cache import GraphCache
 from settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class LoadedModel:
     model: Any  # circuit_tracer's replacement model
     tokenizer: PreTrainedTokenizerBase
     stop_ids: frozenset[int]  # tokens that end a generation
+    graphs: GraphCache  # finished attributions of this model
     # Held by the one job that uses `model`; the tokenizer may be used without.
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -225,7 +227,10 @@ def _build(entry: ModelEntry, settings: Settings) -> LoadedModel:
         )
     model = _replacement_model(hf_model, transcoders, _model_name(entry.model), device, dtype)
     model.tokenizer = tokenizer
-    return LoadedModel(entry, model, tokenizer, _stop_ids(hf_model, tokenizer))
+    # With "left" TransformerLens masks a leading pad token, which Qwen3's leading token is.
+    tokenizer.padding_side = "right"
+    stop_ids = _stop_ids(hf_model, tokenizer)
+    return LoadedModel(entry, model, tokenizer, stop_ids, GraphCache(settings.graph_cache_bytes))
 
 
 def _replacement_model(

@@ -9,19 +9,19 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from graph_document import Document
 from pydantic import BaseModel
 
 import schemas
 from actions import forward_pass, generate_graph, parse_chat_prompt, steer
 from actions.job import Job
+from delivery import Spooled
 from errors import Internal, OutOfMemory, WorkerError
 from model_loader import LoadedModel, get_model
 from settings import Settings
 
 logger = logging.getLogger(__name__)
 
-Response = BaseModel | Document
+Response = BaseModel | Spooled
 
 ACTIONS: dict[type[schemas.Request], Callable[[Any, LoadedModel, Job], Response]] = {
     schemas.GenerateGraphRequest: generate_graph.run,

@@ -1,7 +1,6 @@
 """parse-chat-prompt: a rendered prompt, read back into messages. Needs only the tokenizer."""
 
 import chat_prompt
-
 from actions.job import Job, check_model
 from model_loader import LoadedModel
 from schemas import ChatMessage, ParseChatPromptRequest, ParseChatPromptResponse
@@ -11,10 +10,10 @@ def run(request: ParseChatPromptRequest, loaded: LoadedModel, job: Job) -> Parse
     """The messages of a prompt, or None where it holds no turns of the model's chat template."""
     check_model(request.model_id, loaded)
     job.check()
-    parsed = chat_prompt.parse(request.prompt, loaded.tokenizer)
-    messages = parsed.messages and [
-        ChatMessage(role=message["role"], content=message["content"]) for message in parsed.messages
-    ]
+    parsed = chat_prompt.parse(request.prompt, loaded.tokenizer, loaded.name)
+    messages = None
+    if parsed.messages is not None:
+        messages = [ChatMessage.model_validate(message) for message in parsed.messages]
     return ParseChatPromptResponse(
         messages=messages,
         is_chat=parsed.is_chat,

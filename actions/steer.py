@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 
 import steering
-from steering import Generation, Intervention
-
 from actions.job import Job, prepare_prompt
 from errors import InvalidInput
 from model_loader import LoadedModel
 from prompts import Prompt
 from schemas import LogitsOfToken, LogitsPair, SteerFeature, SteerRequest, SteerResponse, TopLogit
+from steering import Generation, Intervention
 
 
 def run(request: SteerRequest, loaded: LoadedModel, job: Job) -> SteerResponse:
@@ -22,12 +21,8 @@ def run(request: SteerRequest, loaded: LoadedModel, job: Job) -> SteerResponse:
     with job.model(loaded):
         with job.stage("activations"):
             interventions = _interventions(effective, loaded, prompt)
-        default = None
-        if not request.steered_output_only:
-            with job.stage("default"):
-                default = _generate(request, loaded, prompt, [], job)
-        with job.stage("steered"):
-            steered = _generate(request, loaded, prompt, interventions, job)
+        with job.stage("generate"):
+            default, steered = _generate(request, loaded, prompt, interventions, job)
 
     return SteerResponse(
         DEFAULT_GENERATION=_text(default.token_ids if default else prompt.ids, loaded),
@@ -97,20 +92,21 @@ def _generate(
     prompt: Prompt,
     interventions: list[Intervention],
     job: Job,
-) -> Generation:
-    return steering.generate(
-        loaded.model,
-        prompt.ids,
-        interventions,
-        n_tokens=request.n_tokens,
-        top_k=request.top_k,
-        temperature=request.temperature,
-        freq_penalty=request.freq_penalty,
-        seed=request.seed,
-        freeze_attention=request.freeze_attention,
-        stop_ids=loaded.stop_ids,
-        should_stop=job.should_stop,
-    )
+) -> tuple[Generation | None, Generation]:
+    """The default generation, unless it is to be skipped, and the steered one."""
+    options: steering.Options = {
+        "n_tokens": request.n_tokens,
+        "top_k": request.top_k,
+        "temperature": request.temperature,
+        "freq_penalty": request.freq_penalty,
+        "seed": request.seed,
+        "freeze_attention": request.freeze_attention,
+        "stop_ids": loaded.stop_ids,
+        "should_stop": job.should_stop,
+    }
+    if request.steered_output_only:
+        return None, steering.generate(loaded.model, prompt.ids, interventions, **options)
+    return steering.generate_both(loaded.model, prompt.ids, interventions, **options)
 
 
 def _text(token_ids: list[int], loaded: LoadedModel) -> str:

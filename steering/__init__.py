@@ -7,6 +7,13 @@ token over a key-value cache, and of the dictionaries only the rows of the featu
 """
 
 from steering.features import feature_activations
-from steering.generation import Generation, Intervention, generate, generate_both
+from steering.generation import Generation, Intervention, Options, generate, generate_both
 
-__all__ = ["Generation", "Intervention", "feature_activations", "generate", "generate_both"]
+__all__ = [
+    "Generation",
+    "Intervention",
+    "Options",
+    "feature_activations",
+    "generate",
+    "generate_both",
+]

@@ -1,0 +1,205 @@
+"""generate-graph: attribute a prompt's next-token prediction, prune, write it out, upload it."""
+
+import hashlib
+import re
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from circuit_tracer import __version__ as circuit_tracer_version
+
+import attribution
+import delivery
+import graph_document
+from actions.job import Job, check_max_n_logits, prepare_prompt
+from delivery import Spooled, spool
+from errors import InvalidInput, UploadFailed
+from model_loader import LoadedModel
+from prompts import Prompt
+from schemas import GenerateGraphRequest, UploadReceipt
+
+if TYPE_CHECKING:
+    from circuit_tracer.graph import Graph
+
+GENERATOR = graph_document.Generator(
+    name="circuit-tracer by Hanna & Piotrowski",
+    version=circuit_tracer_version,
+    url="https://github.com/decoderesearch/circuit-tracer",
+)
+ANONYMOUS = "Anonymous"
+
+
+def run(request: GenerateGraphRequest, loaded: LoadedModel, job: Job) -> Spooled | UploadReceipt:
+    """The graph document itself, or a receipt when it went to `signed_url`.
+
+    A finished attribution is kept: a request that differs only in its thresholds, slug, user or
+    URL is pruned and written anew, without the model.
+
+    Raises:
+        UploadFailed: the store did not take the graph; a job with a fresh URL finds it kept.
+    """
+    if request.signed_url is not None:
+        delivery.check_url(request.signed_url, job.settings.upload_allowed_hosts)
+        delivery.check_headers(
+            request.signed_url, request.signed_headers, compress=request.compress
+        )
+    check_max_n_logits(request.max_n_logits, loaded)
+    with job.stage("tokenise"):
+        prompt = prepare_prompt(request, loaded, job)
+        targets = _target_ids(request.attribution_targets, loaded)
+    graph = _attribution(request, loaded, job, prompt, targets)
+    with job.stage("prune"):
+        pruned = attribution.prune(graph, request.node_threshold, request.edge_threshold)
+    with job.stage("encode"):
+        info = _document_info(request, loaded, job, prompt)
+        document = graph_document.build(pruned, info)
+        spooled = spool(
+            document.encode(),
+            compress=request.compress and request.signed_url is not None,
+            should_stop=job.should_stop,
+        )
+    if request.signed_url is None:
+        return spooled
+    with spooled:
+        return _upload(request, request.signed_url, spooled, document, job)
+
+
+def _target_ids(targets: Sequence[str] | None, loaded: LoadedModel) -> list[int] | None:
+    """The token of each attribution target."""
+    if targets is None:
+        return None
+    ids: list[int] = []
+    for i, target in enumerate(targets):
+        try:
+            encoded = loaded.tokenizer.encode(target, add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError):
+            raise InvalidInput(
+                f"attribution_targets[{i}] holds half of a surrogate pair; remove it"
+            ) from None
+        if len(encoded) != 1:
+            raise InvalidInput(
+                f"attribution_targets[{i}] is {target[:60]!r}, which the model reads as "
+                f"{len(encoded)} tokens; each target must be one (mind the leading space)"
+            )
+        if encoded[0] in ids:
+            raise InvalidInput(f"attribution_targets[{i}] names {target!r} twice; name it once")
+        ids += encoded
+    return ids
+
+
+def _attribution(
+    request: GenerateGraphRequest,
+    loaded: LoadedModel,
+    job: Job,
+    prompt: Prompt,
+    targets: list[int] | None,
+) -> "Graph":
+    """The attribution that is kept for these inputs, or a new one."""
+    max_feature_nodes = request.max_feature_nodes or job.settings.max_feature_nodes
+    key = (
+        tuple(prompt.ids),
+        None if targets is None else tuple(targets),
+        request.max_n_logits,
+        request.desired_logit_prob,
+        max_feature_nodes,
+        # Both decide when features are ranked, and so which are selected.
+        request.batch_size,
+        job.settings.update_interval,
+    )
+    kept = loaded.graphs.get(key)
+    if kept is not None:
+        return kept
+    with job.model(loaded), job.stage("attribute"):
+        graph = attribution.attribute(
+            torch.tensor(prompt.ids),
+            loaded.model,
+            attribution_targets=None if targets is None else torch.tensor(targets),
+            max_n_logits=request.max_n_logits,
+            desired_logit_prob=request.desired_logit_prob,
+            batch_size=request.batch_size,
+            max_feature_nodes=max_feature_nodes,
+            update_interval=job.settings.update_interval,
+            should_stop=job.should_stop,
+        )
+    if not graph.logit_probabilities.sum() > 0:
+        raise InvalidInput(
+            "attribution_targets: the model gives none of them any probability after this prompt"
+        )
+    loaded.graphs.put(key, graph)
+    return graph
+
+
+def _document_info(
+    request: GenerateGraphRequest, loaded: LoadedModel, job: Job, prompt: Prompt
+) -> graph_document.DocumentInfo:
+    entry = loaded.entry
+    return graph_document.DocumentInfo(
+        slug=request.slug_identifier or _made_up_slug(prompt),
+        scan=entry.neuronpedia_id,
+        # What the model saw, the leading special token included, as the library writes it.
+        prompt=loaded.tokenizer.decode(prompt.ids, clean_up_tokenization_spaces=False),
+        prompt_tokens=prompt.tokens,
+        node_threshold=request.node_threshold,
+        edge_threshold=request.edge_threshold,
+        generation_settings={
+            "max_n_logits": request.max_n_logits,
+            "desired_logit_prob": request.desired_logit_prob,
+            "batch_size": request.batch_size,
+            "max_feature_nodes": request.max_feature_nodes or job.settings.max_feature_nodes,
+            "update_interval": job.settings.update_interval,
+            "attribution_method": attribution.method_for(loaded.model),
+        },
+        transcoder_set=entry.transcoder_label,
+        generator=GENERATOR,
+        create_time_ms=int(time.time() * 1000),
+        source_urls=entry.source_urls,
+        creator_name=request.user_id or ANONYMOUS,
+        creator_url="https://www.neuronpedia.org",
+        neuronpedia_source_set=entry.source_set,
+        timings_ms=dict(job.timings_ms),
+    )
+
+
+def _made_up_slug(prompt: Prompt) -> str:
+    """A readable name from the prompt's letters and the time."""
+    words = re.sub(r"[^a-z0-9]+", "-", "".join(prompt.tokens[1:]).lower()).strip("-")[:60]
+    digest = hashlib.sha256(prompt.text.encode()).hexdigest()[:8]
+    return f"{words.strip('-') or digest}-{int(time.time())}"
+
+
+def _upload(
+    request: GenerateGraphRequest,
+    signed_url: str,
+    spooled: Spooled,
+    document: graph_document.Document,
+    job: Job,
+) -> UploadReceipt:
+    with job.stage("upload"):
+        try:
+            delivery.upload(
+                spooled,
+                signed_url,
+                request.signed_headers,
+                allowed_hosts=job.settings.upload_allowed_hosts,
+                timeout_s=job.settings.upload_timeout_s,
+                deadline=job.deadline,
+                should_stop=job.should_stop,
+            )
+        except UploadFailed as error:
+            if job.settings.graph_cache_bytes:
+                raise UploadFailed(
+                    f"{error.sentence}; the attribution is kept, so the same request with a "
+                    "fresh signed_url is answered without computing it again"
+                ) from None
+            raise
+    return UploadReceipt(
+        url=delivery.without_query(signed_url),
+        bytes=spooled.size,
+        sha256=spooled.sha256,
+        compressed=spooled.compressed,
+        num_nodes=document.num_nodes,
+        num_links=document.num_links,
+        num_tokens=document.num_tokens,
+        timings_ms=job.timings_ms,
+    )

@@ -1,0 +1,182 @@
+"""The Runpod door: cheap to import, an output or an error string for every job, stoppable."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+import handler as door
+from model_loader import get_model
+from settings import get_settings
+from tests.demo_worker import (
+    FORWARD,
+    GRAPH,
+    PARSE,
+    ROOT,
+    ask,
+    demo_settings,
+    forget_graphs,
+    without_times,
+)
+
+
+@pytest.fixture(autouse=True)
+def _demo(monkeypatch):
+    for name in ("MODEL_ID", "TRANSCODER_SET", "MAX_OUTPUT_BYTES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DEVICE", "cpu")
+    get_settings.cache_clear()
+    yield
+    get_settings.cache_clear()
+
+
+def run_job(body):
+    return asyncio.run(door.handler({"id": "job", "input": body}))
+
+
+def test_importing_the_handler_loads_no_torch_and_no_model_library():
+    program = (
+        "import sys, handler, schemas, settings\n"
+        "print([m for m in ('torch', 'transformer_lens', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("body", [FORWARD, PARSE])
+def test_a_job_s_output_is_the_action_s_response(body):
+    assert run_job(body) == ask(body)
+
+
+def test_a_graph_that_fits_is_the_output():
+    assert without_times(run_job(GRAPH)) == without_times(ask(GRAPH))
+
+
+def test_a_graph_above_the_limit_is_an_error_that_says_its_size_and_the_way_out(monkeypatch):
+    monkeypatch.setenv("MAX_OUTPUT_BYTES", "5000")
+    get_settings.cache_clear()
+    error = run_job(GRAPH)["error"]
+    assert error.startswith("output_too_large: ")
+    assert "5000" in error
+    assert "signed_url" in error
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (None, "invalid_input"),
+        ({"action": "fly"}, "unknown_action"),
+        ({**FORWARD, "model_id": "gpt2"}, "model_not_loaded"),
+        ({**FORWARD, "prompt": "a " * 80}, "prompt_too_long"),
+        ({**FORWARD, "deadline": 1}, "deadline_exceeded"),
+    ],
+)
+def test_a_failed_job_is_one_string_with_a_stable_code(body, code):
+    output = run_job(body)
+    assert list(output) == ["error"]
+    assert output["error"].startswith(f"{code}: ")
+
+
+def test_a_job_without_input_is_refused():
+    assert asyncio.run(door.handler({"id": "job"}))["error"].startswith("invalid_input: ")
+
+
+@pytest.fixture
+def slow_model():
+    """The demo model, each of whose runs takes a third of a second more."""
+    forget_graphs()
+    handle = (
+        get_model(demo_settings())
+        .model.blocks[0]
+        .register_forward_pre_hook(lambda *_: time.sleep(0.3))
+    )
+    yield
+    handle.remove()
+
+
+@pytest.mark.usefixtures("slow_model")
+def test_the_event_loop_stays_free_while_a_graph_is_computed():
+    async def ticks_meanwhile():
+        job = asyncio.create_task(door.handler({"id": "job", "input": GRAPH}))
+        ticks = 0
+        while not job.done():
+            await asyncio.sleep(0.01)
+            ticks += 1
+        return ticks, await job
+
+    ticks, output = asyncio.run(ticks_meanwhile())
+    assert ticks > 5
+    assert output["nodes"]
+
+
+@pytest.mark.usefixtures("slow_model")
+def test_a_cancelled_job_ends_and_the_next_is_answered():
+    async def cancel_then_ask():
+        job = asyncio.create_task(door.handler({"id": "job", "input": GRAPH}))
+        await asyncio.sleep(0.05)
+        job.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await job
+        return await door.handler({"id": "next", "input": FORWARD})
+
+    output = asyncio.run(cancel_then_ask())
+    assert len(get_model(demo_settings()).graphs) == 0
+    assert output == ask(FORWARD)
+
+
+def local_run(tmp_path, *arguments):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RUNPOD_")}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "handler.py"), *arguments],
+        cwd=tmp_path,
+        env={**environment, "COLUMNS": "120"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_sdk_s_local_mode_ends_with_a_summary_and_keeps_the_graph(tmp_path):
+    (tmp_path / "test_input.json").write_text((ROOT / "test_input.json").read_text())
+    done = local_run(tmp_path)
+    assert done.returncode == 0, done.stderr
+    for words in ('" basket"', "nodes", "links", "replacement", "completeness", "stages"):
+        assert words in done.stdout
+    [path] = (tmp_path / "out").iterdir()
+    assert str(path.relative_to(tmp_path)) in done.stdout
+    assert json.loads(path.read_text())["metadata"]["slug"] == path.stem
+
+
+def test_a_local_job_that_fails_ends_with_its_error_and_a_failing_status(tmp_path):
+    done = local_run(tmp_path, "--test_input", json.dumps({"input": {"action": "fly"}}))
+    assert done.returncode == 1
+    assert "unknown_action: action 'fly'" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("TOKEN_LIMIT", "none", "TOKEN_LIMIT='none'"),
+        ("MODEL_ID", "/nowhere/model", "TRANSCODER_SET"),
+        ("MODEL_ENGINE", "nnsight", "MODEL_ENGINE"),
+    ],
+)
+def test_a_worker_that_cannot_start_says_which_setting_is_why(tmp_path, variable, value, words):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "handler.py"), "--rp_serve_api"],
+        cwd=tmp_path,
+        env={**os.environ, variable: value},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,192 @@
+"""Names become entries, entries become one loaded model, and what is missing is told."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder
+from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+import model_loader
+from actions import forward_pass
+from model_loader import DEMO, ModelLoadError, resolve_entry
+from settings import SettingsError
+from tests.demo_worker import demo_settings
+
+D_MODEL, N_LAYERS, N_FEATURES = 32, 2, 64
+
+
+class TestNames:
+    def test_nothing_set_is_the_demo(self):
+        assert resolve_entry(None, None) is DEMO
+
+    @pytest.mark.parametrize("name", ["google/gemma-2-2b", "gemma-2-2b"])
+    def test_a_known_model_has_default_transcoders_under_either_id(self, name):
+        entry = resolve_entry(name, None)
+        assert entry.transcoder_set == "mwhanna/gemma-scope-transcoders"
+        assert entry.source_set == "gemmascope-transcoder-16k"
+
+    def test_short_names_of_transcoder_sets_are_circuit_tracer_s(self):
+        assert resolve_entry("google/gemma-2-2b", "gemma") == resolve_entry("gemma-2-2b", None)
+        assert resolve_entry(None, "llama").model == "meta-llama/Llama-3.2-1B"
+
+    def test_a_known_model_with_other_known_transcoders_has_their_source_set(self):
+        assert resolve_entry("gemma-2-2b", "mntss/clt-gemma-2-2b-2.5M").source_set == "clt-hp"
+
+    def test_any_other_pair_of_ids_works_without_a_source_set(self):
+        entry = resolve_entry("someone/Model-1B", "someone/transcoders/layer_set@v2")
+        assert (entry.neuronpedia_id, entry.source_set) == ("model-1b", None)
+        assert entry.source_urls == ("https://huggingface.co/someone/transcoders",)
+
+    def test_an_unknown_model_without_transcoders_says_what_to_set(self):
+        with pytest.raises(SettingsError, match="TRANSCODER_SET"):
+            resolve_entry("someone/Model-1B", None)
+
+    def test_unknown_transcoders_without_a_model_say_what_to_set(self):
+        with pytest.raises(SettingsError, match="MODEL_ID"):
+            resolve_entry(None, "someone/transcoders")
+
+    def test_a_directory_s_path_is_not_what_callers_see(self):
+        assert DEMO.label == "demo"
+        assert DEMO.transcoder_label == "demo/transcoders"
+        assert DEMO.source_urls == ()
+
+
+def save_model(directory: Path) -> Path:
+    """A tiny Qwen3 as `save_pretrained` lays it out, with the demo's tokenizer."""
+    config = Qwen3Config(
+        vocab_size=1400,
+        hidden_size=D_MODEL,
+        intermediate_size=48,
+        num_hidden_layers=N_LAYERS,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=64,
+    )
+    torch.manual_seed(0)
+    Qwen3ForCausalLM(config).save_pretrained(directory)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        source = Path(DEMO.model) / name
+        if source.exists():
+            (directory / name).write_text(source.read_text())
+    return directory
+
+
+def config_yaml(directory: Path, kind: str) -> Path:
+    (directory / "config.yaml").write_text(
+        f"model_kind: {kind}\nfeature_input_hook: mlp.hook_in\nfeature_output_hook: mlp.hook_out\n"
+    )
+    return directory
+
+
+def save_transcoders(directory: Path, n_layers: int = N_LAYERS) -> Path:
+    """Random ReLU transcoders in circuit-tracer's format."""
+    directory.mkdir()
+    for layer in range(n_layers):
+        transcoder = SingleLayerTranscoder(
+            D_MODEL, N_FEATURES, torch.nn.functional.relu, layer, dtype=torch.float32
+        )
+        for parameter in transcoder.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        transcoder.to_safetensors(str(directory / f"layer_{layer}.safetensors"))
+    return config_yaml(directory, "transcoder_set")
+
+
+def save_cross_layer_transcoder(directory: Path) -> Path:
+    directory.mkdir()
+    transcoder = CrossLayerTranscoder(
+        N_LAYERS, N_FEATURES, D_MODEL, dtype=torch.float32, lazy_decoder=False
+    )
+    for parameter in transcoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    transcoder.to_safetensors(str(directory))
+    return config_yaml(directory, "cross_layer_transcoder")
+
+
+@pytest.fixture(scope="module")
+def model_directory(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("Tiny-Qwen3"))
+
+
+def load(model, transcoders, **changed):
+    return model_loader.load(
+        demo_settings(model_id=str(model), transcoder_set=str(transcoders), **changed)
+    )
+
+
+@pytest.mark.parametrize("save", [save_transcoders, save_cross_layer_transcoder])
+def test_directories_load_as_they_were_saved(model_directory, tmp_path, save):
+    loaded = load(model_directory, save(tmp_path / "set"))
+    assert (loaded.n_layers, loaded.n_features) == (N_LAYERS, N_FEATURES)
+    assert loaded.n_context == 64
+    expected = Qwen3ForCausalLM.from_pretrained(model_directory)
+    ids = [1, 5, 9, 700]
+    with torch.no_grad():
+        logits = expected(torch.tensor([ids])).logits[0, -1]
+    probabilities = forward_pass.next_token_probabilities(loaded, ids)
+    assert torch.allclose(probabilities, logits.softmax(-1), atol=1e-5)
+
+
+@pytest.mark.parametrize("lazy", [{"lazy_encoder": True}, {"lazy_decoder": False}])
+def test_lazy_and_eager_transcoders_hold_the_same_features(model_directory, tmp_path, lazy):
+    directory = save_transcoders(tmp_path / "set")
+    tokens = torch.tensor([1, 5, 9, 700])
+    _, expected = load(model_directory, directory).model.get_activations(tokens)
+    _, activations = load(model_directory, directory, **lazy).model.get_activations(tokens)
+    assert torch.equal(activations, expected)
+
+
+def test_transcoders_of_another_depth_are_refused(model_directory, tmp_path):
+    with pytest.raises(ModelLoadError, match="2 layers, its transcoders cover 3"):
+        load(model_directory, save_transcoders(tmp_path / "set", n_layers=3))
+
+
+def test_a_directory_without_transcoders_is_named(model_directory, tmp_path):
+    with pytest.raises(ModelLoadError, match="no layer_"):
+        load(model_directory, config_yaml(tmp_path, "transcoder_set"))
+
+
+def test_a_truncated_transcoder_file_stops_the_start(model_directory, tmp_path):
+    directory = save_transcoders(tmp_path / "set")
+    file = directory / "layer_1.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelLoadError, match="SafetensorError"):
+        load(model_directory, directory)
+
+
+def test_a_missing_model_says_which(tmp_path):
+    with pytest.raises(ModelLoadError, match="no/such-model"):
+        load("no/such-model", save_transcoders(tmp_path / "set"))
+
+
+def test_the_process_loads_its_model_once_however_many_ask(monkeypatch):
+    loads = []
+    real_load = model_loader.load
+
+    def counted(settings):
+        loads.append(settings)
+        return real_load(settings)
+
+    monkeypatch.setattr(model_loader, "_loaded", None)
+    monkeypatch.setattr(model_loader, "load", counted)
+    found = []
+    threads = [
+        threading.Thread(target=lambda: found.append(model_loader.get_model(demo_settings())))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(loads) == 1
+    assert all(model is found[0] for model in found)
+
+
+def test_the_demo_names_its_end_of_text():
+    loaded = model_loader.get_model(demo_settings())
+    assert loaded.tokenizer.eos_token_id in loaded.stop_ids
+    assert loaded.answers_to("demo")
+    assert not loaded.answers_to("google/gemma-2-2b")
