@@ -23,9 +23,10 @@ from circuit_tracer.attribution.targets import AttributionTargets
 from circuit_tracer.graph import Graph
 
 from attribution.expansion import Expansion
+from attribution.freezing import build_local_replacement_model
 from attribution.library import attribute_with_library
-from attribution.local_replacement_model import build_local_replacement_model, unsupported
 from attribution.progress import Progress
+from attribution.support import unsupported
 
 logger = logging.getLogger(__name__)
 
@@ -103,14 +104,15 @@ def attribute(
         adjacency = expansion.all_features()
     else:
         selected, adjacency = expansion.most_influential(n_features, update_interval)
+    active = local.features.activations
     return Graph(
         input_string=model.tokenizer.decode(tokens),
         input_tokens=tokens,
         logit_targets=targets.logit_targets,
         logit_probabilities=targets.logit_probabilities,
         vocab_size=targets.vocab_size,
-        active_features=local.active.indices().T,
-        activation_values=local.active.values(),
+        active_features=active.indices().T,
+        activation_values=active.values(),
         selected_features=selected,
         adjacency_matrix=adjacency,
         cfg=model.model_config,

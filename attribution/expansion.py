@@ -33,8 +33,8 @@ class Expansion:
         self._targets = targets
         self._batch_size = batch_size
         self._progress = progress
-        self._device = local.feature_reads.device
-        self._layers, self._positions, _ = local.active.indices().cpu()
+        self._device = local.tokens.device
+        self._layers, self._positions, _ = local.features.activations.indices().cpu()
 
     def all_features(self) -> torch.Tensor:
         """The adjacency matrix (n_nodes, n_nodes) with every active feature, on the CPU."""
@@ -113,7 +113,7 @@ class Expansion:
             self._batch(
                 self._layers[batch],
                 self._positions[batch],
-                self._local.feature_reads[batch.to(self._device)],
+                self._local.feature_reads(self._layers[batch], batch.to(self._device)),
                 out[start : start + len(batch)],
             )
             self._progress.advance(len(batch))

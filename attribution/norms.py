@@ -24,6 +24,7 @@ class FrozenNorm:
     inverse_scale: torch.Tensor  # (n_pos,) float32
     weight: torch.Tensor | None = None  # (d_model,) float32
     centered: bool = False  # LayerNorm subtracts the mean, RMSNorm doesn't
+    is_identity: bool = False
 
     @classmethod
     def of(cls, module: Any, scale: torch.Tensor, *, weighted: bool = True) -> FrozenNorm:
@@ -36,7 +37,7 @@ class FrozenNorm:
 
     @classmethod
     def identity(cls, n_pos: int, device: torch.device) -> FrozenNorm:
-        return cls(torch.ones(n_pos, device=device))
+        return cls(torch.ones(n_pos, device=device), is_identity=True)
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
         """Where vectors before the norm go, but for `inverse_scale`."""
@@ -49,6 +50,10 @@ class FrozenNorm:
         return self._center(moved if self.weight is None else moved * self.weight).to(
             gradients.dtype
         )
+
+    def scaled(self, vectors: torch.Tensor, positions: torch.Tensor | slice) -> torch.Tensor:
+        """Vectors (n, d_model) at `positions` (n,) times the inverse scale there."""
+        return (vectors * self.inverse_scale[positions, None]).to(vectors.dtype)
 
     def _center(self, x: torch.Tensor) -> torch.Tensor:
         return x - x.mean(-1, keepdim=True) if self.centered else x

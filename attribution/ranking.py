@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import torch
 
-_ROWS_AT_ONCE = 1 << 21  # entries of a block of rows that is made absolute, for the cache's sake
+from attribution.influence import row_norms
+
+_ENTRIES_AT_ONCE = 1 << 18  # of a block of rows that is made absolute: it stays in the cache
 
 
 class Ranking:
@@ -40,19 +42,18 @@ class Ranking:
         self._take_in(nodes.to(self._rows.device))
         weights = self._row_influence() / self._norms[: self._n]
         influence = self._rows.new_zeros(self._rows.shape[1])
-        step = max(1, _ROWS_AT_ONCE // self._rows.shape[1])
+        step = max(1, _ENTRIES_AT_ONCE // self._rows.shape[1])
+        absolute = self._rows.new_empty(step, self._rows.shape[1])
         for start in range(0, self._n, step):
-            block = self._rows[start : min(start + step, self._n)].abs()
+            rows = self._rows[start : min(start + step, self._n)]
+            block = torch.abs(rows, out=absolute[: len(rows)])
             influence.addmv_(block.T, weights[start : start + step])
         return influence
 
     def _take_in(self, nodes: torch.Tensor) -> None:
         old, new = self._n, self._n_logits + len(nodes)
         self._nodes[self._n_logits : new] = nodes
-        step = max(1, _ROWS_AT_ONCE // self._rows.shape[1])
-        for start in range(old, new, step):
-            block = self._rows[start : min(start + step, new)].abs()
-            self._norms[start : start + len(block)] = block.sum(1).clamp(min=1e-8)
+        self._norms[old:new] = row_norms(self._rows[old:new]).clamp(min=1e-8)
         added, first = self._nodes[max(old, self._n_logits) : new], max(old, self._n_logits)
         norms = self._norms[:new, None]
         self._between[:new, first:new] = self._rows[:new, added].abs() / norms

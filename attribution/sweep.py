@@ -3,15 +3,15 @@
 Ameisen et al. 2025, *Circuit Tracing*, "Constructing an Attribution Graph for a Prompt": the edge
 from a source to a target is `A[t, s] = w_s . J . r_t`, the source's write vector (scaled by its
 activation) through the Jacobian of the residual stream, against the target's read vector. With
-everything nonlinear frozen `J` is a product of a few matrices a layer, so a target's gradient
-`r_t J` is carried down the layers once, without autograd; at each layer it meets the vectors that
-sources write there.
+everything nonlinear frozen `J` is a product of a few matrices a layer, so a target's gradient is
+carried down the layers once, without autograd; at each layer it meets what sources write there.
 
-Three things keep it near the least arithmetic there is:
+Four things keep this near the least arithmetic there is:
 
 - features of one position meet the same gradient, so their edges are one matrix product;
-- a target is carried only from its own layer down, and no later position than its batch needs;
-- a target's gradient sits at a single position until the first attention, which spreads it.
+- a target is carried from its own layer down, over positions no later than its batch's last;
+- until its first attention a target's gradient is at a single position;
+- below the last attention there are only tokens, whose edges are read off its heads' values.
 """
 
 from __future__ import annotations
@@ -38,90 +38,128 @@ def attribution_rows(
         rows: (n, n_sources) float32, zero; on the model's device.
     """
     n_pos = int(positions.max()) + 1
-    d_model = reads.shape[1]
-    positions_here = positions.to(reads.device)
+    where = positions.to(reads.device)
+    # The gradient of each target with respect to the residual stream, at the sweep's height.
+    gradients = reads.new_zeros(len(reads), n_pos, reads.shape[1])
     # Cross-layer decoders meet the gradients behind every layer from the feature's own.
     behind = None
     if local.is_cross_layer:
-        behind = reads.new_zeros(n_pos, len(reads), local.n_layers, d_model)
+        behind = reads.new_zeros(len(reads), n_pos, local.n_layers, reads.shape[1])
 
-    n = int((layers == local.n_layers).sum())
-    gradients = _at_positions(reads[:n], positions_here[:n], n_pos)
+    spread = 0  # targets that have been through attention; those up to `joined` have not
+    joined = _join(gradients, reads, where, 0, int((layers == local.n_layers).sum()))
     for layer in reversed(range(local.n_layers)):
-        if n:
+        if joined:
+            met = gradients[:joined, :, None]
             if behind is not None:
-                behind[:, :n, layer] = gradients
-            met = gradients[:, :, None] if behind is None else behind[:, :n, layer:]
+                behind[:joined, :, layer] = gradients[:joined]
+                met = behind[:joined, :, layer:]
             _feature_edges(local, layer, met, rows)
-            _error_edges(local, layer, gradients, rows)
-            skip = local.skips[layer]
-            if skip is not None:
-                gradients = gradients + (skip.scale[:n_pos, None] * (gradients @ skip.weight)).to(
-                    gradients.dtype
-                )
-        n_new = int((layers == layer).sum())
-        new = _at_positions(reads[n : n + n_new], positions_here[n : n + n_new], n_pos)
-        gradients = torch.cat([gradients, new], dim=1)
-        n += n_new
-        if n:
-            _through_attention_(gradients, local.attention[layer])
-    _token_edges(local, gradients, rows)
+            _error_edges(local, layer, gradients[:joined], rows)
+            _through_skip_(local, layer, gradients[:joined])
+        joined = _join(gradients, reads, where, joined, int((layers == layer).sum()))
+        if not joined:
+            continue
+        attention = local.attention[layer]
+        values = gradients.new_empty(joined, n_pos, attention.reads.shape[0])
+        if spread:
+            _values_of_spread(attention, gradients[:spread], values[:spread])
+        _values_of_single(attention, reads[spread:joined], where[spread:joined], values[spread:])
+        spread = joined
+        if layer > 0:
+            flat = gradients[:joined].view(-1, gradients.shape[2])
+            flat.addmm_(values.flatten(0, 1), attention.reads)
+    if joined:
+        _token_edges(local, gradients[:joined], values, rows)
 
 
-def _at_positions(vectors: torch.Tensor, positions: torch.Tensor, n_pos: int) -> torch.Tensor:
-    """Gradients (n_pos, n, d_model) that are `vectors` (n, d_model) at `positions`, else zero."""
-    gradients = vectors.new_zeros(n_pos, *vectors.shape)
-    gradients[positions, torch.arange(len(vectors), device=vectors.device)] = vectors
-    return gradients
+def _join(
+    gradients: torch.Tensor, reads: torch.Tensor, where: torch.Tensor, start: int, n: int
+) -> int:
+    """Let the next `n` targets join the sweep, each at its position; return how many have."""
+    new = torch.arange(start, start + n, device=reads.device)
+    gradients[new, where[start : start + n]] = reads[start : start + n]
+    return start + n
 
 
 def _feature_edges(
     local: LocalReplacementModel, layer: int, gradients: torch.Tensor, rows: torch.Tensor
 ) -> None:
-    """Edges from the features of `layer`; gradients (n_pos, n, layers written to, d_model)."""
-    n = gradients.shape[1]
-    writes = local.feature_writes[layer]
+    """Edges from the features of `layer`; gradients (n, n_pos, layers written to, d_model)."""
+    n = len(gradients)
+    writes = local.features.writes[layer].flatten(1)
     first = local.group(layer, 0).start
-    for position in range(gradients.shape[0]):
+    for position in range(gradients.shape[1]):
         group = local.group(layer, position)
         if group.start == group.stop:
             continue
-        decoders = writes[group.start - first : group.stop - first].flatten(1)
-        _matmul_into(rows[:n, group], gradients[position].flatten(1), decoders.T)
-
-
-def _matmul_into(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-    if out.dtype == a.dtype:
-        torch.mm(a, b, out=out)
-    else:
-        out.copy_(a @ b)
+        decoders = writes[group.start - first : group.stop - first]
+        here = gradients[:, position].flatten(1)
+        if rows.dtype == here.dtype:
+            torch.mm(here, decoders.T, out=rows[:n, group])
+        else:
+            rows[:n, group] = here @ decoders.T
 
 
 def _error_edges(
     local: LocalReplacementModel, layer: int, gradients: torch.Tensor, rows: torch.Tensor
 ) -> None:
-    n_pos, n, _ = gradients.shape
+    n, n_pos, _ = gradients.shape
     start = local.n_active + layer * local.n_pos
-    edges = gradients @ local.errors[layer, :n_pos, :, None]
-    rows[:n, start : start + n_pos] = edges.squeeze(-1).T
+    rows[:n, start : start + n_pos] = _dots(gradients, local.errors[layer])
 
 
-def _token_edges(local: LocalReplacementModel, gradients: torch.Tensor, rows: torch.Tensor) -> None:
-    n_pos, n, _ = gradients.shape
+def _token_edges(
+    local: LocalReplacementModel,
+    gradients: torch.Tensor,
+    values: torch.Tensor,
+    rows: torch.Tensor,
+) -> None:
+    """Edges from the tokens, directly and through the first attention's values."""
+    n, n_pos, _ = gradients.shape
     start = local.n_active + local.n_layers * local.n_pos
-    edges = gradients @ local.tokens[:n_pos, :, None]
-    rows[:n, start : start + n_pos] = edges.squeeze(-1).T
+    read = local.tokens @ local.attention[0].reads.T
+    rows[:n, start : start + n_pos] = _dots(gradients, local.tokens) + _dots(values, read)
 
 
-def _through_attention_(gradients: torch.Tensor, attention: FrozenAttention) -> None:
-    """Add to gradients (n_pos, n, d_model) what reaches earlier positions through attention."""
-    n_pos, n, d_model = gradients.shape
+def _dots(gradients: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    """Products (n, n_pos) of gradients (n, n_pos, d) with the vector (d,) of each position."""
+    by_position = gradients.transpose(0, 1)
+    return (by_position @ vectors[: len(by_position), :, None]).squeeze(-1).T
+
+
+def _through_skip_(local: LocalReplacementModel, layer: int, gradients: torch.Tensor) -> None:
+    """Add to gradients (n, n_pos, d_model) what reaches features' input by the skip connection."""
+    skip = local.skips[layer]
+    if skip is not None:
+        gradients += skip.scale[: gradients.shape[1]].to(gradients.dtype) * (
+            gradients @ skip.weight
+        )
+
+
+def _values_of_spread(
+    attention: FrozenAttention, gradients: torch.Tensor, values: torch.Tensor
+) -> None:
+    """Write the gradient of the heads' values (n, n_pos, n_values * d_head) for any gradients."""
+    n, n_pos, d_model = gradients.shape
     n_values, _, n_grouped, _ = attention.pattern.shape
-    pattern = attention.pattern[:, :n_pos, :, :n_pos].reshape(n_values, n_pos, n_grouped * n_pos)
     results = (gradients.view(-1, d_model) @ attention.writes.T).view(
-        n_pos, n, n_values, n_grouped, -1
+        n, n_pos, n_values, n_grouped, attention.d_head
     )
-    results = results.permute(2, 3, 0, 1, 4).reshape(n_values, n_grouped * n_pos, -1)
-    values = (pattern @ results).view(n_values, n_pos, n, -1)
-    values = values.permute(1, 2, 0, 3).reshape(n_pos * n, -1)
-    gradients.view(-1, d_model).addmm_(values, attention.reads)
+    # A value's heads and positions in one sum, for all targets in one product.
+    results = results.permute(2, 3, 1, 0, 4).reshape(n_values, n_grouped * n_pos, -1)
+    pattern = attention.pattern[:, :n_pos, :, :n_pos].flatten(2)
+    mixed = (pattern @ results).view(n_values, n_pos, n, attention.d_head)
+    values.view(n, n_pos, n_values, -1).copy_(mixed.permute(2, 1, 0, 3))
+
+
+def _values_of_single(
+    attention: FrozenAttention, reads: torch.Tensor, where: torch.Tensor, values: torch.Tensor
+) -> None:
+    """The same for gradients that are `reads` (n, d_model) at one position each, else zero."""
+    n, n_pos, _ = values.shape
+    n_values, _, n_grouped, _ = attention.pattern.shape
+    results = (reads @ attention.writes.T).view(n, n_values, n_grouped, attention.d_head)
+    pattern = attention.pattern[:, :n_pos, :, where]  # (n_values, n_pos, n_grouped, n)
+    mixed = torch.einsum("vpgn,nvgd->npvd", pattern, results)
+    values.view(n, n_pos, n_values, attention.d_head).copy_(mixed)

@@ -1,0 +1,110 @@
+"""The active features of a prompt: what each reads, and what it writes into the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder
+from torch.nn.functional import linear
+
+
+@dataclass(frozen=True)
+class ActiveFeatures:
+    """Features in the order of layer, position and index, as circuit-tracer has them."""
+
+    activations: torch.Tensor  # sparse (n_layers, n_pos, d_transcoder)
+    # For each layer encoder vectors (d_transcoder, d_model) that are the transcoder's own, or
+    # where it reads them from a file those of its active features.
+    encoders: list[torch.Tensor]
+    encoders_are_active: bool
+    # Decoder vectors times activations: (n_active in the layer, layers written to, d_model). A
+    # per-layer transcoder writes to its own layer, a cross-layer one to all from there.
+    writes: list[torch.Tensor]
+    group_starts: list[int]  # n_layers * n_pos + 1 offsets: features of one layer and position
+
+    def in_layer(self, layer: int) -> slice:
+        n_pos = self.activations.shape[1]
+        return slice(self.group_starts[layer * n_pos], self.group_starts[(layer + 1) * n_pos])
+
+    def positions(self, layer: int) -> torch.Tensor:
+        return self.activations.indices()[1, self.in_layer(layer)]
+
+    def encoder_vectors(self, layer: int, features: torch.Tensor) -> torch.Tensor:
+        """The encoder vectors (n, d_model) of active features of one layer."""
+        if self.encoders_are_active:
+            return self.encoders[layer][features - self.in_layer(layer).start]
+        return self.encoders[layer][self.activations.indices()[2, features]]
+
+
+def find_active_features(
+    transcoders: Any, inputs: torch.Tensor, zero_positions: slice
+) -> tuple[ActiveFeatures, torch.Tensor]:
+    """Encode `inputs` (n_layers, n_pos, d_model); return features and their reconstruction.
+
+    The numbers are those of circuit-tracer's `compute_attribution_components`, without a copy of
+    every active feature's encoder vector.
+    """
+    n_layers, n_pos, _ = inputs.shape
+    reconstruction = torch.zeros_like(inputs)
+    sparse, encoders, writes = [], [], []
+    lazy = _is_lazy(transcoders, "lazy_encoder")
+    for layer in range(n_layers):
+        activations, W_enc = _encode(transcoders, layer, inputs[layer])
+        activations[zero_positions] = 0
+        sparse.append(activations.to_sparse())
+        positions, features = sparse[-1].indices()
+        encoders.append(W_enc[features] if lazy else W_enc)
+        written = _decoders(transcoders, layer, features)
+        written *= sparse[-1].values()[:, None, None]
+        for i in range(written.shape[1]):
+            reconstruction[layer + i].index_add_(0, positions, written[:, i])
+        writes.append(written)
+        reconstruction[layer] += _offset(transcoders, layer, inputs[layer])
+
+    active = torch.stack(sparse).coalesce()
+    layer_of, position_of, _ = active.indices()
+    sizes = torch.bincount(layer_of * n_pos + position_of, minlength=n_layers * n_pos)
+    group_starts = [0, *sizes.cumsum(0).tolist()]
+    return ActiveFeatures(active, encoders, lazy, writes, group_starts), reconstruction
+
+
+def _encode(
+    transcoders: Any, layer: int, inputs: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Activations (n_pos, d_transcoder), and the encoder, which may come from a file, once."""
+    if isinstance(transcoders, CrossLayerTranscoder):
+        W_enc = transcoders._get_encoder_weights(layer)
+        before = linear(inputs, W_enc) + transcoders.b_enc[layer]
+        return transcoders.apply_activation_function(layer, before), W_enc
+    transcoder = transcoders[layer]
+    W_enc = transcoder.W_enc
+    before = linear(inputs.to(W_enc.dtype), W_enc, transcoder.b_enc)
+    return transcoder.activation_function(before), W_enc
+
+
+def _decoders(transcoders: Any, layer: int, features: torch.Tensor) -> torch.Tensor:
+    """Decoder vectors (n, layers written to, d_model), in memory of their own."""
+    if _is_lazy(transcoders, "lazy_decoder"):
+        unique, inverse = features.unique(return_inverse=True)
+        vectors = transcoders._get_decoder_vectors(layer, unique.cpu())[inverse]
+    else:
+        vectors = transcoders._get_decoder_vectors(layer, features)
+    return vectors if vectors.ndim == 3 else vectors[:, None]
+
+
+def _is_lazy(transcoders: Any, part: str) -> bool:
+    """Whether `part` ("lazy_encoder" or "lazy_decoder") is read from files when needed."""
+    if isinstance(transcoders, CrossLayerTranscoder):
+        return bool(getattr(transcoders, part))
+    return any(getattr(transcoder, part) for transcoder in transcoders)
+
+
+def _offset(transcoders: Any, layer: int, inputs: torch.Tensor) -> torch.Tensor:
+    """What a layer's transcoder writes without any feature: its bias and its skip connection."""
+    if isinstance(transcoders, CrossLayerTranscoder):
+        bias = transcoders.b_dec[layer]
+    else:
+        bias = transcoders[layer].b_dec
+    return bias + transcoders.compute_skip(layer, inputs) if transcoders.skip_connection else bias

@@ -1,0 +1,145 @@
+"""Building the local replacement model: one forward pass, and the norms folded into its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder
+from transformer_lens.components import GroupedQueryAttention
+
+from attribution.features import find_active_features
+from attribution.local_replacement_model import (
+    FrozenAttention,
+    FrozenSkip,
+    LocalReplacementModel,
+)
+from attribution.norms import FrozenNorm
+from attribution.support import INPUT_HOOKS, OUTPUT_HOOKS
+
+
+@torch.no_grad()
+def build_local_replacement_model(model: Any, tokens: torch.Tensor) -> LocalReplacementModel:
+    """Run `model` on `tokens` (n_pos,) once and keep its linear part.
+
+    `model` must not be `unsupported`. It is left as it came.
+    """
+    logits, seen = _run_and_record(model, tokens)
+    n_layers, n_pos = model.cfg.n_layers, len(tokens)
+
+    def stacked(hook: str) -> torch.Tensor:
+        return torch.cat([seen[f"blocks.{layer}.{hook}"] for layer in range(n_layers)])
+
+    features, reconstruction = find_active_features(
+        model.transcoders, stacked(model.feature_input_hook), model.zero_positions
+    )
+    errors = stacked(model.feature_output_hook) - reconstruction
+    errors[:, model.zero_positions] = 0
+
+    norms = [_layer_norms(model, layer, seen, n_pos) for layer in range(n_layers)]
+    for layer, writes in enumerate(features.writes):
+        positions = features.positions(layer)
+        for i in range(writes.shape[1]):
+            output = norms[layer + i].output
+            if not output.is_identity:
+                writes[:, i] = output.scaled(output.forward(writes[:, i]), positions)
+        output = norms[layer].output
+        errors[layer] = output.scaled(output.forward(errors[layer]), slice(None))
+    blocks = zip(model.blocks, norms, strict=True)
+    return LocalReplacementModel(
+        attention=[
+            _freeze_attention(block.attn, seen[block.attn.hook_pattern.name][0], norm)
+            for block, norm in blocks
+        ],
+        skips=_freeze_skips(model.transcoders, norms),
+        features=features,
+        input_norms=[norm.input for norm in norms],
+        errors=errors,
+        tokens=model.W_E[tokens].detach(),
+        final_norm=FrozenNorm.of(model.ln_final, seen["ln_final.hook_scale"]),
+        logits=logits[0, -1],
+    )
+
+
+def _run_and_record(
+    model: Any, tokens: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The logits (1, n_pos, d_vocab) and the activations, by hook name, that freezing needs."""
+    seen: dict[str, torch.Tensor] = {}
+
+    def record(activation: torch.Tensor, hook: Any) -> None:
+        seen[hook.name] = activation.detach()
+
+    norms = ("ln1", "ln1_post", "ln2", "ln2_post")
+    wanted = {model.feature_input_hook, model.feature_output_hook, "attn.hook_pattern"}
+    wanted |= {f"{norm}.hook_scale" for norm in norms}
+    names = ["ln_final.hook_scale"]
+    names += [
+        name for name in model.hook_dict if name.partition(".")[2].partition(".")[2] in wanted
+    ]
+    with model.hooks(fwd_hooks=[(name, record) for name in names]):
+        logits = model(tokens)
+    return logits, seen
+
+
+@dataclass(frozen=True)
+class _LayerNorms:
+    """The frozen norms that influence passes in a layer, identities where there is none."""
+
+    before_attention: FrozenNorm
+    after_attention: FrozenNorm
+    input: FrozenNorm  # from the residual stream to where features read
+    output: FrozenNorm  # from where features write to the residual stream
+
+
+def _layer_norms(model: Any, layer: int, seen: dict[str, torch.Tensor], n_pos: int) -> _LayerNorms:
+    block = model.blocks[layer]
+    identity = FrozenNorm.identity(n_pos, model.W_E.device)
+    after = model.cfg.use_normalization_before_and_after
+
+    def norm(name: str, weighted: bool = True) -> FrozenNorm:
+        scale = seen[f"blocks.{layer}.{name}.hook_scale"]
+        return FrozenNorm.of(getattr(block, name), scale, weighted=weighted)
+
+    through_norm, weighted = INPUT_HOOKS[model.feature_input_hook]
+    writes_before_norm = after and OUTPUT_HOOKS[model.original_feature_output_hook]
+    return _LayerNorms(
+        before_attention=norm("ln1"),
+        after_attention=norm("ln1_post") if after else identity,
+        input=norm("ln2", weighted) if through_norm else identity,
+        output=norm("ln2_post") if writes_before_norm else identity,
+    )
+
+
+def _freeze_attention(attn: Any, pattern: torch.Tensor, norms: _LayerNorms) -> FrozenAttention:
+    """Fold a layer's norms into its attention's weights and pattern (n_heads, n_pos, n_pos)."""
+    W_V = attn._W_V if isinstance(attn, GroupedQueryAttention) else attn.W_V
+    n_heads, n_pos, _ = pattern.shape
+    n_values = W_V.shape[0]
+    to_scale = norms.after_attention.inverse_scale[:, None]
+    from_scale = norms.before_attention.inverse_scale[None, :]
+    scaled = (pattern.float() * to_scale * from_scale).to(W_V.dtype)
+    return FrozenAttention(
+        writes=norms.after_attention.forward(attn.W_O.flatten(0, 1)),
+        pattern=scaled.view(n_values, n_heads // n_values, n_pos, n_pos)
+        .permute(0, 3, 1, 2)
+        .contiguous(),
+        reads=norms.before_attention.backward(W_V.transpose(1, 2).flatten(0, 1)),
+    )
+
+
+def _freeze_skips(transcoders: Any, norms: list[_LayerNorms]) -> list[FrozenSkip | None]:
+    """Fold the norms between a skip connection and the residual stream into its weights."""
+    if not transcoders.skip_connection:
+        return [None] * len(norms)
+    skips: list[FrozenSkip | None] = []
+    for layer, norm in enumerate(norms):
+        if isinstance(transcoders, CrossLayerTranscoder):
+            W_skip = transcoders.W_skip[layer].T  # (d_model written, d_model read)
+        else:
+            W_skip = transcoders[layer].W_skip
+        weight = norm.input.backward(norm.output.forward(W_skip.T).T)
+        scale = norm.output.inverse_scale * norm.input.inverse_scale
+        skips.append(FrozenSkip(weight, scale[:, None]))
+    return skips
