@@ -78,13 +78,12 @@ def main() -> None:
         settings = get_settings()
     except SettingsError as error:
         raise SystemExit(f"settings: {error}") from None
-    logging.basicConfig(
-        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    _set_up_logging(settings.log_level)
     import local_run
     from model_loader import ModelLoadError, get_model
 
     local = local_run.wanted(settings)
+    # Locally the SDK would write the whole output out beside the summary.
     _set_sdk_log_level("WARN" if local else settings.log_level)
     started = time.perf_counter()
     try:
@@ -95,6 +94,16 @@ def main() -> None:
         local_run.run(handler, loading_s=time.perf_counter() - started)
     else:
         runpod.serverless.start({"handler": handler})
+
+
+def _set_up_logging(level: str) -> None:
+    """The worker's own lines at `level`; of the libraries' only warnings."""
+    # The SDK has set up the root logger by being imported, hence the force.
+    logging.basicConfig(
+        level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+    for name in ("__main__", "actions", "attribution", "delivery", "model_loader", "steering"):
+        logging.getLogger(name).setLevel(level)
 
 
 def _set_sdk_log_level(level: str) -> None:

@@ -62,9 +62,6 @@ class Settings(BaseSettings):
     )
     hf_token: SecretStr | None = Field(None, description="Hugging Face token for gated models")
     hf_home: str | None = Field(None, description="where Hugging Face files are kept")
-    secret: SecretStr | None = Field(None, description="what `x-secret-key` must be over HTTP")
-    server_host: str = Field("0.0.0.0", description="address the HTTP door listens on")  # noqa: S104
-    server_port: int = Field(5004, ge=1, le=65535, description="port the HTTP door listens on")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="least severe log lines that are written"
     )
@@ -117,6 +114,6 @@ def get_settings() -> Settings:
 def _explain(detail: object) -> str:
     assert isinstance(detail, dict)  # noqa: S101 - pydantic's ErrorDetails is a TypedDict
     field = str(detail["loc"][0])
-    shown = "***" if field in {"hf_token", "secret"} else repr(detail["input"])
+    shown = "***" if field == "hf_token" else repr(detail["input"])
     wanted = Settings.model_fields[field].description
     return f"{field.upper()}={shown}: {detail['msg']} ({wanted})"
