@@ -64,7 +64,9 @@ def attribution_rows(
         values = gradients.new_empty(joined, n_pos, attention.reads.shape[0])
         if spread:
             _values_of_spread(attention, gradients[:spread], values[:spread])
-        _values_of_single(attention, reads[spread:joined], where[spread:joined], values[spread:])
+        _values_of_single(
+            attention, gradients[spread:joined], where[spread:joined], values[spread:]
+        )
         spread = joined
         if layer > 0:
             flat = gradients[:joined].view(-1, gradients.shape[2])
@@ -154,12 +156,13 @@ def _values_of_spread(
 
 
 def _values_of_single(
-    attention: FrozenAttention, reads: torch.Tensor, where: torch.Tensor, values: torch.Tensor
+    attention: FrozenAttention, gradients: torch.Tensor, where: torch.Tensor, values: torch.Tensor
 ) -> None:
-    """The same for gradients that are `reads` (n, d_model) at one position each, else zero."""
-    n, n_pos, _ = values.shape
+    """The same for gradients that are zero but at one position each, `where` (n,)."""
+    n, n_pos, _ = gradients.shape
     n_values, _, n_grouped, _ = attention.pattern.shape
-    results = (reads @ attention.writes.T).view(n, n_values, n_grouped, attention.d_head)
+    single = gradients[torch.arange(n, device=where.device), where]
+    results = (single @ attention.writes.T).view(n, n_values, n_grouped, attention.d_head)
     pattern = attention.pattern[:, :n_pos, :, where]  # (n_values, n_pos, n_grouped, n)
     mixed = torch.einsum("vpgn,nvgd->npvd", pattern, results)
     values.view(n, n_pos, n_values, attention.d_head).copy_(mixed)
