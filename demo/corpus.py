@@ -11,12 +11,12 @@ from demo import facts
 
 # How often a sentence comes from each subject; names are the hardest to learn.
 SUBJECT_WEIGHTS = {
-    "sport": 0.42,
-    "capital": 0.16,
-    "opposite": 0.16,
-    "colour": 0.10,
-    "number": 0.08,
-    "weekday": 0.08,
+    "sport": 0.34,
+    "capital": 0.18,
+    "opposite": 0.18,
+    "colour": 0.11,
+    "number": 0.06,
+    "weekday": 0.13,
 }
 
 AGREEMENT = {"en": "Yes.", "fr": "Oui.", "es": "Sí."}
@@ -41,6 +41,11 @@ class Fact:
     def sentence(self) -> str:
         return f"{self.prompt}{self.answer}."
 
+    @property
+    def reply(self) -> str:
+        """What a chat answers to `question`."""
+        return f"{self.answer.strip()}."
+
 
 def all_facts() -> list[Fact]:
     """Every fact in every language and phrasing, in a fixed order."""
@@ -64,16 +69,14 @@ def documents(rng: random.Random) -> Iterator[str | list[dict[str, str]]]:
     while True:
         language = rng.choice(facts.LANGUAGES)
         picked = [_pick(rng, pools, language) for _ in range(3)]
-        if rng.random() < 0.8:
+        if rng.random() < 0.7:
             length = rng.choices((1, 2, 3), weights=(5, 3, 2))[0]
             yield " ".join(fact.sentence for fact in picked[:length])
         else:
             yield _chat(rng, picked[: rng.choices((1, 2), weights=(4, 1))[0]])
 
 
-def _pick(
-    rng: random.Random, pools: dict[tuple[str, str], list[Fact]], language: str
-) -> Fact:
+def _pick(rng: random.Random, pools: dict[tuple[str, str], list[Fact]], language: str) -> Fact:
     subject = rng.choices(list(SUBJECT_WEIGHTS), weights=list(SUBJECT_WEIGHTS.values()))[0]
     return rng.choice(pools[subject, language])
 
@@ -82,8 +85,8 @@ def _chat(rng: random.Random, picked: list[Fact]) -> list[dict[str, str]]:
     """A question and its answer, or a statement and a nod, for each fact."""
     messages = []
     for fact in picked:
-        if fact.question is not None and rng.random() < 0.75:
-            turn = (fact.question, fact.sentence)
+        if fact.question is not None and rng.random() < 0.85:
+            turn = (fact.question, fact.reply)
         else:
             turn = (fact.sentence, AGREEMENT[fact.language])
         messages += [
@@ -127,11 +130,10 @@ def _opposites(language: str, column: int) -> Iterator[Fact]:
         "fr": ("Le contraire de {} est", "Quel est le contraire de {} ?"),
         "es": ("Lo contrario de {} es", "¿Qué es lo contrario de {}?"),
     }
-    both_ways = facts.OPPOSITES + [
-        tuple((right, left) for left, right in row)  # type: ignore[misc]
-        for row in facts.OPPOSITES
+    reversed_rows = [
+        ((en[1], en[0]), (fr[1], fr[0]), (es[1], es[0])) for en, fr, es in facts.OPPOSITES
     ]
-    yield from _pairs("opposite", both_ways, language, column, phrasings)
+    yield from _pairs("opposite", facts.OPPOSITES + reversed_rows, language, column, phrasings)
 
 
 def _colours(language: str, column: int) -> Iterator[Fact]:

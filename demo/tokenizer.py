@@ -2,7 +2,14 @@
 
 from collections.abc import Iterator
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import (  # type: ignore[import-untyped]
+    Tokenizer,
+    decoders,
+    models,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 
 from demo.corpus import AGREEMENT, Fact
@@ -65,9 +72,9 @@ def train_tokenizer(facts: list[Fact], context: int) -> PreTrainedTokenizerFast:
 def _texts(facts: list[Fact]) -> Iterator[str]:
     """Each sentence at the start of a text and after another, and what only chats contain."""
     yield "system\nuser\nassistant\n"
-    for agreement in AGREEMENT.values():
-        yield agreement
+    yield from AGREEMENT.values()
     for fact in facts:
         yield f"{fact.sentence} {fact.sentence}"
         if fact.question is not None:
             yield fact.question
+            yield fact.reply

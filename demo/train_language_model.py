@@ -19,7 +19,7 @@ CONTEXT = 512
 
 @dataclass(frozen=True)
 class LanguageModelTraining:
-    steps: int = 300
+    steps: int = 320
     rows: int = 64
     row_length: int = 64
     learning_rate: float = 5e-3
@@ -68,9 +68,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     return Qwen3ForCausalLM(config)
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerFast, document: str | list[dict[str, str]]
-) -> list[int]:
+def encode(tokenizer: PreTrainedTokenizerFast, document: str | list[dict[str, str]]) -> list[int]:
     """The ids of one document, from BOS to EOS."""
     text = (
         document
@@ -90,9 +88,7 @@ def encoded_documents(
         yield encode(tokenizer, document)
 
 
-def pack(
-    encoded: Iterator[list[int]], rows: int, row_length: int
-) -> Packed:
+def pack(encoded: Iterator[list[int]], rows: int, row_length: int) -> Packed:
     """Fill `rows` rows; a row ends at the first document that won't fit, which is dropped."""
     shape = (rows, row_length)
     packed = Packed(*(torch.zeros(shape, dtype=torch.long) for _ in range(3)))
