@@ -133,12 +133,10 @@ def answer(status, body=b"", **headers):
 
 
 def answer_at_once(status, body=b""):
-    """Answer after the head, and read no further: what S3 does with what it won't take."""
+    """Answer after the head and hang up, the body unread: what stores do with what they refuse."""
 
     def act(connection, request):
         connection.sendall(_response(status, body, {}))
-        connection.shutdown(socket.SHUT_WR)
-        read_body(connection, request)
 
     return act
 
