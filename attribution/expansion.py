@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
 import torch
 from circuit_tracer.attribution.targets import AttributionTargets
 
@@ -40,7 +41,7 @@ class Expansion:
         """The adjacency matrix (n_nodes, n_nodes) with every active feature, on the CPU."""
         n_sources = self._local.n_sources
         n_nodes = n_sources + len(self._targets)
-        adjacency = torch.zeros(n_nodes, n_nodes)
+        adjacency = _host_zeros(n_nodes, n_nodes)
         self._logit_rows(adjacency[n_sources:, :n_sources])
         for features in torch.arange(self._local.n_active).split(self._layers.bincount().tolist()):
             if len(features):
@@ -81,6 +82,8 @@ class Expansion:
             if needed > _SHARE_OF_DEVICE * free:
                 logger.info("keeping %.1f GB of attribution rows on the host", needed / 1e9)
                 device = torch.device("cpu")
+        if device.type == "cpu":
+            return _host_zeros(n, self._local.n_sources)
         return torch.zeros(n, self._local.n_sources, device=device)
 
     def _in_sweep_order(self, features: torch.Tensor) -> torch.Tensor:
@@ -156,9 +159,14 @@ class Expansion:
         columns = torch.cat([selected, torch.arange(self._local.n_active, rows.shape[1])])
         columns, order = columns.to(rows.device), order.to(rows.device) + n_logits
         n_nodes = len(columns) + n_logits
-        adjacency = torch.zeros(n_nodes, n_nodes)
+        adjacency = _host_zeros(n_nodes, n_nodes)
         for start in range(0, len(order), _ROWS_AT_ONCE):
             block = rows[order[start : start + _ROWS_AT_ONCE, None], columns]
             adjacency[start : start + len(block), : len(columns)] = block
         adjacency[-n_logits:, : len(columns)] = rows[:n_logits, columns]
         return adjacency
+
+
+def _host_zeros(n_rows: int, n_columns: int) -> torch.Tensor:
+    """Float32 zeros that take memory only where written, as about half of a row never is."""
+    return torch.from_numpy(np.zeros((n_rows, n_columns), dtype=np.float32))

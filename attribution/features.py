@@ -11,6 +11,15 @@ from torch.nn.functional import linear
 
 
 @dataclass(frozen=True)
+class FeatureGroup:
+    """The active features of one layer and position: they meet the same gradient."""
+
+    position: int
+    columns: slice  # among all active features
+    decoders: torch.Tensor  # (layers written to * d_model, n)
+
+
+@dataclass(frozen=True)
 class ActiveFeatures:
     """Features in the order of layer, position and index, as circuit-tracer has them."""
 
@@ -27,6 +36,18 @@ class ActiveFeatures:
     def in_layer(self, layer: int) -> slice:
         n_pos = self.activations.shape[1]
         return slice(self.group_starts[layer * n_pos], self.group_starts[(layer + 1) * n_pos])
+
+    def groups(self, layer: int) -> list[FeatureGroup]:
+        """The features of a layer, by position; positions without any have no group."""
+        n_pos = self.activations.shape[1]
+        first, decoders = self.in_layer(layer).start, self.writes[layer].flatten(1).T
+        groups = []
+        for position in range(n_pos):
+            start, end = self.group_starts[layer * n_pos + position :][:2]
+            if start < end:
+                mine = decoders[:, start - first : end - first]
+                groups.append(FeatureGroup(position, slice(start, end), mine))
+        return groups
 
     def positions(self, layer: int) -> torch.Tensor:
         return self.activations.indices()[1, self.in_layer(layer)]

@@ -8,6 +8,7 @@ so a layer's influence is complete once those above are done: one pass over the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ import torch
 if TYPE_CHECKING:
     from circuit_tracer.graph import Graph
 
-_ENTRIES_AT_ONCE = 1 << 20  # of a block of rows that is made absolute: it stays in the cache
+_ENTRIES_AT_ONCE = 1 << 18  # of a block of rows that is made absolute: it stays in the cache
 _LEAST_NORM = 1e-10
 
 
@@ -72,26 +73,37 @@ def influence_on_logits(
     """
     norms = torch.cat([row_norms(feature_rows), row_norms(logit_rows)]).clamp(min=_LEAST_NORM)
     influence = feature_rows.new_zeros(feature_rows.shape[1])
-    _add_influence_(influence, logit_rows, logit_weights / norms[len(feature_rows) :])
+    add_influence_(influence, logit_rows, logit_weights / norms[len(feature_rows) :])
     end = len(feature_rows)
     for size in reversed(sizes):
         layer = slice(end - size, end)
-        _add_influence_(influence, feature_rows[layer], influence[layer] / norms[layer])
+        add_influence_(influence, feature_rows[layer], influence[layer] / norms[layer])
         end -= size
     return influence, norms
 
 
-def _add_influence_(influence: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> None:
-    step = max(1, _ENTRIES_AT_ONCE // rows.shape[1])
-    for start in range(0, len(rows), step):
-        block = rows[start : start + step].abs()
-        influence.addmv_(block.T, weights[start : start + step])
+def add_influence_(influence: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> None:
+    """Add to influence (n_columns,) each row's absolute entries times its weight."""
+    for block, at in _absolute_blocks(rows):
+        influence.addmv_(block.T, weights[at])
 
 
 def row_norms(rows: torch.Tensor) -> torch.Tensor:
-    """The sum of absolute entries of each row."""
-    norms: torch.Tensor = torch.linalg.vector_norm(rows, ord=1, dim=1)
+    """The sum (n_rows,) of absolute entries of each row."""
+    norms = rows.new_empty(len(rows))
+    for block, at in _absolute_blocks(rows):
+        torch.sum(block, 1, out=norms[at])
     return norms
+
+
+def _absolute_blocks(rows: torch.Tensor) -> Iterator[tuple[torch.Tensor, slice]]:
+    """The absolute entries of a few rows at a time, in memory that the next overwrites."""
+    step = max(1, _ENTRIES_AT_ONCE // max(1, rows.shape[1]))
+    absolute = rows.new_empty(min(step, len(rows)), rows.shape[1])
+    for start in range(0, len(rows), step):
+        block = rows[start : start + step]
+        at = slice(start, start + len(block))
+        yield torch.abs(block, out=absolute[: len(block)]), at
 
 
 def node_influence(graph: Graph) -> tuple[torch.Tensor, float, float]:

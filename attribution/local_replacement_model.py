@@ -13,10 +13,11 @@ with all norms folded in:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
-from attribution.features import ActiveFeatures
+from attribution.features import ActiveFeatures, FeatureGroup
 from attribution.norms import FrozenNorm
 
 
@@ -79,10 +80,10 @@ class LocalReplacementModel:
         """Nodes an edge can start from: active features, errors (layer major), tokens."""
         return self.n_active + (self.n_layers + 1) * self.n_pos
 
-    def group(self, layer: int, position: int) -> slice:
-        """The features of one layer and position, among all that are active."""
-        i = layer * self.n_pos + position
-        return slice(self.features.group_starts[i], self.features.group_starts[i + 1])
+    @cached_property
+    def groups(self) -> list[list[FeatureGroup]]:
+        """Each layer's features, by position."""
+        return [self.features.groups(layer) for layer in range(self.n_layers)]
 
     def feature_reads(self, layers: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """What features (n,) of `layers` (n,) read: (n, d_model). Both descend by layer."""

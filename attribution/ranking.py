@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from attribution.influence import row_norms
-
-_ENTRIES_AT_ONCE = 1 << 18  # of a block of rows that is made absolute: it stays in the cache
+from attribution.influence import add_influence_, row_norms
 
 
 class Ranking:
@@ -42,12 +40,7 @@ class Ranking:
         self._take_in(nodes.to(self._rows.device))
         weights = self._row_influence() / self._norms[: self._n]
         influence = self._rows.new_zeros(self._rows.shape[1])
-        step = max(1, _ENTRIES_AT_ONCE // self._rows.shape[1])
-        absolute = self._rows.new_empty(step, self._rows.shape[1])
-        for start in range(0, self._n, step):
-            rows = self._rows[start : min(start + step, self._n)]
-            block = torch.abs(rows, out=absolute[: len(rows)])
-            influence.addmv_(block.T, weights[start : start + step])
+        add_influence_(influence, self._rows[: self._n], weights)
         return influence
 
     def _take_in(self, nodes: torch.Tensor) -> None:

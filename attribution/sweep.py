@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import torch
 
+from attribution.features import FeatureGroup
 from attribution.local_replacement_model import FrozenAttention, LocalReplacementModel
 
 
@@ -50,11 +51,11 @@ def attribution_rows(
     joined = _join(gradients, reads, where, 0, int((layers == local.n_layers).sum()))
     for layer in reversed(range(local.n_layers)):
         if joined:
-            met = gradients[:joined, :, None]
+            met = gradients[:joined]
             if behind is not None:
-                behind[:joined, :, layer] = gradients[:joined]
-                met = behind[:joined, :, layer:]
-            _feature_edges(local, layer, met, rows)
+                behind[:joined, :, layer] = met
+                met = behind[:joined, :, layer:].flatten(2)
+            _feature_edges(local.groups[layer], met, rows)
             _error_edges(local, layer, gradients[:joined], rows)
             _through_skip_(local, layer, gradients[:joined])
         joined = _join(gradients, reads, where, joined, int((layers == layer).sum()))
@@ -64,9 +65,8 @@ def attribution_rows(
         values = gradients.new_empty(joined, n_pos, attention.reads.shape[0])
         if spread:
             _values_of_spread(attention, gradients[:spread], values[:spread])
-        _values_of_single(
-            attention, gradients[spread:joined], where[spread:joined], values[spread:]
-        )
+        new = slice(spread, joined)
+        _values_of_single(attention, gradients[new], where[new], values[new])
         spread = joined
         if layer > 0:
             flat = gradients[:joined].view(-1, gradients.shape[2])
@@ -84,23 +84,18 @@ def _join(
     return start + n
 
 
-def _feature_edges(
-    local: LocalReplacementModel, layer: int, gradients: torch.Tensor, rows: torch.Tensor
-) -> None:
-    """Edges from the features of `layer`; gradients (n, n_pos, layers written to, d_model)."""
-    n = len(gradients)
-    writes = local.features.writes[layer].flatten(1)
-    first = local.group(layer, 0).start
-    for position in range(gradients.shape[1]):
-        group = local.group(layer, position)
-        if group.start == group.stop:
-            continue
-        decoders = writes[group.start - first : group.stop - first]
-        here = gradients[:, position].flatten(1)
-        if rows.dtype == here.dtype:
-            torch.mm(here, decoders.T, out=rows[:n, group])
+def _feature_edges(groups: list[FeatureGroup], gradients: torch.Tensor, rows: torch.Tensor) -> None:
+    """Edges from a layer's features; gradients (n, n_pos, layers written to * d_model)."""
+    by_position = gradients.unbind(1)
+    rows = rows[: len(gradients)]
+    for group in groups:
+        if group.position >= len(by_position):
+            break
+        edges = rows[:, group.columns]
+        if rows.dtype == gradients.dtype:
+            torch.mm(by_position[group.position], group.decoders, out=edges)
         else:
-            rows[:n, group] = here @ decoders.T
+            edges.copy_(by_position[group.position] @ group.decoders)
 
 
 def _error_edges(

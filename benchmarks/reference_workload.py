@@ -42,7 +42,7 @@ WORKLOADS = {
 
 def build(
     name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
-) -> tuple[Any, torch.Tensor, dict[str, int]]:
+) -> tuple[Any, torch.Tensor, dict[str, Any]]:
     """Return a replacement model, token ids (n_tokens,) and settings for `attribute`."""
     w = WORKLOADS[name]
     torch.manual_seed(seed)

@@ -1,0 +1,64 @@
+"""Time and peak memory of a call, on the CPU or a CUDA device."""
+
+import gc
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Cost(NamedTuple):
+    seconds: float
+    peak_bytes: int  # beyond what was in use before
+
+
+def measure(call: Callable[[], Any], device: str = "cpu") -> Cost:
+    """Run `call` once. Peak memory is the device's, which for the CPU is the process's."""
+    gc.collect()
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        before = _status("VmRSS")
+    start = time.perf_counter()
+    result = call()
+    if on_gpu:
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    peak = torch.cuda.max_memory_allocated() if on_gpu else _status("VmHWM")
+    del result
+    return Cost(seconds, peak - before)
+
+
+def medians(costs: list[Cost]) -> Cost:
+    return Cost(median(c.seconds for c in costs), int(median(c.peak_bytes for c in costs)))
+
+
+def matmul_flops(m: int, k: int, n: int, device: str, dtype: torch.dtype) -> float:
+    """FLOP a second of a plain (m, k) x (k, n) matrix product, the best of several."""
+    a, b = torch.randn(m, k).to(device, dtype), torch.randn(k, n).to(device, dtype)
+    repeats = max(3, int(2e9 / (2 * m * k * n)))
+    best = min(
+        measure(lambda: [torch.mm(a, b) for _ in range(repeats)], device).seconds for _ in range(5)
+    )
+    return 2 * m * k * n * repeats / best
+
+
+def machine(device: str) -> str:
+    """The device in a few words."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(torch.device(device))
+    return f"{torch.get_num_threads()} CPU thread, no GPU"
+
+
+def _status(field: str) -> int:
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return 1024 * int(found[1])

@@ -1,0 +1,92 @@
+"""Pruning a graph beside circuit-tracer's, each in a process of its own, with its peak memory.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.prune
+
+The graph is that of workload R1 with 10,000 feature nodes. Ours gives the graph's two scores in
+the same pass, so the library's time is that of `prune_graph` and `compute_graph_scores`.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from circuit_tracer.graph import Graph, compute_graph_scores, prune_graph
+
+import attribution
+from benchmarks.measure import Cost, machine, measure, medians
+from benchmarks.reference_workload import build
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--features", type=int, default=10_000)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--graph", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.side:
+        run_side(args.side, args.graph, args.repeats)
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "graph.pt"
+        model, tokens, settings = build("R1")
+        settings["max_feature_nodes"] = args.features
+        graph = attribution.attribute(tokens, model, **settings)
+        graph.to_pt(str(path))
+        size = graph.adjacency_matrix.nbytes / 1e9
+        print(f"{machine('cpu')}: {len(graph.adjacency_matrix)} nodes, matrix of {size:.2f} GB")
+        del graph, model
+        found = {side: result_of(side, path, args.repeats) for side in SIDES}
+    own, library = found["ours"]["cost"], found["library"]["cost"]
+    for side, (seconds, peak) in (("ours", own), ("library", library)):
+        print(f"  {side:8s}{seconds:8.2f} s, peak memory beside the graph {peak / 1e9:5.2f} GB")
+    print(f"  {library[0] / own[0]:.1f} times as fast, {own[1] / library[1]:.2f} of the memory")
+    print(f"  nodes kept {found['ours']['nodes']}, of the library {found['library']['nodes']}")
+    print(f"  edges kept {found['ours']['edges']}, of the library {found['library']['edges']}")
+
+
+def prune_ours(graph: Graph) -> tuple[int, int]:
+    pruned = attribution.prune(graph)
+    return int(pruned.node_mask.sum()), len(pruned.edge_targets)
+
+
+def prune_library(graph: Graph) -> tuple[int, int]:
+    pruned = prune_graph(graph)
+    compute_graph_scores(graph)
+    return int(pruned.node_mask.sum()), int(pruned.edge_mask.sum())
+
+
+SIDES: dict[str, Callable[[Graph], tuple[int, int]]] = {
+    "ours": prune_ours,
+    "library": prune_library,
+}
+
+
+def result_of(side: str, path: Path, repeats: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.prune", "--side", side, "--graph", str(path)]
+    done = subprocess.run(
+        [*command, "--repeats", str(repeats)], capture_output=True, text=True, check=True
+    )
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def run_side(side: str, path: Path, repeats: int) -> None:
+    graph = Graph.from_pt(str(path))
+    kept: list[tuple[int, int]] = []
+    costs: list[Cost] = [measure(lambda: kept.append(SIDES[side](graph))) for _ in range(repeats)]
+    nodes, edges = kept[-1]
+    print(json.dumps({"cost": medians(costs), "nodes": nodes, "edges": edges}))
+
+
+if __name__ == "__main__":
+    main()
