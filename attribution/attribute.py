@@ -1,15 +1,16 @@
 """The attribution graph of a prompt: logits first, then the features that matter most to them.
 
-Peak memory beside the model, in numbers of the dtype named, with F active features, R rows
-(feature nodes and logits), L layers, P tokens, B the batch, d the model's width, H the heads and
-N = feature nodes + (L + 1) P + logits:
+Peak memory beside the model. With F active features that write to W layers each (1 for per-layer
+transcoders, half of them for cross-layer ones), L layers, P tokens, S = F + (L + 1) P sources, R
+rows (feature nodes and logits), N nodes in the graph, B targets a batch, d the model's width, h and
+v the widths of all heads' results and values:
 
-    4 bytes x (R (F + (L + 1) P) + 2 R^2 or N^2, whichever of the two is alive)
-    + model dtype x (2 F d + L P d + B P (3 d + 2 H d_head) + L H P^2)
+    float32:      R S + R^2 + N^2
+    model dtype:  F W d + L d (h + v) + L P^2 n_heads + 4 L P d + B P (d + 2 h + 2 v [+ L d])
 
-Cross-layer decoders write to (L + 1) / 2 layers on average, so F d of them is that many times more,
-and B P d gradients are kept for every layer. Without `max_feature_nodes`, or with as many as there
-are, the rows are the graph's own matrix: 4 N^2.
+The last term is for cross-layer decoders only. Rows are kept on the host where the device has no
+room for them, and on the host take memory only where a source can reach the target, about half.
+With every active feature in the graph its matrix is filled in place: N^2 instead of the first line.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from circuit_tracer.attribution.targets import AttributionTargets
 from circuit_tracer.graph import Graph
 
+import errors
 from attribution.expansion import Expansion
 from attribution.freezing import build_local_replacement_model
 from attribution.library import attribute_with_library
@@ -69,6 +71,7 @@ def attribute(
     Raises:
         errors.Cancelled: `should_stop` said so.
         errors.OutOfMemory: not even a batch of one fits.
+        errors.Internal: the model's activations on this prompt are not finite.
     """
     reason = unsupported(model)
     if reason is not None:
@@ -88,6 +91,8 @@ def attribute(
             )
     tokens = model.ensure_tokenized(prompt)
     local = build_local_replacement_model(model, tokens)
+    if not local.logits.isfinite().all():
+        raise errors.Internal("the model's logits after this prompt are not finite numbers")
     targets = AttributionTargets(
         attribution_targets=attribution_targets,
         logits=local.logits,

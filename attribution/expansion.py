@@ -58,7 +58,7 @@ class Expansion:
         n_logits, n_active = len(self._targets), self._local.n_active
         rows = self._new_rows(n_logits + n_features)
         self._logit_rows(rows[:n_logits])
-        ranking = Ranking(rows, self._targets.logit_probabilities)
+        ranking = Ranking(rows, self._targets.logit_probabilities, self._local.n_layers)
         queue_length = update_interval * self._batch_size
         expanded = torch.zeros(0, dtype=torch.long)
         is_expanded = torch.zeros(n_active, dtype=torch.bool)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 
+import errors
 from attribution.influence import add_influence_, row_norms
 
 
@@ -20,7 +21,9 @@ class Ranking:
     beside it are kept only each row's norm and the block between rows, (n_max, n_max) float32.
     """
 
-    def __init__(self, rows: torch.Tensor, logit_probabilities: torch.Tensor) -> None:
+    def __init__(
+        self, rows: torch.Tensor, logit_probabilities: torch.Tensor, n_layers: int
+    ) -> None:
         n_max, n_logits = len(rows), len(logit_probabilities)
         self._rows = rows
         self._logit_probabilities = logit_probabilities.to(rows)
@@ -30,6 +33,7 @@ class Ranking:
         self._nodes = torch.full((n_max,), -1, device=rows.device)
         self._n = 0
         self._n_logits = n_logits
+        self._n_layers = n_layers
 
     def influence(self, nodes: torch.Tensor) -> torch.Tensor:
         """Take in the rows added since the last call and return influence (n_sources,).
@@ -58,15 +62,14 @@ class Ranking:
         self._n = new
 
     def _row_influence(self) -> torch.Tensor:
-        """Influence of each row's own node, a logit's being its probability.
-
-        A path visits each layer at most once, so the sum over paths ends.
-        """
+        """Influence of each row's own node, a logit's being its probability."""
         between = self._between[: self._n, : self._n]
         arriving = between.new_zeros(self._n)
         arriving[: self._n_logits] = self._logit_probabilities
         total = arriving.clone()
-        while arriving.any():
+        for _ in range(self._n_layers + 1):  # a path visits each layer at most once
             arriving = arriving @ between
             total += arriving
-        return total
+            if not arriving.any():
+                return total
+        raise errors.Internal("the edges between features are not finite numbers")

@@ -125,6 +125,16 @@ def test_gemma_3_chat_models_ignore_their_whole_prefix():
     assert graph.active_features[:, 1].min() == 4
 
 
+@pytest.mark.parametrize("dictionary", ["jump_relu", "cross_layer_relu"])
+def test_half_precision_matches_the_library_to_its_rounding(dictionary):
+    model = tiny_model("gemma2", dictionary, hooks="mlp", skip=True, dtype=torch.bfloat16)
+    ours = attribution.attribute(prompt_tokens(), model)
+    theirs = circuit_tracer.attribute(prompt_tokens(), model, batch_size=48)
+    assert torch.equal(ours.active_features, theirs.active_features)
+    off = (ours.adjacency_matrix - theirs.adjacency_matrix).abs().max()
+    assert off <= 0.03 * theirs.adjacency_matrix.abs().max()
+
+
 def test_models_that_the_sweep_does_not_cover_go_the_librarys_way():
     model = tiny_model("parallel", hooks="gemma scope")
     assert attribution.method_for(model) == "circuit-tracer"

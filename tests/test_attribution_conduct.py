@@ -130,3 +130,19 @@ def test_a_single_target_that_does_not_fit_is_an_error_to_act_on(monkeypatch):
     monkeypatch.setattr(expansion, "attribution_rows", no_memory)
     with pytest.raises(errors.OutOfMemory, match="shorter prompt"):
         attribution.attribute(prompt_tokens(), tiny_model(), max_feature_nodes=5)
+
+
+def test_activations_that_overflow_are_an_error_and_no_endless_loop():
+    model = tiny_model("llama", "relu")
+    model.blocks[1].attn.W_O.data[0] = float("inf")
+    with pytest.raises(errors.Internal, match="not finite"):
+        attribution.attribute(prompt_tokens(), model, max_feature_nodes=5)
+
+
+def test_edges_that_overflow_are_an_error_and_no_endless_loop():
+    model = tiny_model("llama", "relu")
+    # The forward pass, which the transcoders take no part in, stays finite.
+    model.transcoders[1].W_dec.data *= 1e38
+    model.transcoders[2].W_enc.data *= 1e30
+    with pytest.raises(errors.Internal, match="not finite"):
+        attribution.attribute(prompt_tokens(), model, max_feature_nodes=50, batch_size=4)

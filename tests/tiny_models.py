@@ -68,9 +68,10 @@ def tiny_model(
     *,
     skip: bool = False,
     lazy_in: Path | None = None,
+    dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> TransformerLensReplacementModel:
-    """A replacement model in float32 on the CPU.
+    """A replacement model on the CPU.
 
     Args:
         architecture: a key of ARCHITECTURES.
@@ -90,6 +91,7 @@ def tiny_model(
         d_vocab=D_VOCAB,
         model_name=f"tiny-{architecture}",
         device="cpu",
+        dtype=dtype,
         init_weights=True,
         **ARCHITECTURES[architecture],
     )
