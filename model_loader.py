@@ -6,6 +6,7 @@ A model is a language model and the transcoders trained on it, wrapped by circui
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
@@ -206,7 +207,14 @@ def get_model(settings: Settings) -> LoadedModel:
     with _loading:
         if _loaded is None:
             _loaded = load(settings)
+            atexit.register(_unload)
         return _loaded
+
+
+def _unload() -> None:
+    """Let go of the model while torch is still there: its `__del__` takes hooks off."""
+    global _loaded
+    _loaded = None
 
 
 def _build(entry: ModelEntry, settings: Settings) -> LoadedModel:

@@ -48,7 +48,7 @@ def run(request: GenerateGraphRequest, loaded: LoadedModel, job: Job) -> Spooled
     with job.stage("tokenise"):
         prompt = prepare_prompt(request, loaded, job)
         targets = _target_ids(request.attribution_targets, loaded)
-    graph = _attribution(request, loaded, job, prompt, targets)
+    graph, is_kept = _attribution(request, loaded, job, prompt, targets)
     with job.stage("prune"):
         pruned = attribution.prune(graph, request.node_threshold, request.edge_threshold)
     with job.stage("encode"):
@@ -62,7 +62,25 @@ def run(request: GenerateGraphRequest, loaded: LoadedModel, job: Job) -> Spooled
     if request.signed_url is None:
         return spooled
     with spooled:
-        return _upload(request, request.signed_url, spooled, document, job)
+        try:
+            _upload(request, request.signed_url, spooled, job)
+        except UploadFailed as error:
+            if not is_kept:
+                raise
+            raise UploadFailed(
+                f"{error.sentence}; the attribution is kept, so the same request with a fresh "
+                "signed_url is answered without computing it again"
+            ) from None
+        return UploadReceipt(
+            url=delivery.without_query(request.signed_url),
+            bytes=spooled.size,
+            sha256=spooled.sha256,
+            compressed=spooled.compressed,
+            num_nodes=document.num_nodes,
+            num_links=document.num_links,
+            num_tokens=document.num_tokens,
+            timings_ms=job.timings_ms,
+        )
 
 
 def _target_ids(targets: Sequence[str] | None, loaded: LoadedModel) -> list[int] | None:
@@ -94,8 +112,8 @@ def _attribution(
     job: Job,
     prompt: Prompt,
     targets: list[int] | None,
-) -> "Graph":
-    """The attribution that is kept for these inputs, or a new one."""
+) -> tuple["Graph", bool]:
+    """The attribution that was kept for these inputs or a new one, and whether it is kept now."""
     max_feature_nodes = request.max_feature_nodes or job.settings.max_feature_nodes
     key = (
         tuple(prompt.ids),
@@ -109,7 +127,7 @@ def _attribution(
     )
     kept = loaded.graphs.get(key)
     if kept is not None:
-        return kept
+        return kept, True
     with job.model(loaded), job.stage("attribute"):
         graph = attribution.attribute(
             torch.tensor(prompt.ids),
@@ -126,8 +144,7 @@ def _attribution(
         raise InvalidInput(
             "attribution_targets: the model gives none of them any probability after this prompt"
         )
-    loaded.graphs.put(key, graph)
-    return graph
+    return graph, loaded.graphs.put(key, graph)
 
 
 def _document_info(
@@ -168,38 +185,14 @@ def _made_up_slug(prompt: Prompt) -> str:
     return f"{words.strip('-') or digest}-{int(time.time())}"
 
 
-def _upload(
-    request: GenerateGraphRequest,
-    signed_url: str,
-    spooled: Spooled,
-    document: graph_document.Document,
-    job: Job,
-) -> UploadReceipt:
+def _upload(request: GenerateGraphRequest, signed_url: str, spooled: Spooled, job: Job) -> None:
     with job.stage("upload"):
-        try:
-            delivery.upload(
-                spooled,
-                signed_url,
-                request.signed_headers,
-                allowed_hosts=job.settings.upload_allowed_hosts,
-                timeout_s=job.settings.upload_timeout_s,
-                deadline=job.deadline,
-                should_stop=job.should_stop,
-            )
-        except UploadFailed as error:
-            if job.settings.graph_cache_bytes:
-                raise UploadFailed(
-                    f"{error.sentence}; the attribution is kept, so the same request with a "
-                    "fresh signed_url is answered without computing it again"
-                ) from None
-            raise
-    return UploadReceipt(
-        url=delivery.without_query(signed_url),
-        bytes=spooled.size,
-        sha256=spooled.sha256,
-        compressed=spooled.compressed,
-        num_nodes=document.num_nodes,
-        num_links=document.num_links,
-        num_tokens=document.num_tokens,
-        timings_ms=job.timings_ms,
-    )
+        delivery.upload(
+            spooled,
+            signed_url,
+            request.signed_headers,
+            allowed_hosts=job.settings.upload_allowed_hosts,
+            timeout_s=job.settings.upload_timeout_s,
+            deadline=job.deadline,
+            should_stop=job.should_stop,
+        )

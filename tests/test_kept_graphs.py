@@ -113,10 +113,9 @@ def test_what_changes_the_attribution_is_attributed_anew(fields):
 
 def test_without_room_nothing_is_kept_and_nothing_is_promised(store):
     forget_graphs(max_bytes=0)
-    settings = demo_settings(upload_allowed_hosts=("127.0.0.1",), graph_cache_bytes=0)
     wrong = store.presign("lost.json").replace("X-Amz-Signature=", "X-Amz-Signature=0")
     with pytest.raises(UploadFailed) as raised:
-        ask({**GRAPH, "signed_url": wrong}, settings)
+        ask({**GRAPH, "signed_url": wrong}, SETTINGS)
     assert "kept" not in str(raised.value)
 
 
