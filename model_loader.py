@@ -266,6 +266,7 @@ def hooked_model(
     from transformer_lens.loading_from_pretrained import get_pretrained_state_dict
 
     from hooked_config import hooked_config
+    from weight_layout import lay_out_weights
 
     cfg = hooked_config(hf_model.config, model_name=name, device=device, dtype=dtype)
     model = cls(cfg)
@@ -278,6 +279,7 @@ def hooked_model(
         center_unembed=False,
         fold_value_biases=False,
     )
+    lay_out_weights(model)
     return model.eval()
 
 
