@@ -97,7 +97,7 @@ class Expansion:
         )
 
     def _logit_rows(self, out: torch.Tensor) -> None:
-        reads = self._local.logit_reads(self._targets.logit_vectors.to(self._device))
+        reads = self._local.logit_reads(self._targets.logit_vectors.to(self._local.tokens))
         layers = torch.full((len(reads),), self._local.n_layers)
         positions = torch.full((len(reads),), self._local.n_pos - 1)
         start = 0

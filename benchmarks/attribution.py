@@ -63,7 +63,8 @@ def compare(name: str, device: str, dtype: torch.dtype, repeats: int, ours_only:
     report("explicit sweep", medians(own))
     if library:
         report("circuit-tracer", medians(library))
-        print(f"  {medians(library).seconds / medians(own).seconds:.1f} times as fast")
+        ratios = ratio(library, own)
+        print(f"  {ratios[0]:.1f} times as fast, {ratios[1]:.1f} times in CPU time")
         print(f"  {difference(graph, graphs['library'])}")
     flop = arithmetic(model, graph)
     w = WORKLOADS[name]
@@ -72,11 +73,22 @@ def compare(name: str, device: str, dtype: torch.dtype, repeats: int, ours_only:
     floor = sum(seconds.values())
     parts = ", ".join(f"{part} {value:.2f} s" for part, value in seconds.items())
     print(f"  floor {floor:.2f} s ({parts}) at {speed / 1e9:.0f} GFLOP/s of plain matrix product")
-    print(f"  {medians(own).seconds / floor:.1f} times the floor")
+    spent = medians(own)
+    taken = spent.seconds if device.startswith("cuda") else spent.cpu_seconds
+    print(f"  {taken / floor:.1f} times the floor")
+
+
+def ratio(library: list[Cost], own: list[Cost]) -> tuple[float, float]:
+    """How many times the medians of wall and of CPU seconds are ours."""
+    theirs, ours = medians(library), medians(own)
+    return theirs.seconds / ours.seconds, theirs.cpu_seconds / ours.cpu_seconds
 
 
 def report(side: str, cost: Cost) -> None:
-    print(f"  {side:15s}{cost.seconds:8.2f} s, peak memory {cost.peak_bytes / 1e9:5.2f} GB")
+    print(
+        f"  {side:15s}{cost.seconds:8.2f} s ({cost.cpu_seconds:.2f} s of CPU), "
+        f"peak memory {cost.peak_bytes / 1e9:5.2f} GB"
+    )
 
 
 def difference(ours: Graph, library: Graph) -> str:

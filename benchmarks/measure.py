@@ -1,5 +1,6 @@
 """Time and peak memory of a call, on the CPU or a CUDA device."""
 
+import ctypes
 import gc
 import re
 import time
@@ -13,12 +14,14 @@ import torch
 
 class Cost(NamedTuple):
     seconds: float
+    cpu_seconds: float  # the same, less what other processes took of the machine
     peak_bytes: int  # beyond what was in use before
 
 
 def measure(call: Callable[[], Any], device: str = "cpu") -> Cost:
     """Run `call` once. Peak memory is the device's, which for the CPU is the process's."""
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what earlier calls freed is no memory in use
     on_gpu = device.startswith("cuda")
     if on_gpu:
         torch.cuda.synchronize()
@@ -27,18 +30,22 @@ def measure(call: Callable[[], Any], device: str = "cpu") -> Cost:
     else:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
         before = _status("VmRSS")
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     result = call()
     if on_gpu:
         torch.cuda.synchronize()
-    seconds = time.perf_counter() - start
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     peak = torch.cuda.max_memory_allocated() if on_gpu else _status("VmHWM")
     del result
-    return Cost(seconds, peak - before)
+    return Cost(seconds, cpu_seconds, peak - before)
 
 
 def medians(costs: list[Cost]) -> Cost:
-    return Cost(median(c.seconds for c in costs), int(median(c.peak_bytes for c in costs)))
+    return Cost(
+        median(c.seconds for c in costs),
+        median(c.cpu_seconds for c in costs),
+        int(median(c.peak_bytes for c in costs)),
+    )
 
 
 def matmul_flops(m: int, k: int, n: int, device: str, dtype: torch.dtype) -> float:
@@ -46,9 +53,14 @@ def matmul_flops(m: int, k: int, n: int, device: str, dtype: torch.dtype) -> flo
     a, b = torch.randn(m, k).to(device, dtype), torch.randn(k, n).to(device, dtype)
     repeats = max(3, int(2e9 / (2 * m * k * n)))
     best = min(
-        measure(lambda: [torch.mm(a, b) for _ in range(repeats)], device).seconds for _ in range(5)
+        _machine_seconds(lambda: [torch.mm(a, b) for _ in range(repeats)], device) for _ in range(5)
     )
     return 2 * m * k * n * repeats / best
+
+
+def _machine_seconds(call: Callable[[], Any], device: str) -> float:
+    cost = measure(call, device)
+    return cost.seconds if device.startswith("cuda") else cost.cpu_seconds
 
 
 def machine(device: str) -> str:

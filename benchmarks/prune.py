@@ -46,10 +46,17 @@ def main() -> None:
         print(f"{machine('cpu')}: {len(graph.adjacency_matrix)} nodes, matrix of {size:.2f} GB")
         del graph, model
         found = {side: result_of(side, path, args.repeats) for side in SIDES}
-    own, library = found["ours"]["cost"], found["library"]["cost"]
-    for side, (seconds, peak) in (("ours", own), ("library", library)):
-        print(f"  {side:8s}{seconds:8.2f} s, peak memory beside the graph {peak / 1e9:5.2f} GB")
-    print(f"  {library[0] / own[0]:.1f} times as fast, {own[1] / library[1]:.2f} of the memory")
+    own, library = (Cost(*found[side]["cost"]) for side in ("ours", "library"))
+    for side, cost in (("ours", own), ("library", library)):
+        print(
+            f"  {side:8s}{cost.seconds:8.2f} s ({cost.cpu_seconds:.2f} s of CPU), "
+            f"peak memory beside the graph {cost.peak_bytes / 1e9:5.2f} GB"
+        )
+    print(
+        f"  {library.seconds / own.seconds:.1f} times as fast, "
+        f"{library.cpu_seconds / own.cpu_seconds:.1f} times in CPU time, "
+        f"{own.peak_bytes / library.peak_bytes:.2f} of the memory"
+    )
     print(f"  nodes kept {found['ours']['nodes']}, of the library {found['library']['nodes']}")
     print(f"  edges kept {found['ours']['edges']}, of the library {found['library']['edges']}")
 

@@ -8,6 +8,7 @@ from circuit_tracer.graph import Graph
 from tiny_models import ARCHITECTURES, CROSS_LAYER, HOOKS, PER_LAYER, prompt_tokens, tiny_model
 
 import attribution
+from attribution import expansion
 from benchmarks.reference_workload import build
 
 TOLERANCE = 1e-5  # of the largest entry
@@ -139,3 +140,12 @@ def test_models_that_the_sweep_does_not_cover_go_the_librarys_way():
     model = tiny_model("parallel", hooks="gemma scope")
     assert attribution.method_for(model) == "circuit-tracer"
     assert_same_graph(model, max_feature_nodes=40)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("share", [0.6, 0.0], ids=["rows on the device", "rows on the host"])
+def test_a_gpu_gives_the_librarys_graph_wherever_rows_are_kept(share, monkeypatch):
+    monkeypatch.setattr(expansion, "_SHARE_OF_DEVICE", share)
+    model, tokens, settings = build("R0", device="cuda")
+    assert_same_graph(model, tokens, **settings)
