@@ -273,5 +273,4 @@ def _sample(side: _Side, temperature: float, freq_penalty: float) -> int:
         ids = torch.tensor(side.ids, device=scaled.device)
         scaled = scaled - freq_penalty * torch.bincount(ids, minlength=len(scaled)).double()
     probs = scaled.softmax(dim=-1).float()
-    # With replacement the draw is the one that torch's Categorical makes.
-    return int(torch.multinomial(probs, 1, replacement=True, generator=side.generator))
+    return int(torch.multinomial(probs, 1, generator=side.generator))
