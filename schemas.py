@@ -139,7 +139,10 @@ class SteerRequest(_PromptRequest):
     n_tokens: int = Field(10, ge=1, description="most tokens to generate")
     top_k: int = Field(5, ge=0, description="predictions reported after each token")
     temperature: float = Field(0.0, ge=0, description="0 takes the likeliest token")
-    freq_penalty: float = Field(0.0, description="subtracted for each earlier use of a token")
+    freq_penalty: float = Field(
+        0.0,
+        description="subtracted from a sampled token's logit for each earlier use; below 0 counts as 0",
+    )
     seed: int | None = Field(
         None, ge=-(2**63), lt=2**63, description="repeats a sampled generation exactly"
     )
