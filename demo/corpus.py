@@ -159,11 +159,11 @@ def _pairs(
         yield Fact(subject, language, row[0][0], prompt, f" {value}", question.format(key))
 
 
-def _numbers(language: str, column: int) -> Iterator[Fact]:
-    yield from _runs("number", facts.NUMBERS[language], language, column, wrap=False)
+def _numbers(language: str, _column: int) -> Iterator[Fact]:
+    yield from _runs("number", facts.NUMBERS[language], language, wrap=False)
 
 
-def _weekdays(language: str, column: int) -> Iterator[Fact]:
+def _weekdays(language: str, _column: int) -> Iterator[Fact]:
     phrasings = {
         "en": ("The day after {} is", "What day comes after {}?"),
         "fr": ("Le jour après {} est", "Quel jour vient après {} ?"),
@@ -177,14 +177,11 @@ def _weekdays(language: str, column: int) -> Iterator[Fact]:
         yield Fact(
             "weekday", language, topic, statement.format(day), following, question.format(day)
         )
-    yield from _runs("weekday", days, language, column, wrap=True)
+    yield from _runs("weekday", days, language, wrap=True)
 
 
-def _runs(
-    subject: str, words: list[str], language: str, column: int, *, wrap: bool
-) -> Iterator[Fact]:
+def _runs(subject: str, words: list[str], language: str, *, wrap: bool) -> Iterator[Fact]:
     """Two or three words in their order, and the one that comes next."""
-    del column
     for length in (2, 3):
         for start in range(len(words) if wrap else len(words) - length):
             run = [words[(start + step) % len(words)] for step in range(length + 1)]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from tokenizers import (  # type: ignore[import-untyped]
+from tokenizers import (
     Tokenizer,
     decoders,
     models,

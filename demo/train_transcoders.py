@@ -24,13 +24,13 @@ class TranscoderTraining:
     """`active` features a token; a feature silent for `dead_after` steps counts as dead."""
 
     width: int = 1024
-    active: int = 8
+    active: int = 10
     steps: int = 1500
-    batch_tokens: int = 1024
-    learning_rate: float = 2e-3
+    batch_tokens: int = 512
+    learning_rate: float = 1e-3
     dead_after: int = 50
     auxiliary_active: int = 32
-    auxiliary_weight: float = 1 / 32
+    auxiliary_weight: float = 1.0
     rows: int = 2048
     seed: int = 1
 
