@@ -141,7 +141,7 @@ class SteerRequest(_PromptRequest):
     temperature: float = Field(0.0, ge=0, description="0 takes the likeliest token")
     freq_penalty: float = Field(
         0.0,
-        description="subtracted from a sampled token's logit for each earlier use; below 0 counts as 0",
+        description="subtracted from a token's logit for each earlier use; below 0 is 0",
     )
     seed: int | None = Field(
         None, ge=-(2**63), lt=2**63, description="repeats a sampled generation exactly"
