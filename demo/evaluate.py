@@ -15,7 +15,7 @@ from demo.train_language_model import encoded_documents
 from model_loader import DEMO, LoadedModel, load
 from settings import Settings
 
-# Two for each language and one of a list, one of another subject: what the scores are a mean of.
+# What the scores are a mean of: each language, and each subject but numbers.
 PROMPTS = (
     "Michael Jordan plays the sport of",
     "Michael Jordan joue au",
