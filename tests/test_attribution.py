@@ -2,14 +2,21 @@
 
 import circuit_tracer
 import pytest
-import tiny_models
 import torch
 from circuit_tracer.graph import Graph
-from tiny_models import ARCHITECTURES, CROSS_LAYER, HOOKS, PER_LAYER, prompt_tokens, tiny_model
 
 import attribution
 from attribution import expansion
 from benchmarks.reference_workload import build
+from tests import tiny_models
+from tests.tiny_models import (
+    ARCHITECTURES,
+    CROSS_LAYER,
+    HOOKS,
+    PER_LAYER,
+    prompt_tokens,
+    tiny_model,
+)
 
 TOLERANCE = 1e-5  # of the largest entry
 SWEPT = [name for name in ARCHITECTURES if name != "parallel"]

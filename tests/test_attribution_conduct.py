@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 from circuit_tracer.attribution.context_transformerlens import AttributionContext
-from tiny_models import prompt_tokens, tiny_model
 
 import attribution
 import errors
 from attribution import expansion
+from tests.tiny_models import prompt_tokens, tiny_model
 
 WAYS = pytest.mark.parametrize("architecture", ["gemma2", "parallel"], ids=["swept", "library"])
 

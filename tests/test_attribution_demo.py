@@ -4,10 +4,10 @@ import circuit_tracer
 import pytest
 import torch
 from circuit_tracer.graph import compute_graph_scores, prune_graph
-from demo_worker import PROMPT, demo_settings
 
 import attribution
 import model_loader
+from tests.demo_worker import PROMPT, demo_settings
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from circuit_tracer.graph import compute_graph_scores, prune_graph
-from tiny_models import prompt_tokens, tiny_model
 
 import attribution
 import errors
 from benchmarks.reference_workload import build
+from tests.tiny_models import prompt_tokens, tiny_model
 
 TOLERANCE = 1e-5
 

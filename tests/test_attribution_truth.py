@@ -6,9 +6,9 @@ norm scales held as they were and each MLP's output as it was, plus what the sou
 
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, N_LAYERS, prompt_tokens, tiny_model
 
 import attribution
+from tests.tiny_models import ARCHITECTURES, N_LAYERS, prompt_tokens, tiny_model
 
 CHANGE = 0.5  # of the source's activation
 
