@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from errors import InvalidInput, UnknownAction
 
 Threshold = Annotated[float, Field(ge=0, le=1)]
+# A bound on the length, even 0, makes pydantic refuse half of a surrogate pair.
+Text = Annotated[str, Field(min_length=0)]
 NonEmpty = Annotated[str, Field(min_length=1)]
 
 
@@ -39,7 +41,7 @@ class ChatMessage(_Schema):
     """One turn of a conversation."""
 
     role: NonEmpty = Field(examples=["user"])
-    content: str = Field(examples=["What is the capital of France?"])
+    content: Text = Field(examples=["What is the capital of France?"])
 
 
 class _Request(_Schema):
@@ -88,7 +90,7 @@ class GenerateGraphRequest(_PromptRequest):
         None, description="headers that the URL was signed with"
     )
     compress: bool = Field(False, description="gzip the upload")
-    user_id: str | None = Field(None, description="display name of the graph's creator")
+    user_id: Text | None = Field(None, description="display name of the graph's creator")
     enable_qk_tracing: bool = Field(False, description="refused when true: needs another engine")
     qk_top_fraction: float | None = None
     qk_topk: int | None = None
@@ -163,7 +165,7 @@ class ForwardPassRequest(_PromptRequest):
 class ParseChatPromptRequest(_Request):
     """Read a rendered prompt back into messages."""
 
-    prompt: str
+    prompt: Text
     model_id: NonEmpty | None = None
 
 
@@ -307,6 +309,8 @@ def _explain(detail: Any, known: list[str]) -> str:
         return f"{where[:100]} is no field of this action{hint}"
     if detail["type"] == "missing":
         return f"{where} is required"
+    if detail["type"] == "string_unicode":
+        return f"{where} holds half of a surrogate pair, which is no character; remove it"
     if detail["type"] == "value_error":
         return f"{where}: {message}" if where else message
     message = message[0].lower() + message[1:]

@@ -89,12 +89,7 @@ def _target_ids(targets: Sequence[str] | None, loaded: LoadedModel) -> list[int]
         return None
     ids: list[int] = []
     for i, target in enumerate(targets):
-        try:
-            encoded = loaded.tokenizer.encode(target, add_special_tokens=False)
-        except (TypeError, UnicodeEncodeError):
-            raise InvalidInput(
-                f"attribution_targets[{i}] holds half of a surrogate pair; remove it"
-            ) from None
+        encoded = loaded.tokenizer.encode(target, add_special_tokens=False)
         if len(encoded) != 1:
             raise InvalidInput(
                 f"attribution_targets[{i}] is {target[:60]!r}, which the model reads as "

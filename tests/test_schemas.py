@@ -167,6 +167,13 @@ REFUSED_GRAPHS = [
     ({"signed_headers": {"a": "b"}}, ["signed_headers", "signed_url"]),
     ({"signed_url": "https://s3/", "signed_headers": {"a": 1}}, ["signed_headers.a", "string"]),
     ({"compress": 1}, ["compress", "boolean", "got 1"]),
+    ({"prompt": "a\ud800b"}, ["prompt", "surrogate"]),
+    ({"user_id": "\udfff"}, ["user_id", "surrogate"]),
+    ({"attribution_targets": ["\ud800"]}, ["attribution_targets[0]", "surrogate"]),
+    (
+        {"prompt": None, "messages": [{"role": "user", "content": "\ud800"}]},
+        ["messages[0].content", "surrogate"],
+    ),
     ({"user_id": 9}, ["user_id", "string", "got 9"]),
     ({"deadline": "soon"}, ["deadline", "number", "'soon'"]),
     ({"deadline": float("inf")}, ["deadline", "finite", "inf"]),
