@@ -87,7 +87,7 @@ def _predictions(graph: dict[str, Any]) -> Table:
     table = Table("next token", "probability", title="Likeliest next tokens", **_STYLE)
     for node in _of_type(graph, "logit"):
         token = node["clerp"].removeprefix("Output ").rsplit(" (p=", 1)[0]
-        table.add_row(escape(token), f"{node["token_prob"]:.4f}")
+        table.add_row(escape(token), f"{node['token_prob']:.4f}")
     return table
 
 
