@@ -15,6 +15,8 @@ COPY --from=build /app/.venv .venv
 COPY *.py ./
 COPY actions actions
 COPY attribution attribution
+COPY delivery delivery
+COPY steering steering
 COPY demo/model demo/model
 COPY demo/transcoders demo/transcoders
 CMD ["/app/.venv/bin/python", "-u", "handler.py"]
