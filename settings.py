@@ -55,7 +55,8 @@ class Settings(BaseSettings):
         2_000_000_000, ge=0, description="memory for finished attributions; 0 keeps none"
     )
     upload_allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="comma-separated hosts exempt from the public-address rule for uploads"
+        (),
+        description="comma-separated hosts, without ports, exempt from the public-address rule for uploads",
     )
     upload_timeout_s: float = Field(
         120.0, gt=0, description="seconds without progress before an upload attempt is given up"

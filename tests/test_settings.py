@@ -26,12 +26,12 @@ def test_without_any_variable_the_documented_defaults_hold():
 def test_variables_are_typed(monkeypatch):
     monkeypatch.setenv("TOKEN_LIMIT", "512")
     monkeypatch.setenv("LAZY_ENCODER", "true")
-    monkeypatch.setenv("UPLOAD_ALLOWED_HOSTS", "minio.internal, Store.local:9000,")
+    monkeypatch.setenv("UPLOAD_ALLOWED_HOSTS", "minio.internal, Store.local,")
     monkeypatch.setenv("LOG_LEVEL", "debug")
     settings = read_settings()
     assert settings.token_limit == 512
     assert settings.lazy_encoder is True
-    assert settings.upload_allowed_hosts == ("minio.internal", "store.local:9000")
+    assert settings.upload_allowed_hosts == ("minio.internal", "store.local")
     assert settings.log_level == "DEBUG"
 
 
