@@ -31,20 +31,16 @@ def test_every_node_id_is_unique_and_every_link_s_ends_are_nodes(graph):
 
 
 def test_ids_stay_unique_where_the_library_s_collide():
-    """A layer-0 feature whose index is below the number of layers, at a position with errors."""
-    n_layers = 4
-    clashing = []
-    for prompt in ("1 2 3 4 5", "Monday Tuesday Wednesday", PROMPT, "The opposite of big is"):
-        graph = ask({**GRAPH, "prompt": prompt, "node_threshold": 1, "edge_threshold": 1})
-        ids = [node["node_id"] for node in graph["nodes"]]
-        assert len(set(ids)) == len(ids)
-        errors = {
-            f"0_{n['layer']}_{n['ctx_idx']}"
-            for n in graph["nodes"]
-            if n["feature_type"] == "mlp reconstruction error"
-        }
-        clashing += [n for n in features(graph) if n["node_id"] in errors]
-        assert all(int(n["node_id"].split("_")[1]) < n_layers for n in clashing)
+    """Its error ids, 0_layer_position, are those of layer-0 features of index `layer`."""
+    prompt = "El deporte de Cristiano Ronaldo es el"
+    graph = ask({**GRAPH, "prompt": prompt, "node_threshold": 1, "edge_threshold": 1})
+    library_error_ids = {
+        f"0_{n['layer']}_{n['ctx_idx']}" for n in of_type(graph, "mlp reconstruction error")
+    }
+    clashing = library_error_ids & {n["node_id"] for n in features(graph)}
+    assert clashing
+    ids = [node["node_id"] for node in graph["nodes"]]
+    assert len(set(ids)) == len(ids)
 
 
 def test_the_metadata_says_what_was_asked_and_of_what(graph):
