@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3ForCaus
 from demo.corpus import all_facts
 from demo.tokenizer import TURN_END, train_tokenizer
 from demo.train_language_model import CONTEXT, LanguageModelTraining, train_language_model
-from demo.train_transcoders import TranscoderTraining, collect, train_transcoder
+from demo.train_transcoders import collect, layer_trainings, train_transcoder
 
 
 def main() -> None:
@@ -45,9 +45,10 @@ def train_and_save_transcoders(
     model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path
 ) -> None:
     """Train a transcoder for each layer and write the set as circuit-tracer lays it out."""
-    training = TranscoderTraining()
+    trainings = layer_trainings()
     directory.mkdir(parents=True, exist_ok=True)
-    for layer, data in enumerate(collect(model, tokenizer, training.rows, training.seed)):
+    collected = collect(model, tokenizer, trainings[0].rows, trainings[0].seed)
+    for layer, (data, training) in enumerate(zip(collected, trainings, strict=True)):
         transcoder = train_transcoder(layer, data, training)
         transcoder.to_safetensors(str(directory / f"layer_{layer}.safetensors"))
     config = {

@@ -7,7 +7,7 @@ once training is over.
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from circuit_tracer.transcoder import SingleLayerTranscoder
@@ -33,6 +33,18 @@ class TranscoderTraining:
     auxiliary_weight: float = 1.0
     rows: int = 2048
     seed: int = 1
+
+
+def layer_trainings() -> list[TranscoderTraining]:
+    """How each layer's transcoder is trained, from the first layer to the last.
+
+    The steer reads the last two, and turns an answer best with features of layer 2, which layer 3's
+    MLP follows. So layer 2 has half the active features, that one may hold an answer which more
+    would share, and layer 3 stops early, before its features outgrow those of layer 2.
+    """
+    early = TranscoderTraining(steps=3000)
+    steered = TranscoderTraining(auxiliary_weight=1 / 32)
+    return [early, early, replace(steered, active=5, steps=3000), replace(steered, steps=600)]
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,10 @@ def test_three_features_each_way_turn_every_athletes_sport_to_spanish(demo: Load
     assert language_steer.flips(demo, 3) == french
 
 
+def test_one_feature_each_way_turns_most_athletes_sport_to_spanish(demo: LoadedModel) -> None:
+    assert len(language_steer.flips(demo, 1)) >= 25
+
+
 def test_a_steer_of_no_features_leaves_the_french_answer(demo: LoadedModel) -> None:
     for fact, twin in language_steer.twins():
         assert fact.answer != twin.answer
