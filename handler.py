@@ -17,6 +17,7 @@ import runpod
 from pydantic import BaseModel
 from runpod.serverless.modules.rp_logger import RunPodLogger
 
+import logs
 from errors import OutputTooLarge, WorkerError
 from settings import Settings, SettingsError, get_settings
 
@@ -78,7 +79,7 @@ def main() -> None:
         settings = get_settings()
     except SettingsError as error:
         raise SystemExit(f"settings: {error}") from None
-    _set_up_logging(settings.log_level)
+    logs.set_up(settings.log_level)
     import local_run
     from model_loader import ModelLoadError, get_model
 
@@ -94,16 +95,6 @@ def main() -> None:
         local_run.run(handler, loading_s=time.perf_counter() - started)
     else:
         runpod.serverless.start({"handler": handler})
-
-
-def _set_up_logging(level: str) -> None:
-    """The worker's own lines at `level`; of the libraries' only warnings."""
-    # The SDK has set up the root logger by being imported, hence the force.
-    logging.basicConfig(
-        level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
-    for name in ("__main__", "actions", "attribution", "delivery", "model_loader", "steering"):
-        logging.getLogger(name).setLevel(level)
 
 
 def _set_sdk_log_level(level: str) -> None:

@@ -268,7 +268,7 @@ def _pop_action(fields: dict[str, Any]) -> tuple[str, str]:
     for name, value in given.items():
         if not isinstance(value, str):
             raise InvalidInput(f"{name} must be a string, got {_shown(value)}")
-    actions = {name: _canonical_action(value) for name, value in given.items()}
+    actions = {name: canonical_action(value) for name, value in given.items()}
     if len(set(actions.values())) > 1:
         raise InvalidInput(
             f"action {_shown(given['action'])} and request_type {_shown(given['request_type'])} "
@@ -280,7 +280,8 @@ def _pop_action(fields: dict[str, Any]) -> tuple[str, str]:
     return action, name
 
 
-def _canonical_action(value: str) -> str:
+def canonical_action(value: str) -> str:
+    """An action's one name: hyphen and underscore are the same, `graph` is `generate-graph`."""
     action = value.replace("_", "-")
     return "generate-graph" if action == "graph" else action
 

@@ -5,7 +5,7 @@ Each setting comes from the variable of its name, or from a `.env` file in the w
 
 import os
 from functools import cache
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -56,13 +56,19 @@ class Settings(BaseSettings):
     )
     upload_allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="comma-separated hosts, without ports, exempt from the public-address rule for uploads",
+        description="comma-separated hosts, without ports, exempt from the public-address rule "
+        "for uploads",
     )
     upload_timeout_s: float = Field(
         120.0, gt=0, description="seconds without progress before an upload attempt is given up"
     )
     hf_token: SecretStr | None = Field(None, description="Hugging Face token for gated models")
     hf_home: str | None = Field(None, description="where Hugging Face files are kept")
+    secret: SecretStr | None = Field(
+        None, description="what `x-secret-key` must be over HTTP; unset: loopback only"
+    )
+    server_host: str = Field("0.0.0.0", description="address that `start.py` listens on")  # noqa: S104
+    server_port: int = Field(5004, ge=1, le=65535, description="port that `start.py` listens on")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="least severe log lines that are written"
     )
@@ -93,15 +99,18 @@ class Settings(BaseSettings):
         return value
 
 
-def read_settings() -> Settings:
+def read_settings(**overrides: str) -> Settings:
     """Read the environment anew.
+
+    Args:
+        overrides: settings by name, which win over the environment.
 
     Raises:
         SettingsError: a value can't be used; one line a variable, with its value and the bound.
             The value of a secret is never shown.
     """
     try:
-        return Settings()
+        return Settings(**cast(Any, overrides))
     except ValidationError as error:
         raise SettingsError("; ".join(_explain(detail) for detail in error.errors())) from None
 
@@ -115,6 +124,6 @@ def get_settings() -> Settings:
 def _explain(detail: object) -> str:
     assert isinstance(detail, dict)  # noqa: S101 - pydantic's ErrorDetails is a TypedDict
     field = str(detail["loc"][0])
-    shown = "***" if field == "hf_token" else repr(detail["input"])
+    shown = "***" if field in {"hf_token", "secret"} else repr(detail["input"])
     wanted = Settings.model_fields[field].description
     return f"{field.upper()}={shown}: {detail['msg']} ({wanted})"

@@ -42,6 +42,13 @@ def test_a_dotenv_file_is_read_and_the_environment_wins(monkeypatch, tmp_path):
     assert (settings.token_limit, settings.update_interval) == (100, 2)
 
 
+def test_an_override_wins_over_the_environment(monkeypatch):
+    monkeypatch.setenv("TOKEN_LIMIT", "100")
+    monkeypatch.setenv("UPDATE_INTERVAL", "2")
+    settings = read_settings(token_limit="200")
+    assert (settings.token_limit, settings.update_interval) == (200, 2)
+
+
 def test_an_empty_variable_counts_as_unset(monkeypatch):
     monkeypatch.setenv("DEVICE", "")
     monkeypatch.setenv("TOKEN_LIMIT", "")
@@ -61,6 +68,8 @@ def test_an_empty_variable_counts_as_unset(monkeypatch):
         ("LAZY_DECODER", "maybe"),
         ("UPLOAD_TIMEOUT_S", "0"),
         ("LOG_LEVEL", "loud"),
+        ("SERVER_PORT", "0"),
+        ("SERVER_PORT", "65536"),
     ],
 )
 def test_a_bad_value_is_named_with_its_variable_and_what_would_do(monkeypatch, name, value):
@@ -77,8 +86,10 @@ def test_a_bad_value_is_named_with_its_variable_and_what_would_do(monkeypatch, n
 
 def test_secrets_are_not_shown(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hub-token-value")
+    monkeypatch.setenv("SECRET", "door-secret-value")
     settings = read_settings()
     assert "hub-token" not in repr(settings)
+    assert "door-secret" not in repr(settings)
     assert settings.hf_token is not None
     assert settings.hf_token.get_secret_value() == "hub-token-value"
 

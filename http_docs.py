@@ -1,0 +1,156 @@
+"""What the paths of the HTTP door take and give, as OpenAPI.
+
+The schemas are those of schemas.py, which the requests are checked against; FastAPI checks none.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+import schemas
+
+PROMPT = "Michael Jordan joue au"
+
+# For the demo model, so that "Try it out" works as it stands.
+EXAMPLES: Mapping[str, dict[str, Any]] = {
+    "generate-graph": {
+        "prompt": PROMPT,
+        "slug_identifier": "michael-jordan-joue-au",
+        "max_n_logits": 5,
+        "node_threshold": 0.8,
+        "edge_threshold": 0.85,
+    },
+    "steer": {
+        "prompt": PROMPT,
+        "features": [
+            {
+                "layer": 3,
+                "index": 17,
+                "token_active_position": 4,
+                "steer_position": 4,
+                "ablate": True,
+            },
+            {
+                "layer": 3,
+                "index": 99,
+                "token_active_position": 4,
+                "steer_generated_tokens": True,
+                "delta": 8.0,
+            },
+        ],
+        "n_tokens": 5,
+        "top_k": 3,
+    },
+    "forward-pass": {"prompt": PROMPT, "max_n_logits": 5, "desired_logit_prob": 0.9},
+    "parse-chat-prompt": {"prompt": PROMPT},
+}
+
+ERRORS = {
+    400: "Not JSON, a model that isn't loaded, or a signed URL that isn't allowed",
+    401: "No `x-secret-key`",
+    403: "A wrong `x-secret-key`",
+    413: "Too large a body, or too long a prompt",
+    415: "A body that isn't `application/json`",
+    422: "A wrong field",
+    500: "A fault of the worker's",
+    502: "The store did not take the graph",
+    503: "Busy with another job, out of time or memory, or cancelled",
+}
+
+
+class Error(BaseModel):
+    """A stable code, a colon, and a sentence to act on."""
+
+    error: str
+
+
+class CheckBusyResponse(BaseModel):
+    """Whether a job has the model."""
+
+    busy: bool
+
+
+class Jobs(BaseModel):
+    """Jobs since the start, as Runpod's `/health` names them. None queues here."""
+
+    completed: int = 0
+    failed: int = 0
+    inProgress: int = 0  # noqa: N815 - Runpod's name
+    inQueue: int = 0  # noqa: N815 - Runpod's name
+
+
+class HealthResponse(BaseModel):
+    """What is served, and whether it has time."""
+
+    model: str
+    token_limit: int
+    busy: bool
+    jobs: Jobs
+
+
+class GraphLink(BaseModel):
+    """A direct effect of one node on another."""
+
+    source: str
+    target: str
+    weight: float
+
+
+class Graph(BaseModel):
+    """A graph document as its readers see it; it is streamed, never held as this."""
+
+    metadata: dict[str, Any]
+    qParams: dict[str, Any]  # noqa: N815 - the document's name
+    nodes: list[dict[str, Any]]
+    links: list[GraphLink]
+
+
+RESPONSES: Mapping[str, tuple[type[BaseModel], ...]] = {
+    "generate-graph": (Graph, schemas.UploadReceipt),
+    "steer": (schemas.SteerResponse,),
+    "forward-pass": (schemas.ForwardPassResponse,),
+    "parse-chat-prompt": (schemas.ParseChatPromptResponse,),
+}
+
+_refs, _definitions = models_json_schema(
+    [
+        *((model, "validation") for model in schemas.REQUESTS.values()),
+        *((model, "serialization") for models in RESPONSES.values() for model in models),
+        *((model, "serialization") for model in (Error, CheckBusyResponse, HealthResponse)),
+    ],
+    ref_template="#/components/schemas/{model}",
+)
+COMPONENTS: dict[str, Any] = _definitions["$defs"]
+
+
+def request_body(action: str) -> dict[str, Any]:
+    """The `requestBody` of an action's operation, with its example."""
+    content = {
+        "schema": _refs[schemas.REQUESTS[action], "validation"],
+        "examples": {"demo": {"summary": "the demo model", "value": EXAMPLES[action]}},
+    }
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}
+
+
+def responses(*models: type[BaseModel], errors: bool = True) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of an operation that answers with one of `models`, or with an error."""
+    refs = [_refs[model, "serialization"] for model in models]
+    answers: dict[int | str, dict[str, Any]] = {
+        200: _described("Done", refs[0] if len(refs) == 1 else {"anyOf": refs})
+    }
+    if errors:
+        for status, meaning in ERRORS.items():
+            answers[status] = _described(meaning, _refs[Error, "serialization"])
+        answers[503]["headers"] = {
+            "Retry-After": {
+                "description": "Seconds to wait, when another job has the model",
+                "schema": {"type": "integer"},
+            }
+        }
+    return answers
+
+
+def _described(description: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}

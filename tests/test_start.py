@@ -1,0 +1,114 @@
+"""start.py as a program: arguments, where it listens, what it logs, how it ends."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+import requests
+
+import start
+from settings import read_settings
+from tests.demo_worker import ROOT, demo_settings
+from tests.http_server import GRAPH, assert_error, wait_until
+
+
+def test_importing_it_loads_no_torch_and_no_model_library():
+    program = (
+        "import sys, start\n"
+        "print([m for m in ('torch', 'transformer_lens', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_arguments_win_over_the_environment(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MODEL_ID", "Qwen/Qwen3-4B")
+    monkeypatch.setenv("TOKEN_LIMIT", "32")
+    given = ["--model_id", "google/gemma-2-2b", "--transcoder_set", "gemma", "--port", "80"]
+    settings = read_settings(**start._parse_arguments(given))
+    assert settings.model_id == "google/gemma-2-2b"
+    assert settings.transcoder_set == "gemma"
+    assert settings.server_port == 80
+    assert settings.token_limit == 32
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def environment(**changed):
+    hidden = {"SECRET", "MODEL_ID", "TRANSCODER_SET"}
+    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+    return {**kept, "DEVICE": "cpu", **changed}
+
+
+def test_the_program_serves_on_loopback_logs_nothing_private_and_ends_when_told(tmp_path):
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "start.py"), "--model_id", "demo", "--port", str(port)],
+        cwd=tmp_path,
+        env=environment(MODEL_ID="google/gemma-2-2b", SERVER_HOST="0.0.0.0"),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+
+        def answers():
+            assert process.poll() is None, process.stderr.read()
+            with socket.socket() as connection:
+                return connection.connect_ex(("127.0.0.1", port)) == 0
+
+        wait_until(answers)
+        # All of 127.0.0.0/8 is this machine; a server on every address answers there, too.
+        with socket.socket() as connection:
+            assert connection.connect_ex(("127.0.0.2", port)) != 0
+        url = f"http://127.0.0.1:{port}"
+        body = {**GRAPH, "signed_url": "http://10.0.0.1/bucket?X-Amz-Signature=topsecret"}
+        refused = requests.post(f"{url}/generate-graph?key=topsecret", json=body, timeout=60)
+        assert_error(refused, 400, "upload_url_refused")
+        assert requests.get(f"{url}/health", timeout=60).json()["model"] == "demo"
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, log = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert f"serving demo, see http://127.0.0.1:{port}/docs" in log
+    assert "SECRET is not set: listening on 127.0.0.1 only" in log
+    assert "generate-graph: upload_url_refused in" in log
+    for private in ("topsecret", "10.0.0.1", "Michael", "Traceback"):
+        assert private not in log + refused.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--token_limit", "none"], "TOKEN_LIMIT='none'"),
+        (["--port", "0"], "SERVER_PORT='0'"),
+        (["--model_id", "/nowhere/model"], "TRANSCODER_SET"),
+    ],
+)
+def test_a_server_that_cannot_start_says_which_setting_is_why(tmp_path, arguments, words):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "start.py"), *arguments],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::", "localhost", "example.org"])
+def test_without_a_secret_the_server_listens_on_loopback_only(host):
+    assert start.listening_host(demo_settings(server_host=host)) == "127.0.0.1"
+    assert start.listening_host(demo_settings(server_host=host, secret="s")) == host
+    assert start.listening_host(demo_settings(server_host="::1")) == "::1"
