@@ -1,5 +1,6 @@
 # make run    the worker on test_input.json, with a summary
 # make test   the whole suite
+# make soak   what takes minutes: a thousand jobs, SIGTERM in each stage
 # make lint   style and types
 # make lock   compile the lock files anew from requirements*.txt
 # make demo-model   train the demo model and its transcoders anew
@@ -12,13 +13,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps
 
-.PHONY: run test lint lock demo-model clean
+.PHONY: run test soak lint lock demo-model clean
 
 run: $(VENV)/.runtime
 	$(BIN)/python handler.py
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+soak: $(VENV)/.dev
+	$(BIN)/python -m pytest -m soak
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

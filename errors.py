@@ -12,6 +12,7 @@
      ├── OutOfMemory         the device has no room for the job
      ├── Cancelled           the job was stopped by its caller
      └── Internal            a fault of the worker's own
+          └── DeviceBroken   its device can't be used any more: the worker has to be replaced
 
 `str(error)` is what a caller reads: the code, a colon, a sentence to act on. Nothing else of an
 exception reaches a caller.
@@ -88,3 +89,7 @@ class Cancelled(WorkerError):
 class Internal(WorkerError):
     code = "internal"
     http_status = 500
+
+
+class DeviceBroken(Internal):
+    """The CUDA context is broken: every later job of this process would fail too."""

@@ -8,20 +8,24 @@ Importing this module loads no model and no torch.
 
 import asyncio
 import logging
+import signal
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import orjson
-import runpod
 from pydantic import BaseModel
 from runpod.serverless.modules.rp_logger import RunPodLogger
 
 import logs
-from errors import OutputTooLarge, WorkerError
+import runpod_loop
+from errors import DeviceBroken, Internal, OutputTooLarge, WorkerError
+from progress import ProgressPosts
 from settings import Settings, SettingsError, get_settings
 
 if TYPE_CHECKING:
+    from actions.job import OnProgress
     from delivery import Spooled
 
 logger = logging.getLogger(__name__)
@@ -31,7 +35,8 @@ async def handler(job: dict[str, Any]) -> dict[str, Any]:
     """Answer one job. The work runs in a thread, so the SDK's event loop stays free.
 
     Returns:
-        The output; or `{"error": "code: sentence"}`, which the SDK reports as a failed job.
+        The output; or `{"error": "code: sentence"}`, which the SDK reports as a failed job, with
+        `refresh_worker` when the device can't be used any more.
 
     Raises:
         asyncio.CancelledError: the SDK stopped the job. The work has ended by then and the model
@@ -39,32 +44,53 @@ async def handler(job: dict[str, Any]) -> dict[str, Any]:
     """
     settings = get_settings()
     cancelled = threading.Event()
-    work = asyncio.create_task(asyncio.to_thread(_answer, job.get("input"), settings, cancelled))
+    posts = ProgressPosts(job) if settings.runpod_webhook_post_output is not None else None
+    on_progress = None if posts is None else posts.report
+    work = asyncio.create_task(asyncio.to_thread(_answer, job, settings, cancelled, on_progress))
+    succeeded = False
     try:
-        return await asyncio.shield(work)
+        output = await asyncio.shield(work)
+        succeeded = "error" not in output
+        return output
     except asyncio.CancelledError:
         cancelled.set()
         await asyncio.wait([work])
         raise
+    finally:
+        if posts is not None:
+            await posts.end(succeeded=succeeded)
 
 
-def _answer(body: object, settings: Settings, cancelled: threading.Event) -> dict[str, Any]:
+def _answer(
+    job: dict[str, Any],
+    settings: Settings,
+    cancelled: threading.Event,
+    on_progress: "OnProgress | None",
+) -> dict[str, Any]:
     from actions import answer
 
     try:
-        response = answer(body, settings, cancelled)
+        response = answer(
+            job.get("input"), settings, cancelled, on_progress=on_progress, job_id=job.get("id")
+        )
         if isinstance(response, BaseModel):
             return response.model_dump()
         with response:
             return _within_limit(response, settings.max_output_bytes)
+    except DeviceBroken as error:
+        return {"error": str(error), "refresh_worker": True}
     except WorkerError as error:
-        logger.warning("job failed: %s", error.code)
         return {"error": str(error)}
+    except Exception as error:
+        # Reading the spooled graph back; the SDK would show a traceback to the caller.
+        logger.error("job %s: %s after its work was done", job.get("id"), type(error).__name__)
+        return {"error": str(Internal(f"an unexpected {type(error).__name__} stopped the job"))}
 
 
 def _within_limit(document: "Spooled", limit: int) -> dict[str, Any]:
     """A graph as a job's output. Runpod refuses larger ones, and the SDK only logs that."""
     if document.size > limit:
+        logger.info("the graph is too large for an output: %d bytes", document.size)
         raise OutputTooLarge(
             f"the graph has {document.size} bytes, a job's output may have {limit}; pass "
             "signed_url to have it uploaded, or keep less with lower thresholds"
@@ -75,11 +101,13 @@ def _within_limit(document: "Spooled", limit: int) -> dict[str, Any]:
 
 def main() -> None:
     """Load the model, then serve jobs until told to stop; without Runpod, run one and report."""
+    # While the model loads nothing is lost; and a container's first process ignores the default.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         settings = get_settings()
     except SettingsError as error:
         raise SystemExit(f"settings: {error}") from None
-    logs.set_up(settings.log_level)
+    logs.set_up(settings.log_level, as_json=settings.runpod_webhook_get_job is not None)
     import local_run
     from model_loader import ModelLoadError, get_model
 
@@ -94,7 +122,11 @@ def main() -> None:
     if local:
         local_run.run(handler, loading_s=time.perf_counter() - started)
     else:
-        runpod.serverless.start({"handler": handler})
+        runpod_loop.serve(
+            handler,
+            shutdown_grace_s=settings.shutdown_grace_s,
+            jobs_at_once=settings.jobs_at_once,
+        )
 
 
 def _set_sdk_log_level(level: str) -> None:

@@ -1,8 +1,14 @@
-"""What is logged, and how: the worker's own lines, and of the libraries' only warnings."""
+"""How the worker's log lines look: JSON, one an event, on Runpod; readable elsewhere.
+
+What a line tells beyond its message comes as `extra={"event": {...}}`. An exception is its type
+and place: its message may quote a prompt or a signed URL.
+"""
 
 import logging
 import traceback
 from types import TracebackType
+
+import orjson
 
 _OWN = (
     "__main__",
@@ -11,6 +17,8 @@ _OWN = (
     "delivery",
     "http_api",
     "model_loader",
+    "progress",
+    "runpod_loop",
     "start",
     "steering",
 )
@@ -18,23 +26,45 @@ _OWN = (
 _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
-class _Lines(logging.Formatter):
-    """An exception is its type and place: its message may quote a prompt or a signed URL."""
+def set_up(level: str, *, as_json: bool) -> None:
+    """Write the worker's own lines at `level` to stderr; of the libraries' only warnings."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines() if as_json else ReadableLines())
+    # The Runpod SDK has set up the root logger by being imported, hence the force.
+    logging.basicConfig(level="WARNING", handlers=[handler], force=True)
+    for name in _OWN:
+        logging.getLogger(name).setLevel(level)
 
+
+class _Lines(logging.Formatter):
     def formatException(self, ei: _ExcInfo) -> str:  # noqa: N802 - logging's name
         kind, _, place = ei
         name = kind.__name__ if kind else "exception"
         return "".join(traceback.format_tb(place)) + name
 
 
-FORMATTER = _Lines("%(asctime)s %(levelname)s %(name)s: %(message)s")
+class JsonLines(_Lines):
+    """A JSON object a line: time, level, logger, message, and the event's own fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": self.formatTime(record),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "event", {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return orjson.dumps(line, default=str).decode()
 
 
-def set_up(level: str) -> None:
-    """Write the worker's own lines at `level` to stderr; of the libraries only warnings."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(FORMATTER)
-    # The Runpod SDK has set up the root logger by being imported, hence the force.
-    logging.basicConfig(level="WARNING", handlers=[handler], force=True)
-    for name in _OWN:
-        logging.getLogger(name).setLevel(level)
+class ReadableLines(_Lines):
+    """Time, level, logger, message, and the event's fields as name=value."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        event = getattr(record, "event", {})
+        return " ".join([super().formatMessage(record), *(f"{k}={v}" for k, v in event.items())])

@@ -62,6 +62,12 @@ class Settings(BaseSettings):
     upload_timeout_s: float = Field(
         120.0, gt=0, description="seconds without progress before an upload attempt is given up"
     )
+    jobs_at_once: int = Field(
+        1, ge=1, description="jobs taken from Runpod at once; one has the model, the others wait"
+    )
+    shutdown_grace_s: float = Field(
+        5.0, ge=0, description="seconds a running job may go on for after SIGTERM"
+    )
     hf_token: SecretStr | None = Field(None, description="Hugging Face token for gated models")
     hf_home: str | None = Field(None, description="where Hugging Face files are kept")
     secret: SecretStr | None = Field(
@@ -74,6 +80,9 @@ class Settings(BaseSettings):
     )
     runpod_webhook_get_job: str | None = Field(
         None, description="set by Runpod on its hosts; unset means a local run"
+    )
+    runpod_webhook_post_output: str | None = Field(
+        None, description="set by Runpod on its hosts; unset means that no progress is posted"
     )
 
     def export_hub_variables(self) -> None:

@@ -51,7 +51,7 @@ def main() -> None:
         settings = read_settings(**arguments)
     except SettingsError as error:
         raise SystemExit(f"settings: {error}") from None
-    logs.set_up(settings.log_level)
+    logs.set_up(settings.log_level, as_json=False)
     from model_loader import ModelLoadError, get_model
 
     try:

@@ -4,7 +4,9 @@
 """
 
 import logging
+import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +15,9 @@ from pydantic import BaseModel
 
 import schemas
 from actions import forward_pass, generate_graph, parse_chat_prompt, steer
-from actions.job import Job
+from actions.job import Job, OnProgress
 from delivery import Spooled
-from errors import Internal, OutOfMemory, WorkerError
+from errors import DeviceBroken, Internal, OutOfMemory, WorkerError
 from model_loader import LoadedModel, get_model
 from settings import Settings
 
@@ -29,41 +31,108 @@ ACTIONS: dict[type[schemas.Request], Callable[[Any, LoadedModel, Job], Response]
     schemas.ForwardPassRequest: forward_pass.run,
     schemas.ParseChatPromptRequest: parse_chat_prompt.run,
 }
+_NAMES = {request: name for name, request in schemas.REQUESTS.items()}
 
 
-def answer(body: object, settings: Settings, cancelled: threading.Event | None = None) -> Response:
-    """Do what a request asks for, on the process's one model.
+def answer(
+    body: object,
+    settings: Settings,
+    cancelled: threading.Event | None = None,
+    *,
+    on_progress: OnProgress | None = None,
+    job_id: str | None = None,
+) -> Response:
+    """Do what a request asks for, on the process's one model, and log one line about it.
 
     Args:
         body: the `input` of a Runpod job, or the body of an HTTP request with its action.
         cancelled: once set, the work stops at its next batch or token.
+        on_progress: called, from this thread, as a graph or a steered text comes along.
+        job_id: what the log line calls the job.
 
     Raises:
         WorkerError: the request can't be answered; nothing else is ever raised. The model is as
             it was before.
     """
+    started = time.perf_counter()
+    job = Job(settings, None, cancelled or threading.Event(), on_progress)
+    event: dict[str, Any] = {"job_id": job_id, "action": None}
     try:
         request = schemas.parse_request(body)
-        job = Job(settings, request.deadline, cancelled or threading.Event())
+        event["action"] = _NAMES[type(request)]
+        job.deadline = request.deadline
         job.check()
-        return ACTIONS[type(request)](request, get_model(settings), job)
-    except WorkerError:
-        raise
+        response = ACTIONS[type(request)](request, get_model(settings), job)
     except Exception as error:
-        if _is_out_of_memory(error):
-            raise OutOfMemory(
-                "the device has no room for this job; lower batch_size or max_feature_nodes, or "
-                "shorten the prompt"
-            ) from None
-        # The message may quote the prompt or a signed URL, so only the place is logged.
-        place = "".join(traceback.format_tb(error.__traceback__))
-        logger.error("%s while answering a request\n%s", type(error).__name__, place)
-        raise Internal(
-            f"an unexpected {type(error).__name__} stopped the job; the worker's log has its place"
-        ) from None
+        failure = _as_worker_error(error, job_id)
+        level = logging.ERROR if isinstance(failure, Internal) else logging.INFO
+        _log(level, f"job failed: {failure.code}", event, job, started)
+        raise failure from None
+    _log(logging.INFO, "job done", event, job, started)
+    return response
+
+
+def _as_worker_error(error: Exception, job_id: str | None) -> WorkerError:
+    """What a caller is told of an exception; the log gets the place of one that is the worker's."""
+    if isinstance(error, WorkerError):
+        return error
+    if _is_out_of_memory(error):
+        return OutOfMemory(
+            "the device has no room for this job; lower batch_size or max_feature_nodes, or "
+            "shorten the prompt"
+        )
+    # The message may quote the prompt or a signed URL, so only the place is logged.
+    place = "".join(traceback.format_tb(error.__traceback__))
+    logger.error(
+        "%s while answering a request\n%s",
+        type(error).__name__,
+        place,
+        extra={"event": {"job_id": job_id}},
+    )
+    if _is_broken_device(error):
+        return DeviceBroken(
+            "the worker's CUDA device failed and the worker is being replaced; send the job again"
+        )
+    return Internal(
+        f"an unexpected {type(error).__name__} stopped the job; the worker's log has its place"
+    )
+
+
+def _log(level: int, message: str, event: dict[str, Any], job: Job, started: float) -> None:
+    """The one line about a job: sizes and times; never its prompt, a URL or an error's sentence."""
+    event |= job.counts
+    event["total_ms"] = round((time.perf_counter() - started) * 1000, 1)
+    event["timings_ms"] = job.timings_ms
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        # Since the worker began: resetting it for each job would wait for the device.
+        event["peak_device_bytes"] = torch.cuda.max_memory_allocated()
+    logger.log(level, message, extra={"event": event})
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
     import torch
 
-    return isinstance(error, MemoryError | torch.OutOfMemoryError)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    # What libraries below torch's allocator say when the device is full.
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    )
+
+
+def _is_broken_device(error: BaseException) -> bool:
+    """Whether a CUDA error has broken the context. Only some do; a synchronised call tells."""
+    import torch
+
+    if not isinstance(error, RuntimeError):
+        return False
+    if not (isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)):
+        return False
+    if not torch.cuda.is_initialized():
+        return True
+    try:
+        torch.zeros(1, device="cuda").add_(1).item()
+    except RuntimeError as after:
+        return not _is_out_of_memory(after)
+    return False

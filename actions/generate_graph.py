@@ -28,6 +28,8 @@ GENERATOR = graph_document.Generator(
     url="https://github.com/decoderesearch/circuit-tracer",
 )
 ANONYMOUS = "Anonymous"
+# Of the time of a job of some seconds; `upload` counts only where there is one.
+_SHARES = {"tokenise": 1.0, "attribute": 80.0, "prune": 5.0, "encode": 10.0}
 
 
 def run(request: GenerateGraphRequest, loaded: LoadedModel, job: Job) -> Spooled | UploadReceipt:
@@ -39,6 +41,7 @@ def run(request: GenerateGraphRequest, loaded: LoadedModel, job: Job) -> Spooled
     Raises:
         UploadFailed: the store did not take the graph; a job with a fresh URL finds it kept.
     """
+    job.shares = _SHARES if request.signed_url is None else {**_SHARES, "upload": 20.0}
     if request.signed_url is not None:
         delivery.check_url(request.signed_url, job.settings.upload_allowed_hosts)
         delivery.check_headers(
@@ -49,11 +52,13 @@ def run(request: GenerateGraphRequest, loaded: LoadedModel, job: Job) -> Spooled
         prompt = prepare_prompt(request, loaded, job)
         targets = _target_ids(request.attribution_targets, loaded)
     graph, is_kept = _attribution(request, loaded, job, prompt, targets)
+    job.counts["active_features"] = len(graph.active_features)
     with job.stage("prune"):
         pruned = attribution.prune(graph, request.node_threshold, request.edge_threshold)
     with job.stage("encode"):
         info = _document_info(request, loaded, job, prompt)
         document = graph_document.build(pruned, info)
+        job.counts |= {"nodes": document.num_nodes, "links": document.num_links}
         spooled = spool(
             document.encode(),
             compress=request.compress and request.signed_url is not None,
@@ -133,6 +138,9 @@ def _attribution(
             batch_size=request.batch_size,
             max_feature_nodes=max_feature_nodes,
             update_interval=job.settings.update_interval,
+            on_progress=lambda done, total: job.report(
+                "attribute", done / max(total, 1), f"{done} of {total} feature nodes"
+            ),
             should_stop=job.should_stop,
         )
     if not graph.logit_probabilities.sum() > 0:

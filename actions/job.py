@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -17,15 +17,25 @@ if TYPE_CHECKING:
 
 _LOCK_POLL_S = 0.1
 
+# Called with a stage, the share of the whole job that is done (0 to 1) and words for a reader.
+OnProgress = Callable[[str, float, str], None]
+
 
 @dataclass
 class Job:
-    """The settings and limits of one job; `timings_ms` fills up as its stages end."""
+    """The settings and limits of one job; `timings_ms` fills up as its stages end.
+
+    `counts` is what its log line tells of its size. `shares` are the stages' usual shares of the
+    time, in order and of any sum, by which progress is reckoned; without them none is reported.
+    """
 
     settings: Settings
     deadline: float | None  # Unix seconds
     cancelled: threading.Event
+    on_progress: OnProgress | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    shares: Mapping[str, float] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raise Cancelled or DeadlineExceeded when the job has no reason to go on."""
@@ -47,9 +57,19 @@ class Job:
     def stage(self, name: str) -> Iterator[None]:
         """Time a stage, after checking that the job should go on."""
         self.check()
+        self.report(name, 0.0, name)
         started = time.perf_counter()
         yield
         self.timings_ms[name] = round((time.perf_counter() - started) * 1000, 1)
+
+    def report(self, stage: str, done: float, message: str) -> None:
+        """Report that the share `done` (0 to 1) of a stage is done."""
+        if self.on_progress is None or stage not in self.shares:
+            return
+        names = list(self.shares)
+        before = sum(self.shares[name] for name in names[: names.index(stage)])
+        whole = sum(self.shares.values())
+        self.on_progress(stage, (before + done * self.shares[stage]) / whole, message)
 
     @contextmanager
     def model(self, loaded: "LoadedModel") -> Iterator[None]:
@@ -77,13 +97,15 @@ def prepare_prompt(
 ) -> prompts.Prompt:
     """Check the request's model and turn its prompt or messages into tokens."""
     check_model(request.model_id, loaded)
-    return prompts.prepare(
+    prompt = prompts.prepare(
         request.prompt,
         request.messages,
         loaded.tokenizer,
         token_limit=min(job.settings.token_limit, loaded.n_context),
         model_name=loaded.name,
     )
+    job.counts["tokens"] = len(prompt.ids)
+    return prompt
 
 
 def check_max_n_logits(max_n_logits: int, loaded: "LoadedModel") -> None:

@@ -10,10 +10,14 @@ from prompts import Prompt
 from schemas import LogitsOfToken, LogitsPair, SteerFeature, SteerRequest, SteerResponse, TopLogit
 from steering import Generation, Intervention
 
+_SHARES = {"tokenise": 1.0, "activations": 9.0, "generate": 90.0}
+
 
 def run(request: SteerRequest, loaded: LoadedModel, job: Job) -> SteerResponse:
     """Generate with and without the features' interventions, with the predictions at each token."""
-    prompt = prepare_prompt(request, loaded, job)
+    job.shares = _SHARES
+    with job.stage("tokenise"):
+        prompt = prepare_prompt(request, loaded, job)
     _check(request, loaded, prompt)
     ignored = [f for f in request.features if f.steer_position in prompt.unsteerable_positions]
     effective = [f for f in request.features if f not in ignored]
@@ -103,6 +107,9 @@ def _generate(
         "freeze_attention": request.freeze_attention,
         "stop_ids": loaded.stop_ids,
         "should_stop": job.should_stop,
+        "on_token": lambda done, total: job.report(
+            "generate", done / total, f"{done} of {total} tokens"
+        ),
     }
     if request.steered_output_only:
         return None, steering.generate(loaded.model, prompt.ids, interventions, **options)

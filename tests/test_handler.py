@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 import handler as door
 from model_loader import get_model
@@ -128,6 +129,58 @@ def test_a_cancelled_job_ends_and_the_next_is_answered():
     output = asyncio.run(cancel_then_ask())
     assert len(get_model(demo_settings()).graphs) == 0
     assert output == ask(FORWARD)
+
+
+@pytest.fixture
+def failing_model():
+    """Make the model's next run raise."""
+    handles = []
+
+    def fail(exception):
+        def raise_it(*_):
+            raise exception
+
+        block = get_model(demo_settings()).model.blocks[1]
+        handles.append(block.register_forward_pre_hook(raise_it))
+
+    yield fail
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.mark.parametrize(
+    "exception",
+    [
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered", 700),
+        RuntimeError("CUDA error: device-side assert triggered"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"),
+    ],
+)
+def test_a_broken_device_fails_the_job_and_asks_for_another_worker(failing_model, exception):
+    failing_model(exception)
+    output = run_job(FORWARD)
+    assert set(output) == {"error", "refresh_worker"}
+    assert output["refresh_worker"] is True
+    assert output["error"].startswith("internal: ")
+    assert "send the job again" in output["error"]
+
+
+@pytest.mark.parametrize(
+    ("exception", "code"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "out_of_memory"),
+        (torch.AcceleratorError("CUDA error: out of memory", 2), "out_of_memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling it"), "out_of_memory"),
+        (MemoryError(), "out_of_memory"),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "internal"),
+        (ValueError("CUDA error: only a value"), "internal"),
+    ],
+)
+def test_any_other_failure_keeps_the_worker(failing_model, exception, code):
+    failing_model(exception)
+    output = run_job(FORWARD)
+    assert list(output) == ["error"]
+    assert output["error"].startswith(f"{code}: ")
 
 
 def local_run(tmp_path, *arguments):

@@ -288,7 +288,7 @@ def test_a_fault_of_the_worker_s_own_is_answered_and_logged_without_its_message(
     wait_until(lambda: any(record.exc_info for record in caplog.records))
     [record] = [record for record in caplog.records if record.exc_info]
     record.exc_text = None  # what pytest's own formatter made of it
-    line = logs.FORMATTER.format(record)
+    line = logs.ReadableLines().format(record)
     assert "RuntimeError" in line
     assert "http_api.py" in line
     for private in ("someone", "Signature"):

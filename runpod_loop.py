@@ -1,0 +1,177 @@
+"""The SDK's worker loop, with what it lacks for a worker that nobody watches.
+
+The SDK (runpod 1.12) posts a result once and drops it when that fails, and on SIGTERM waits for
+its long polls, during which it may take a job that it never runs. Here a result is posted until it
+is taken, and SIGTERM ends the taking of jobs at once and the running ones within a grace.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from typing import Any
+
+import orjson
+import runpod
+from aiohttp import ClientError, ClientSession
+from aiohttp_retry import ExponentialRetry, RetryClient
+from runpod.serverless.modules import rp_http, rp_job, rp_scale
+
+from errors import Cancelled, Internal
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+
+# 0.5, 1, 2, ... 30 s between attempts: a control plane may be away for three minutes.
+_RESULT_ATTEMPTS = 12
+# Seconds for a stopped job to leave the model; the process ends soon after in any case.
+_STOPPING_S = 2.0
+
+
+def serve(handler: Handler, *, shutdown_grace_s: float, jobs_at_once: int) -> None:
+    """Take jobs from Runpod, or from the SDK's local server, until told to end."""
+    rp_scale.JobScaler = partial(WorkerLoop, shutdown_grace_s=shutdown_grace_s)
+    runpod.serverless.start(
+        {"handler": handler, "concurrency_modifier": lambda _current: jobs_at_once}
+    )
+
+
+class WorkerLoop(rp_scale.JobScaler):
+    """The SDK's loop with a result posted for every job that was taken, and an orderly end.
+
+    Told to end (SIGTERM, SIGINT, or a job that reports a broken device), it takes no more jobs;
+    those it has may finish within the grace, else fail with a `cancelled` that can be tried again.
+    """
+
+    def __init__(self, config: dict[str, Any], *, shutdown_grace_s: float) -> None:
+        super().__init__(config)
+        self.jobs_fetcher = self._take_jobs
+        self.jobs_handler = self._run_and_post
+        self._handler: Handler = config["handler"]
+        self._grace_s = shutdown_grace_s
+        self._told_to_end = asyncio.Event()
+        self._grace_over = asyncio.Event()
+        self._all_done = asyncio.Event()
+        self._failures = 0  # of taking jobs, in a row
+
+    def handle_shutdown(self, signum: int, frame: object) -> None:  # noqa: ARG002 - a signal handler
+        """Take note of the signal; `run_jobs` wakes the event loop ten times a second."""
+        self._told_to_end.set()
+
+    async def get_jobs(self, session: ClientSession) -> None:
+        """Take jobs until told to end; only then let the other loops end."""
+        await _run_until(self._told_to_end, super().get_jobs(session))
+        logger.info("no more jobs are taken; those that run have %.0f s", self._grace_s)
+        asyncio.get_running_loop().call_later(self._grace_s, self._grace_over.set)
+        self.kill_worker()
+
+    async def monitor_stop_signals(self, session: ClientSession) -> None:
+        """Stop jobs that Runpod names, for as long as there may be any."""
+        await _run_until(self._all_done, super().monitor_stop_signals(session))
+
+    async def run_jobs(self, session: ClientSession) -> None:
+        """Run what is taken until the loop ends."""
+        try:
+            await super().run_jobs(session)
+        finally:
+            self._all_done.set()
+
+    async def _take_jobs(self, session: ClientSession, count: int) -> list[dict[str, Any]] | None:
+        """The SDK's `get_job`; after a failure it waits, since the SDK asks again at once."""
+        try:
+            jobs: list[dict[str, Any]] | None = await rp_job.get_job(session, count)
+        except Exception:
+            self._failures += 1
+            await asyncio.sleep(0.1 * 2 ** min(self._failures, 7))
+            raise
+        self._failures = 0
+        return jobs
+
+    async def _run_and_post(
+        self, session: ClientSession, _config: dict[str, Any], job: dict[str, Any]
+    ) -> None:
+        result = await rp_job.run_job(self._answer_in_time, job)
+        if result.get("stopPod"):
+            # Whatever came next would fail likewise until Runpod has replaced the worker.
+            self._told_to_end.set()
+        await post_result(session, job, result)
+
+    async def _answer_in_time(self, job: dict[str, Any]) -> dict[str, Any]:
+        """The handler's answer, or a failure when the grace is over first."""
+        work = asyncio.ensure_future(self._handler(job))
+        late = asyncio.create_task(self._grace_over.wait())
+        try:
+            await asyncio.wait([work, late], return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                return work.result()
+        finally:
+            late.cancel()
+            if not work.done():
+                work.cancel()
+                await asyncio.wait([work], timeout=_STOPPING_S)
+        error = Cancelled("the worker was shut down before the job was done; send it again")
+        return {"error": str(error)}
+
+
+async def post_result(session: ClientSession, job: dict[str, Any], result: dict[str, Any]) -> None:
+    """Post a job's result, again and again while Runpod is unreachable, busy or failing."""
+    retry = ExponentialRetry(
+        attempts=_RESULT_ATTEMPTS,
+        start_timeout=0.25,
+        max_timeout=30.0,
+        statuses={408, 429},
+        exceptions={ClientError, asyncio.TimeoutError},
+    )
+    client = RetryClient(client_session=session, retry_options=retry)
+    try:
+        request = _request(job, result)
+    except TypeError:  # orjson's, for what JSON can't hold; the caller has to hear of it
+        logger.error("job %s: its result is no JSON", job["id"])
+        request = _request(job, {"error": str(Internal("the result can't be written as JSON"))})
+    try:
+        async with client.post(**request) as response:
+            status = response.status
+    except (ClientError, TimeoutError) as error:
+        logger.error("job %s: its result could not be posted: %s", job["id"], type(error).__name__)
+        return
+    if status >= 400:
+        logger.error("job %s: its result was refused with status %d", job["id"], status)
+
+
+async def post_progress(session: ClientSession, job: dict[str, Any], progress: object) -> None:
+    """Post a job's progress, as the SDK's `progress_update` does but awaited, in one attempt.
+
+    Raises:
+        aiohttp.ClientError: it could not be posted.
+    """
+    update = {"status": "IN_PROGRESS", "output": progress}
+    async with session.post(**_request(job, update), raise_for_status=True):
+        pass
+
+
+def _request(job: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
+    """The request by which the SDK's `send_result` posts `body`."""
+    return {
+        "url": rp_http.JOB_DONE_URL.replace("$ID", job["id"]) + "&isStream=false",
+        "data": orjson.dumps(body),
+        "headers": {
+            "charset": "utf-8",
+            "Content-Type": "application/x-www-form-urlencoded",
+            "X-Request-ID": job["id"],
+        },
+    }
+
+
+async def _run_until(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Run `work` to its end or until the event, whichever comes first."""
+    task = asyncio.create_task(work)
+    waiting = asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+        task.cancel()
+        await asyncio.gather(task, waiting, return_exceptions=True)
+    if not task.cancelled():
+        task.result()

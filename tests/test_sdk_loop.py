@@ -1,0 +1,142 @@
+"""The worker under the SDK's real loop, against a control plane that speaks its protocol."""
+
+import time
+from itertools import pairwise
+
+import pytest
+
+from tests.control_plane import API_KEY, TAKE_POLL_S, ControlPlane, running_worker
+from tests.demo_worker import FORWARD, GRAPH, PARSE, ask, ask_fresh_process
+from tests.raw_server import RawServer, answer, error_xml
+from tests.sdk_jobs import (
+    LONG_GRAPH,
+    STEER,
+    assert_as_a_fresh_worker,
+    assert_each_answered_once,
+    assert_ended_without_a_result,
+    cancel_in_mid_stage,
+    comparable,
+    submit_mixed,
+)
+
+SECRETS = {"HF_TOKEN": "planted-hub-token", "SECRET": "planted-secret"}
+
+
+@pytest.fixture(scope="module")
+def plane():
+    with ControlPlane() as plane:
+        yield plane
+
+
+@pytest.fixture(scope="module")
+def worker(plane, tmp_path_factory):
+    environment = {"JOBS_AT_ONCE": "8", "UPLOAD_ALLOWED_HOSTS": "127.0.0.1", **SECRETS}
+    directory = tmp_path_factory.mktemp("worker")
+    with running_worker(plane, directory, **environment) as worker:
+        yield worker
+
+
+@pytest.fixture(scope="module")
+def fresh(worker):
+    """What a process that has done nothing else answers."""
+    return [comparable(output) for output in ask_fresh_process([GRAPH, STEER])]
+
+
+def test_every_job_of_a_mixed_flood_gets_its_own_result_exactly_once(plane, worker):
+    expected = submit_mixed(plane, 60)
+    assert_each_answered_once(plane, expected)
+    assert set(plane.jobs) >= set(expected)
+    assert plane.requests["job-take-batch"] > 1
+    assert plane.unauthorized == 0
+
+
+def test_the_worker_pings_while_it_lives(plane, worker):
+    seen = len(plane.pings)
+    plane.wait(lambda: len(plane.pings) > seen)
+
+
+def test_a_job_whose_result_could_not_be_posted_is_posted_again_until_it_is_taken(plane, worker):
+    plane.fail("job-done", 500, "drop", 429)
+    job_id = plane.submit(FORWARD)
+    assert plane.result(job_id)["output"] == ask(FORWARD)
+    assert not plane.faults["job-done"]
+    assert plane.jobs[job_id].after_result == []
+
+
+def test_the_worker_outlives_a_control_plane_that_fails_and_comes_back(plane, worker):
+    for route in ("job-take", "job-take-batch"):
+        plane.fail(route, 500, "drop", 502, "drop", 429)
+    plane.fail("job-stop", 500, "drop", 429)
+    plane.fail("ping", 500, "drop", 429)
+    expected = submit_mixed(plane, 10)
+    assert_each_answered_once(plane, expected)
+    assert worker.process.poll() is None
+
+
+def test_parsing_a_prompt_does_not_wait_for_a_graph_that_is_computed(plane, worker):
+    graph = plane.submit(LONG_GRAPH)
+    parsed = plane.submit(PARSE)
+    assert plane.result(parsed)["output"] == ask(PARSE)
+    assert not plane.jobs[graph].results
+    plane.result(graph)
+
+
+def test_a_graph_cancelled_in_mid_attribution_ends_without_a_result(plane, worker, fresh):
+    body = {**LONG_GRAPH, "max_n_logits": 2}
+    job_id = cancel_in_mid_stage(plane, worker, body, "attribute")
+    assert_as_a_fresh_worker(plane, fresh)
+    assert_ended_without_a_result(plane, job_id)
+
+
+def assert_rising(record, *, to):
+    steps = [update["progress"] for update in record.progress]
+    assert steps[0] == 0
+    assert steps[-1] == to
+    assert steps == sorted(set(steps))
+    assert all(update["message"] for update in record.progress)
+    assert record.after_result == []
+
+
+def test_a_poller_sees_a_graph_s_progress_rise_to_the_end_and_nothing_after_it(plane, worker):
+    job_id = plane.submit({**LONG_GRAPH, "max_n_logits": 4})
+    plane.result(job_id)
+    record = plane.jobs[job_id]
+    assert_rising(record, to=1)
+    stages = [update["stage"] for update in record.progress]
+    assert stages[0] == "tokenise"
+    assert "attribute" in stages
+    assert stages[-1] == "encode"
+    # All but the last are half a second apart; the rest is the network's.
+    assert all(b - a > 0.25 for a, b in pairwise(record.posted_at[:-1]))
+
+
+def test_progress_that_can_not_be_posted_does_not_hold_the_job_up(plane, worker):
+    plane.fail("job-done", 500, "hang")
+    job_id = plane.submit({**LONG_GRAPH, "max_n_logits": 5})
+    assert plane.result(job_id)["output"]["nodes"]
+    assert not plane.faults["job-done"]
+    assert_no_progress_after(plane, job_id)
+
+
+def assert_no_progress_after(plane, job_id):
+    time.sleep(1.5)
+    assert plane.jobs[job_id].after_result == []
+
+
+def test_secrets_and_signed_queries_appear_in_no_log_line_result_or_progress(plane, worker):
+    query = "?X-Amz-Signature=planted-signature"
+    script = [answer(200), answer(403, error_xml("AccessDenied"))]
+    with RawServer(script) as store:
+        body = {**GRAPH, "signed_url": store.url(query)}
+        assert plane.result(plane.submit(body))["output"]["num_nodes"] > 0
+        assert plane.result(plane.submit(body))["error"].startswith("upload_failed: ")
+        assert [query in request.request_line for request in store.requests] == [True, True]
+    seen = worker.log() + str(plane.jobs) + str(plane.pings)
+    assert '"action":"generate-graph"' in seen
+    for secret in ("planted", API_KEY):
+        assert secret not in seen
+
+
+def test_an_idle_worker_ends_at_once(plane, worker):
+    # The last test with this worker: its long polls go on for longer than this may take.
+    assert worker.terminate(timeout_s=TAKE_POLL_S / 2) == 0
