@@ -300,14 +300,15 @@ def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _explain(detail: Any, known: list[str]) -> str:
-    path = [str(part) for part in detail["loc"] if part not in {"[key]"}]
-    where = "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in path).lstrip(".")
+    path = [str(part) for part in detail["loc"]]
+    where = "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in path)
+    where = where.removeprefix(".")
     message = str(detail["msg"]).removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":
         scope = list(SteerFeature.model_fields) if path[0] == "features" else known
         close = difflib.get_close_matches(path[-1], scope, n=1)
         hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(scope)}"
-        return f"{where[:100]} is no field of this action{hint}"
+        return f"{where[:100] or repr(where)} is no field of this action{hint}"
     if detail["type"] == "missing":
         return f"{where} is required"
     if detail["type"] == "string_unicode":

@@ -178,6 +178,9 @@ REFUSED_GRAPHS = [
     ({"deadline": "soon"}, ["deadline", "number", "'soon'"]),
     ({"deadline": float("inf")}, ["deadline", "finite", "inf"]),
     ({"max_feature_node": 5}, ["max_feature_node is no field", "did you mean max_feature_nodes?"]),
+    ({"[key]": 5}, ["[key] is no field of this action"]),
+    ({"": 5}, ["'' is no field of this action"]),
+    ({"signed_url": "https://s3/", "signed_headers": {"": "a"}}, ["signed_headers", "at least 1"]),
     ({"zzz": 5}, ["zzz is no field", "known: ", "batch_size"]),
     ({"temperature": 1}, ["temperature is no field of this action"]),
 ]
@@ -215,6 +218,24 @@ REFUSED_STEERS = [
     ({"batch_size": 2}, ["batch_size is no field of this action"]),
 ]
 
+REFUSED_OTHERS = [
+    ("forward-pass", {"max_n_logits": 0}, ["max_n_logits", "equal to 1", "got 0"]),
+    ("forward-pass", {"max_n_logits": "3"}, ["max_n_logits", "integer", "'3'"]),
+    ("forward-pass", {"desired_logit_prob": 0}, ["desired_logit_prob", "greater than 0", "got 0"]),
+    ("forward-pass", {"desired_logit_prob": 2}, ["desired_logit_prob", "equal to 1", "got 2"]),
+    ("forward-pass", {"prompt": ""}, ["prompt", "at least 1 character"]),
+    ("forward-pass", {"prompt": None}, ["prompt", "messages", "neither"]),
+    ("forward-pass", {"model_id": 3}, ["model_id", "string", "got 3"]),
+    ("forward-pass", {"deadline": -1}, ["deadline", "greater than 0", "got -1"]),
+    ("forward-pass", {"features": []}, ["features is no field of this action"]),
+    ("parse-chat-prompt", {"prompt": None}, ["prompt is required"]),
+    ("parse-chat-prompt", {"prompt": 7}, ["prompt", "string"]),
+    ("parse-chat-prompt", {"model_id": ""}, ["model_id", "''"]),
+    ("parse-chat-prompt", {"deadline": "soon"}, ["deadline", "number", "'soon'"]),
+    ("parse-chat-prompt", {"promt": "a"}, ["promt", "did you mean prompt?"]),
+    ("parse-chat-prompt", {"messages": []}, ["messages is no field of this action"]),
+]
+
 
 class TestRefusals:
     @pytest.mark.parametrize(("fields", "words"), REFUSED_GRAPHS)
@@ -229,9 +250,19 @@ class TestRefusals:
         assert isinstance(error, InvalidInput)
         assert [word for word in words if word not in str(error)] == []
 
+    @pytest.mark.parametrize(("action", "fields", "words"), REFUSED_OTHERS)
+    def test_of_the_other_actions_name_field_value_and_bound(self, action, fields, words):
+        error = refusal({"action": action, "prompt": "a", **fields})
+        assert isinstance(error, InvalidInput)
+        assert [word for word in words if word not in str(error)] == []
+
     @pytest.mark.parametrize("body", [None, [], "x", 3, True])
     def test_input_must_be_an_object(self, body):
         assert "input must be an object" in str(refusal(body))
+
+    def test_a_rule_across_fields_is_told_without_a_field_of_its_own(self):
+        message = "give exactly one of prompt and messages, got neither"
+        assert str(refusal({})) == f"invalid_input: {message}"
 
     def test_many_faults_at_once_are_told_together_and_cut(self):
         body = graph(batch_size=0, max_n_logits=0, node_threshold=2, edge_threshold=2, user_id=1)
