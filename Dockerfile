@@ -16,6 +16,7 @@ COPY *.py ./
 COPY actions actions
 COPY attribution attribution
 COPY delivery delivery
+COPY loading loading
 COPY steering steering
 COPY demo/model demo/model
 COPY demo/transcoders demo/transcoders

@@ -18,7 +18,6 @@ from graph_cache import GraphCache
 from settings import Settings, SettingsError
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -221,95 +220,33 @@ def _build(entry: ModelEntry, settings: Settings) -> LoadedModel:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from loading.transcoders import transcoders
+    from loading.transformerlens_engine import replacement_model
+
     device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     on_gpu = device.type == "cuda"
     dtype = getattr(torch, settings.model_dtype or ("bfloat16" if on_gpu else "float32"))
 
-    transcoders = _load_transcoders(entry.transcoder_set, device, dtype, settings)
+    features = transcoders(
+        entry.transcoder_set,
+        device=device,
+        dtype=dtype,
+        lazy_encoder=settings.lazy_encoder,
+        lazy_decoder=settings.lazy_decoder,
+    )
     tokenizer = AutoTokenizer.from_pretrained(entry.model)
     hf_model = AutoModelForCausalLM.from_pretrained(entry.model, dtype=dtype)
-    if hf_model.config.num_hidden_layers != transcoders.n_layers:
+    if hf_model.config.num_hidden_layers != features.n_layers:
         raise ModelLoadError(
             f"the model has {hf_model.config.num_hidden_layers} layers, "
-            f"its transcoders cover {transcoders.n_layers}"
+            f"its transcoders cover {features.n_layers}"
         )
-    model = _replacement_model(hf_model, transcoders, _model_name(entry.model), device, dtype)
+    model = replacement_model(hf_model, features, _model_name(entry.model), device, dtype)
     model.tokenizer = tokenizer
     # With "left" TransformerLens masks a leading pad token, which Qwen3's leading token is.
     tokenizer.padding_side = "right"
     stop_ids = _stop_ids(hf_model, tokenizer)
     return LoadedModel(entry, model, tokenizer, stop_ids, GraphCache(settings.graph_cache_bytes))
-
-
-def _replacement_model(
-    hf_model: Any, transcoders: Any, name: str, device: torch.device, dtype: torch.dtype
-) -> Any:
-    from circuit_tracer.replacement_model.replacement_model_transformerlens import (
-        TransformerLensReplacementModel,
-    )
-
-    model = hooked_model(TransformerLensReplacementModel, hf_model, name, device, dtype)
-    # What circuit-tracer's own from_pretrained does once the weights are in: its from_config
-    # would wrap the MLPs first, under which names the converted weights don't fit.
-    model._configure_replacement_model(transcoders)
-    return model
-
-
-def hooked_model(
-    cls: Any, hf_model: Any, name: str, device: torch.device, dtype: torch.dtype
-) -> Any:
-    """A TransformerLens model of class `cls` with a Hugging Face model's weights, unfolded.
-
-    Raises:
-        UnsupportedArchitectureError: hooked_config.py has no conversion for the model.
-    """
-    from transformer_lens.loading_from_pretrained import get_pretrained_state_dict
-
-    from hooked_config import hooked_config
-    from weight_layout import lay_out_weights
-
-    cfg = hooked_config(hf_model.config, model_name=name, device=device, dtype=dtype)
-    model = cls(cfg)
-    # The name only has to exist as a path: the weights come from hf_model.
-    state = get_pretrained_state_dict(str(DEMO_DIRECTORY), cfg, hf_model=hf_model, dtype=dtype)
-    model.load_and_process_state_dict(
-        state,
-        fold_ln=False,
-        center_writing_weights=False,
-        center_unembed=False,
-        fold_value_biases=False,
-    )
-    lay_out_weights(model)
-    return model.eval()
-
-
-def _load_transcoders(
-    reference: str, device: torch.device, dtype: torch.dtype, settings: Settings
-) -> Any:
-    """The transcoders of a Hugging Face id (`owner/name[/folder][@revision]`) or a directory."""
-    from circuit_tracer.utils.hf_utils import load_transcoder_from_hub, load_transcoders
-
-    lazy = {"lazy_encoder": settings.lazy_encoder, "lazy_decoder": settings.lazy_decoder}
-    directory = Path(reference)
-    if not directory.is_dir():
-        return load_transcoder_from_hub(reference, device=device, dtype=dtype, **lazy)[0]
-
-    import yaml
-
-    config = yaml.safe_load((directory / "config.yaml").read_text())
-    hooks = {key: config[key] for key in ("feature_input_hook", "feature_output_hook")}
-    scan = config.get("scan", directory.name)
-    if config["model_kind"] == "cross_layer_transcoder":
-        from circuit_tracer.transcoder.cross_layer_transcoder import load_clt
-
-        return load_clt(str(directory), scan=scan, device=device, dtype=dtype, **hooks, **lazy)
-    n_layers = len(list(directory.glob("layer_*.safetensors")))
-    if n_layers == 0:
-        raise FileNotFoundError(f"no layer_*.safetensors in {directory}")
-    files = [str(directory / f"layer_{layer}.safetensors") for layer in range(n_layers)]
-    return load_transcoders(
-        {**config, "scan": scan, "transcoders": files}, device=device, dtype=dtype, **lazy
-    )
 
 
 def _model_name(model: str) -> str:

@@ -31,8 +31,8 @@ from transformers import PreTrainedTokenizerFast
 
 import steering
 from benchmarks.measure import Cost, machine, measure, medians
+from loading.weight_layout import lay_out_weights
 from steering import Intervention
-from weight_layout import lay_out_weights
 
 D_VOCAB, TOP_K = 8000, 5
 

@@ -12,8 +12,8 @@ from transformers import (
     Qwen3Config,
 )
 
-import model_loader
-from hooked_config import MAX_CONTEXT, UnsupportedArchitectureError, hooked_config
+from loading.hooked_config import MAX_CONTEXT, UnsupportedArchitectureError, hooked_config
+from loading.transformerlens_engine import hooked_model
 
 SHAPE = {
     "vocab_size": 97,
@@ -75,9 +75,7 @@ def hugging_face_model(config):
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_logits_equal_hugging_face_s(config):
     hf_model = hugging_face_model(config)
-    model = model_loader.hooked_model(
-        HookedTransformer, hf_model, "tiny", torch.device("cpu"), torch.float32
-    )
+    model = hooked_model(HookedTransformer, hf_model, "tiny", torch.device("cpu"), torch.float32)
     tokens = torch.randint(0, 97, (2, 40), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = hf_model(tokens).logits

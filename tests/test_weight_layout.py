@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
+from loading.weight_layout import lay_out_weights
 from tests.tiny_models import ARCHITECTURES, prompt_tokens, tiny_model
-from weight_layout import lay_out_weights
 
 
 @pytest.fixture(params=ARCHITECTURES)

@@ -1,0 +1,1 @@
+"""From names and files to a replacement model in memory: sources, transcoders, engines."""
