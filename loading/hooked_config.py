@@ -1,7 +1,8 @@
 """A Hugging Face model configuration, as the configuration of a TransformerLens model.
 
 TransformerLens's own loader goes by official names: from a directory it drops Llama's rope base,
-refuses Gemma-2 and cuts Qwen3's context. Here every number comes from the model's configuration.
+refuses Gemma-2 and cuts Qwen3's context. Here every number comes from the model's configuration,
+and a value without an equivalent is refused by name: a model is converted exactly or not at all.
 """
 
 from collections.abc import Callable
@@ -9,14 +10,32 @@ from typing import Any
 
 import torch
 from transformer_lens import HookedTransformerConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 # TransformerLens allocates a boolean mask of n_ctx x n_ctx for each layer while it builds a model:
 # 16 MB a layer at this bound, 1.7 GB a layer at Qwen3's 40,960.
 MAX_CONTEXT = 4096
 
+# Fields that change what a model computes and have no conversion, with the value that is served.
+_ONLY_SERVED = {
+    "add_cross_attention": False,
+    "attention_bias": False,
+    "is_encoder_decoder": False,
+    "mlp_bias": False,
+    "partial_rotary_factor": 1.0,
+    "pruned_heads": {},
+    "quantization_config": None,
+    # As transformers 5 writes rope_theta and rope_scaling; version 4 reads neither there.
+    "rope_parameters": None,
+    "use_bidirectional_attention": False,
+}
+# The activations that both libraries know by the same name and compute alike.
+_ACTIVATIONS = ("gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
+_ATTENTION_TYPES = {"sliding_attention": "local", "full_attention": "global"}
+
 
 class UnsupportedArchitectureError(ValueError):
-    """The model's architecture has no conversion here; the message lists those that do."""
+    """The model's architecture, or a value of its configuration, has no conversion here."""
 
 
 def hooked_config(
@@ -25,29 +44,46 @@ def hooked_config(
     """Return the configuration under which a TransformerLens model computes the same logits.
 
     Args:
-        hf_config: a `transformers` configuration with `architectures` set.
-        model_name: kept as `cfg.model_name`; circuit-tracer goes by it for Gemma-3's prefix.
+        hf_config: a `transformers` configuration with `architectures` set; of a multimodal model,
+            its language model is converted.
+        model_name: kept as `cfg.model_name`, by which circuit-tracer tells Gemma 3 chat models
+            (see `loading.naming`).
 
     Raises:
-        UnsupportedArchitectureError: no conversion for this architecture.
+        UnsupportedArchitectureError: no conversion for this architecture, or for a value of the
+            configuration; the message names it.
     """
     architecture = (hf_config.architectures or ["unknown"])[0]
     if architecture not in _CONVERTERS:
         raise UnsupportedArchitectureError(
             f"{model_name} is a {architecture}; the worker serves {', '.join(sorted(_CONVERTERS))}"
         )
+    text = hf_config.get_text_config()
+    for name, served in _ONLY_SERVED.items():
+        for config in (hf_config, text):
+            _require(config, name, served)
     return HookedTransformerConfig(
         model_name=model_name,
         original_architecture=architecture,
         device=str(device),
         dtype=dtype,
         init_weights=False,
-        **_CONVERTERS[architecture](hf_config),
+        **_CONVERTERS[architecture](text),
     )
 
 
-def _rotary_decoder(c: Any) -> dict[str, Any]:
-    """What Llama, Qwen3 and Gemma-2 have in common: RMSNorm, rotary positions, a gated MLP."""
+def _require(config: Any, name: str, served: Any) -> None:
+    value = getattr(config, name, served)
+    if value != served:
+        raise UnsupportedArchitectureError(
+            f"the model's configuration has {name}={str(value)[:80]}, of which there is no exact "
+            f"conversion; only {name}={served} is served"
+        )
+
+
+def _rotary_decoder(c: Any, activation: str, *, has_windows: bool) -> dict[str, Any]:
+    """What all but GPT-2 have in common: RMSNorm, rotary positions, a gated MLP."""
+    windows = _local_attention(c) if has_windows else {}
     d_head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
     grouped = c.num_key_value_heads != c.num_attention_heads
     return {
@@ -60,6 +96,7 @@ def _rotary_decoder(c: Any) -> dict[str, Any]:
         "d_vocab": c.vocab_size,
         "n_ctx": min(c.max_position_embeddings, MAX_CONTEXT),
         "eps": c.rms_norm_eps,
+        "act_fn": _activation(activation),
         "normalization_type": "RMS",
         "final_rms": True,
         "gated_mlp": True,
@@ -67,25 +104,67 @@ def _rotary_decoder(c: Any) -> dict[str, Any]:
         "rotary_dim": d_head,
         "rotary_adjacent_pairs": False,
         "rotary_base": c.rope_theta,
+        **windows,
+        **_rope_scaling(c, beside_windows=bool(windows)),
     }
 
 
-def _qwen3(c: Any) -> dict[str, Any]:
-    return {**_rotary_decoder(c), "act_fn": c.hidden_act, "use_qk_norm": True}
+def _activation(name: str) -> str:
+    if name not in _ACTIVATIONS:
+        raise UnsupportedArchitectureError(
+            f"the activation function {name!r} has no conversion; {', '.join(_ACTIVATIONS)} have"
+        )
+    return name
 
 
-def _llama(c: Any) -> dict[str, Any]:
-    return {**_rotary_decoder(c), "act_fn": c.hidden_act, **_llama3_rope(c.rope_scaling)}
-
-
-def _llama3_rope(scaling: dict[str, Any] | None) -> dict[str, Any]:
-    if not scaling:
+def _local_attention(c: Any) -> dict[str, Any]:
+    """Which layers see only a window, where any does."""
+    unknown = set(c.layer_types) - set(_ATTENTION_TYPES)
+    if unknown:
+        raise UnsupportedArchitectureError(
+            f"layer_types has {unknown.pop()!r}, of which there is no exact conversion; "
+            f"{', '.join(_ATTENTION_TYPES)} are served"
+        )
+    if "sliding_attention" not in c.layer_types:
         return {}
-    kind = scaling.get("rope_type", scaling.get("type"))
+    if c.sliding_window is None:
+        raise UnsupportedArchitectureError(
+            "layer_types has 'sliding_attention', but sliding_window is not set"
+        )
+    return {
+        "use_local_attn": True,
+        "window_size": c.sliding_window,
+        "attn_types": [_ATTENTION_TYPES[kind] for kind in c.layer_types],
+    }
+
+
+def _rope_scaling(c: Any, *, beside_windows: bool) -> dict[str, Any]:
+    scaling = getattr(c, "rope_scaling", None) or {}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return {}
-    if kind != "llama3":
-        raise UnsupportedArchitectureError(f"rope scaling {kind!r} has no conversion here")
+    if kind not in _ROPE_SCALINGS:
+        raise UnsupportedArchitectureError(
+            f"rope_scaling of type {kind!r} has no conversion; "
+            f"default, {', '.join(_ROPE_SCALINGS)} have"
+        )
+    # Gemma 3 scales its global layers alone, the others all of them. TransformerLens does the
+    # first for linear scaling and the second for the rest.
+    scales_windows = not hasattr(c, "rope_local_base_freq")
+    if beside_windows and scales_windows == (kind == "linear"):
+        raise UnsupportedArchitectureError(
+            f"rope_scaling of type {kind!r} beside 'sliding_attention' layers has no exact "
+            f"conversion for a {c.model_type}"
+        )
+    return _ROPE_SCALINGS[kind](c)
+
+
+def _linear_rope(c: Any) -> dict[str, Any]:
+    return {"rotary_scaling_factor": c.rope_scaling["factor"]}
+
+
+def _llama3_rope(c: Any) -> dict[str, Any]:
+    scaling = c.rope_scaling
     return {
         "use_NTK_by_parts_rope": True,
         "NTK_by_parts_factor": scaling["factor"],
@@ -95,21 +174,57 @@ def _llama3_rope(scaling: dict[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def _gemma2(c: Any) -> dict[str, Any]:
-    kinds = {"sliding_attention": "local", "full_attention": "global"}
+def _yarn_rope(c: Any) -> dict[str, Any]:
+    scaling = c.rope_scaling
+    if not scaling.get("truncate", True):
+        raise UnsupportedArchitectureError("rope_scaling with truncate=False has no conversion")
+    # The model's own rule for the factor that is not given.
+    _, attention_factor = ROPE_INIT_FUNCTIONS["yarn"](c, torch.device("cpu"))
+    original = scaling.get("original_max_position_embeddings") or c.max_position_embeddings
     return {
-        **_rotary_decoder(c),
+        "use_yarn_rope": True,
+        "yarn_factor": scaling["factor"],
+        "yarn_attention_factor": attention_factor,
+        "yarn_beta_fast": scaling.get("beta_fast") or 32,
+        "yarn_beta_slow": scaling.get("beta_slow") or 1,
+        "yarn_original_max_position_embeddings": original,
+    }
+
+
+_ROPE_SCALINGS = {"linear": _linear_rope, "llama3": _llama3_rope, "yarn": _yarn_rope}
+
+
+def _llama(c: Any) -> dict[str, Any]:
+    return _rotary_decoder(c, c.hidden_act, has_windows=False)
+
+
+def _qwen3(c: Any) -> dict[str, Any]:
+    return {**_rotary_decoder(c, c.hidden_act, has_windows=True), "use_qk_norm": True}
+
+
+def _gemma(c: Any) -> dict[str, Any]:
+    return {
+        **_rotary_decoder(c, c.hidden_activation, has_windows=True),
         # TransformerLens's Gemma weight converter wants the count even when heads aren't grouped.
         "n_key_value_heads": c.num_key_value_heads,
-        "act_fn": c.hidden_activation,
         "attn_scale": c.query_pre_attn_scalar**0.5,
         "use_normalization_before_and_after": True,
-        "use_local_attn": True,
-        "window_size": c.sliding_window,
-        "attn_types": [kinds[kind] for kind in c.layer_types],
+    }
+
+
+def _gemma2(c: Any) -> dict[str, Any]:
+    return {
+        **_gemma(c),
         "attn_scores_soft_cap": c.attn_logit_softcapping or -1.0,
         "output_logits_soft_cap": c.final_logit_softcapping or -1.0,
     }
+
+
+def _gemma3(c: Any) -> dict[str, Any]:
+    # transformers itself reads the first nowhere and the second in one of two classes.
+    _require(c, "attn_logit_softcapping", None)
+    _require(c, "final_logit_softcapping", None)
+    return {**_gemma(c), "use_qk_norm": True, "rotary_base_local": c.rope_local_base_freq}
 
 
 def _gpt2(c: Any) -> dict[str, Any]:
@@ -120,10 +235,11 @@ def _gpt2(c: Any) -> dict[str, Any]:
         "d_head": c.n_embd // c.n_head,
         "d_mlp": c.n_inner or 4 * c.n_embd,
         "d_vocab": c.vocab_size,
-        "n_ctx": c.n_positions,
+        "n_ctx": min(c.n_positions, MAX_CONTEXT),
         "eps": c.layer_norm_epsilon,
-        "act_fn": c.activation_function,
+        "act_fn": _activation(c.activation_function),
         "normalization_type": "LN",
+        "use_attn_scale": c.scale_attn_weights,
         "scale_attn_by_inverse_layer_idx": c.scale_attn_by_inverse_layer_idx,
     }
 
@@ -131,6 +247,8 @@ def _gpt2(c: Any) -> dict[str, Any]:
 _CONVERTERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "GPT2LMHeadModel": _gpt2,
     "Gemma2ForCausalLM": _gemma2,
+    "Gemma3ForCausalLM": _gemma3,
+    "Gemma3ForConditionalGeneration": _gemma3,
     "LlamaForCausalLM": _llama,
     "Qwen3ForCausalLM": _qwen3,
 }

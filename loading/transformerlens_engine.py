@@ -10,6 +10,7 @@ from circuit_tracer.replacement_model.replacement_model_transformerlens import (
 from transformer_lens.loading_from_pretrained import get_pretrained_state_dict
 
 from loading.hooked_config import hooked_config
+from loading.rotary_buffers import rotary_buffers_kept
 from loading.weight_layout import lay_out_weights
 
 
@@ -24,7 +25,8 @@ def replacement_model(
     model = hooked_model(TransformerLensReplacementModel, hf_model, name, device, dtype)
     # What circuit-tracer's own from_pretrained does once the weights are in: its from_config
     # would wrap the MLPs first, under which names the converted weights don't fit.
-    model._configure_replacement_model(transcoders)
+    with rotary_buffers_kept(model):
+        model._configure_replacement_model(transcoders)
     return model
 
 
