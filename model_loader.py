@@ -220,6 +220,7 @@ def _build(entry: ModelEntry, settings: Settings) -> LoadedModel:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from loading.naming import circuit_tracer_name
     from loading.transcoders import transcoders
     from loading.transformerlens_engine import replacement_model
 
@@ -236,12 +237,17 @@ def _build(entry: ModelEntry, settings: Settings) -> LoadedModel:
     )
     tokenizer = AutoTokenizer.from_pretrained(entry.model)
     hf_model = AutoModelForCausalLM.from_pretrained(entry.model, dtype=dtype)
-    if hf_model.config.num_hidden_layers != features.n_layers:
+    n_layers = hf_model.config.get_text_config().num_hidden_layers
+    if n_layers != features.n_layers:
         raise ModelLoadError(
-            f"the model has {hf_model.config.num_hidden_layers} layers, "
-            f"its transcoders cover {features.n_layers}"
+            f"the model has {n_layers} layers, its transcoders cover {features.n_layers}"
         )
-    model = replacement_model(hf_model, features, _model_name(entry.model), device, dtype)
+    name = circuit_tracer_name(
+        _model_name(entry.model),
+        hf_model.config,
+        has_chat_template=bool(tokenizer.chat_template),
+    )
+    model = replacement_model(hf_model, features, name, device, dtype)
     model.tokenizer = tokenizer
     # With "left" TransformerLens masks a leading pad token, which Qwen3's leading token is.
     tokenizer.padding_side = "right"
@@ -250,7 +256,6 @@ def _build(entry: ModelEntry, settings: Settings) -> LoadedModel:
 
 
 def _model_name(model: str) -> str:
-    """What the model is called where a name matters (circuit-tracer looks for "gemma-3…-it")."""
     return Path(model).name if Path(model).is_dir() else model
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from errors import Internal, InvalidInput, PromptTooLong
+from loading.naming import is_gemma_3_it
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -169,7 +170,7 @@ def tokenize(prompt: str, tokenizer: PreTrainedTokenizerBase, model_name: str = 
     with its user turn; Internal when the tokenizer has no special token.
     """
     ids = _encode(prompt, tokenizer)
-    if _is_gemma_3_it(model_name):
+    if is_gemma_3_it(model_name):
         if ids[:3] == _GEMMA_3_IT_PREFIX[1:]:
             ids = [_GEMMA_3_IT_PREFIX[0], *ids]
         if ids[:4] != _GEMMA_3_IT_PREFIX:
@@ -197,7 +198,7 @@ def unsteerable_positions(
 
     The leading special token; for Gemma 3 it models the four tokens of their required prefix.
     """
-    return list(range(min(len(ids), 4 if _is_gemma_3_it(model_name) else 1)))
+    return list(range(min(len(ids), 4 if is_gemma_3_it(model_name) else 1)))
 
 
 def check_length(text: str, token_limit: int) -> None:
@@ -323,7 +324,3 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Special tokens, those with a role and those only marked as special (Llama 3's headers)."""
     marked = {n for n, token in tokenizer.added_tokens_decoder.items() if token.special}
     return marked | set(tokenizer.all_special_ids)
-
-
-def _is_gemma_3_it(model_name: str) -> bool:
-    return "gemma-3" in model_name and model_name.endswith("-it")

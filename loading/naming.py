@@ -1,0 +1,28 @@
+"""By which name circuit-tracer knows a model.
+
+It goes by the name alone to tell Gemma 3 chat models, of which it demands a prefix and ignores the
+features there. A directory or a copy of such a model may be called anything, and another model may
+be called that, so the name is made to say what the configuration says.
+"""
+
+from typing import Any
+
+
+def is_gemma_3_it(model_name: str) -> bool:
+    """Whether circuit-tracer takes a model of this name for a Gemma 3 chat model."""
+    return "gemma-3" in model_name and model_name.endswith("-it")
+
+
+def circuit_tracer_name(name: str, hf_config: Any, *, has_chat_template: bool) -> str:
+    """The model's own name where circuit-tracer reads it right, else one with a suffix.
+
+    Args:
+        name: Hugging Face id, or the name of a directory.
+        hf_config: its `transformers` configuration.
+        has_chat_template: whether its tokenizer has one, by which a Gemma 3 of no official name
+            is known for a chat model.
+    """
+    if hf_config.model_type not in ("gemma3", "gemma3_text"):
+        return f"{name} ({hf_config.model_type})" if is_gemma_3_it(name) else name
+    official = "gemma-3" in name and name.endswith(("-it", "-pt"))
+    return name if official or not has_chat_template else f"{name} as gemma-3-it"
