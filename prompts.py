@@ -174,10 +174,7 @@ def tokenize(prompt: str, tokenizer: PreTrainedTokenizerBase, model_name: str = 
         if ids[:3] == _GEMMA_3_IT_PREFIX[1:]:
             ids = [_GEMMA_3_IT_PREFIX[0], *ids]
         if ids[:4] != _GEMMA_3_IT_PREFIX:
-            raise InvalidInput(
-                f"prompt must begin with '<bos><start_of_turn>user\\n' for {model_name}; "
-                "send messages instead, or begin the prompt with that"
-            )
+            raise InvalidInput(_without_gemma_3_prefix(prompt, tokenizer, model_name))
         return ids
     if ids and ids[0] in tokenizer.all_special_ids and not _lost_its_bos(ids, tokenizer):
         return ids
@@ -260,6 +257,21 @@ def _as_turns(messages: Messages) -> list[dict[str, str]]:
         _refuse_surrogates(content, f"messages[{i}].content")
         turns.append({"role": role, "content": content})
     return turns
+
+
+def _without_gemma_3_prefix(
+    prompt: str, tokenizer: PreTrainedTokenizerBase, model_name: str
+) -> str:
+    """Why a prompt has not the tokens that Gemma 3 it models require, and what to do."""
+    if strip_bos(prompt, tokenizer).startswith("<start_of_turn>user\n"):
+        return (
+            "the first turn begins with a line break, which becomes one token with the line break "
+            f"that {model_name} requires before it; remove it, or the empty system message"
+        )
+    return (
+        f"prompt must begin with '<bos><start_of_turn>user\\n' for {model_name}; "
+        "send messages instead, or begin the prompt with that"
+    )
 
 
 def _refusal(turns: list[dict[str, str]], error: Exception) -> str:

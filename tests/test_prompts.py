@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import prompts
 from errors import Internal, InvalidInput, PromptTooLong
 from tests import tiny_tokenizers
-from tests.chat_messages import assistant, user
+from tests.chat_messages import assistant, system, user
 from tests.tiny_tokenizers import BASE_FAMILIES, CHAT_FAMILIES
 
 TOKENIZERS = {name: build() for name, build in {**CHAT_FAMILIES, **BASE_FAMILIES}.items()}
@@ -169,6 +169,21 @@ def test_gemma_3_it_prompts_begin_with_their_required_prefix(bos: str) -> None:
 def test_gemma_3_it_refuses_other_prompts_and_says_what_to_send(text: str) -> None:
     with pytest.raises(InvalidInput, match=r"<bos><start_of_turn>user\\n.*send messages instead"):
         prompts.tokenize(text, TOKENIZERS["gemma3"], GEMMA_3)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "messages"),
+    [
+        ("<start_of_turn>user\n\nhi", None),
+        ("<bos><start_of_turn>user\n\n\nhi", None),
+        (None, [system(""), user("hi")]),
+    ],
+)
+def test_a_line_break_that_joins_gemma_3_it_s_prefix_is_told(
+    prompt: str | None, messages: list[dict[str, str]] | None
+) -> None:
+    with pytest.raises(InvalidInput, match=r"begins with a line break.*remove it"):
+        prompts.prepare(prompt, messages, TOKENIZERS["gemma3"], token_limit=64, model_name=GEMMA_3)
 
 
 def test_token_strings_are_tokens_decoded_alone() -> None:

@@ -152,11 +152,12 @@ def byte_level(special_tokens: list[str], plain_tokens: tuple[str, ...] = ()) ->
 
 
 def byte_fallback(turn_markers: dict[str, int], newline: int, words: dict[str, int]) -> Tokenizer:
-    """A BPE with byte fallback as Gemma has. Ids not named hold `<unusedN>`."""
-    names = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, **turn_markers, "\n": newline}
+    """As Gemma's: byte fallback, line breaks in runs. Ids not named hold `<unusedN>`."""
+    names = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, **turn_markers}
+    names |= {"\n" * n: newline + n - 1 for n in (1, 2, 3)}
     names |= {f"<0x{byte:02X}>": 200 + byte for byte in range(256)}
     names |= {chr(code): 1000 + code for code in range(0x21, 0x7F)} | {"▁": 499}
-    merges: list[tuple[str, str]] = []
+    merges = [("\n", "\n"), ("\n\n", "\n")]
     pieces = 1200
     for word, number in words.items():
         for end in range(2, len(word) + 1):
