@@ -5,6 +5,7 @@ import inspect
 import pytest
 import torch
 from transformer_lens import HookedTransformer
+from transformer_lens.loading_from_pretrained import convert_hf_model_config
 from transformer_lens.utilities.activation_functions import SUPPORTED_ACTIVATIONS
 from transformers import (
     AutoModelForCausalLM,
@@ -173,6 +174,53 @@ def test_the_replacement_model_s_logits_equal_hugging_face_s(name):
     buffers |= {block.attn.rotary_sin.data_ptr() for block in model.blocks if "gpt2" not in name}
     kinds = {block.attn.attn_type for block in model.blocks}
     assert len(buffers) <= 2 * len(kinds)
+
+
+# What the published files say, beside the defaults of their classes.
+PUBLISHED = {
+    "google/gemma-3-4b-it": Gemma3Config(
+        architectures=["Gemma3ForConditionalGeneration"],
+        text_config={
+            "hidden_size": 2560,
+            "intermediate_size": 10240,
+            "num_hidden_layers": 34,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            "sliding_window": 1024,
+        },
+    ),
+    "google/gemma-3-1b-it": Gemma3TextConfig(
+        architectures=["Gemma3ForCausalLM"],
+        hidden_size=1152,
+        intermediate_size=6912,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        sliding_window=512,
+        vocab_size=262_144,
+    ),
+    "meta-llama/Llama-3.2-1B": LlamaConfig(
+        architectures=["LlamaForCausalLM"],
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_key_value_heads=8,
+        rms_norm_eps=1e-5,
+        max_position_embeddings=131_072,
+        rope_theta=500_000.0,
+        rope_scaling={**LLAMA3_ROPE, "factor": 32.0, "original_max_position_embeddings": 8192},
+        vocab_size=128_256,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_model_s_numbers_are_transformer_lens_s_own(name):
+    """TransformerLens has them in a table, by name."""
+    theirs = convert_hf_model_config(name)
+    for elsewhere in ("n_ctx", "tokenizer_name", "initializer_range"):
+        theirs.pop(elsewhere, None)
+    ours = hooked_config(PUBLISHED[name], model_name=name, device=CPU, dtype=torch.bfloat16)
+    assert {key: getattr(ours, key) for key in theirs} == theirs
+    assert ours.attn_scale == ours.d_head**0.5
 
 
 def test_the_context_is_the_model_s_own_up_to_a_bound():
