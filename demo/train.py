@@ -1,4 +1,4 @@
-"""Train the whole demo anew, into demo/model and demo/transcoders: python -m demo.train"""
+"""Train the whole demo anew, with examples of its features: python -m demo.train"""
 
 import argparse
 import time
@@ -8,6 +8,7 @@ import torch
 import yaml
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
+from demo import feature_examples
 from demo.corpus import all_facts
 from demo.tokenizer import TURN_END, train_tokenizer
 from demo.train_language_model import CONTEXT, LanguageModelTraining, train_language_model
@@ -24,6 +25,7 @@ def main() -> None:
     model = train_language_model(tokenizer, LanguageModelTraining())
     save_language_model(model, tokenizer, out / "model")
     train_and_save_transcoders(model, tokenizer, out / "transcoders")
+    feature_examples.write(out)
     print(f"done in {time.perf_counter() - started:.0f} s: {out / 'model'}, {out / 'transcoders'}")
 
 
