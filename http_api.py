@@ -134,8 +134,8 @@ def create_app(settings: Settings, loaded: "LoadedModel") -> FastAPI:
         title="attribution-worker",
         description="Attribution graphs and steering of the loaded model.",
         redirect_slashes=False,
+        docs_url=None,  # http_docs adds it
         redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
     )
     door = Door(settings, loaded)
     guards = [] if settings.secret is None else [Depends(_secret_check(settings.secret))]
@@ -158,6 +158,7 @@ def create_app(settings: Settings, loaded: "LoadedModel") -> FastAPI:
     app.add_exception_handler(HTTPException, _answer_error)
     app.add_exception_handler(Exception, _answer_error)
     _document(app)
+    http_docs.add_page(app)
     return app
 
 

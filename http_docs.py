@@ -1,4 +1,4 @@
-"""What the paths of the HTTP door take and give, as OpenAPI.
+"""What the paths of the HTTP door take and give, as OpenAPI, and the page that shows it.
 
 The schemas are those of schemas.py, which the requests are checked against; FastAPI checks none.
 """
@@ -6,10 +6,15 @@ The schemas are those of schemas.py, which the requests are checked against; Fas
 from collections.abc import Mapping
 from typing import Any
 
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse
+from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 import schemas
+import web_assets
 
 PROMPT = "Michael Jordan joue au"
 
@@ -150,6 +155,24 @@ def responses(*models: type[BaseModel], errors: bool = True) -> dict[int | str, 
             }
         }
     return answers
+
+
+def add_page(app: FastAPI) -> None:
+    """Serve Swagger UI at `/docs`, with its scripts and styles: a reader needs no internet."""
+
+    async def docs() -> HTMLResponse:
+        # Relative addresses hold behind a proxy too, whatever path it adds.
+        return get_swagger_ui_html(
+            title=app.title,
+            openapi_url="openapi.json",
+            swagger_js_url="docs/assets/swagger-ui-bundle.js",
+            swagger_css_url="docs/assets/swagger-ui.css",
+            swagger_favicon_url="docs/assets/favicon-32x32.png",
+            swagger_ui_parameters={"validatorUrl": None},  # else it asks swagger.io
+        )
+
+    app.add_api_route("/docs", docs, include_in_schema=False)
+    app.mount("/docs/assets", StaticFiles(directory=web_assets.VENDOR / "swagger-ui-dist"))
 
 
 def _described(description: str, schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -65,10 +65,15 @@ def test_only_a_server_with_a_secret_documents_its_header(openapi, guarded):
     assert all(document["paths"][f"/{action}"]["post"]["security"] for action in ACTIONS)
 
 
-def test_swagger_reads_the_document(server):
+def test_the_page_and_all_that_it_loads_come_from_this_server(server):
     response = get(server, "/docs")
     assert response.headers["Content-Type"].startswith("text/html")
-    assert "/openapi.json" in response.text
+    assert "openapi.json" in response.text
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', response.text)
+    assert len(loaded) == 3
+    for address in loaded:
+        assert not re.match(r"\w+:|/", address), "absolute addresses break behind a proxy"
+        assert get(server, f"/{address}").status_code == 200
 
 
 SCHEMATHESIS = shutil.which(
