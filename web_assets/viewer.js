@@ -1,0 +1,47 @@
+// What circuit-tracer's page needs besides its own scripts to work from this server.
+// Loaded after them and before the page starts.
+'use strict';
+
+(() => {
+  // The page was written for a fork of d3-jetpack. The published one groups by the text of a key
+  // and draws axes with a function of its own.
+  d3.nestBy = (items, key) =>
+    d3.groups(items, key).map(([value, group]) => Object.assign(group, {key: value}));
+
+  const conventions = d3.conventions;
+  d3.conventions = options => {
+    const chart = conventions(options);
+    chart.drawAxis = svg => d3.drawAxis({...chart, svg});
+    return chart;
+  };
+
+  const GRAPHS = './graph_data/';
+  const getFile = util.getFile;
+  util.getFile = async (path, ...options) => {
+    const content = await getFile(path, ...options);
+    if (!path.startsWith(GRAPHS)) return content;
+    const name = path.slice(GRAPHS.length, -'.json'.length);
+    return describeFeatures(content, name, await getFile(`./features_of/${name}.json`));
+  };
+
+  // A `scan` that is a path here makes the page ask this server for examples, and no hub.
+  function describeFeatures(graph, name, {page, labels}) {
+    graph.qParams ??= {};
+    graph.metadata.scan = `./features_of/${name}`;
+    const threshold = graph.metadata.node_threshold ?? Infinity;
+    for (const node of graph.nodes) {
+      // The node with which a graph reaches its threshold lies beyond it, where the page hides it.
+      if (node.influence > threshold) node.influence = threshold;
+      // The page begins with the first of these clicked.
+      node.nodeId = node.node_id;
+      node.isLogit = node.feature_type === 'logit';
+      if (node.feature_type !== 'cross layer transcoder') continue;
+      const [layer, index] = util.cantorUnpair(node.feature);
+      node.clerp ||= labels[`${layer}_${index}`] ?? `feature ${index}`;
+      node.vis_link = page
+        ? page.replace('{layer}', layer).replace('{index}', index)
+        : `?slug=${name}&clickedId=${node.node_id}`;
+    }
+    return graph;
+  }
+})();
