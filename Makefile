@@ -1,9 +1,12 @@
 # make run    the worker on test_input.json, with a summary
+# make view   the same, and its graph in the browser
 # make test   the whole suite
 # make soak   what takes minutes: a thousand jobs, SIGTERM in each stage
 # make lint   style and types
 # make lock   compile the lock files anew from requirements*.txt
 # make demo-model   train the demo model and its transcoders anew
+# make picture      take the README's picture of a graph anew
+# make web-assets   fetch the web pages' third-party scripts anew, as pinned
 
 # The first of these that is Python 3.11 or 3.12.
 CANDIDATES := python3 python3.12 python3.11
@@ -13,10 +16,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps
 
-.PHONY: run test soak lint lock demo-model clean
+.PHONY: run view test soak lint lock demo-model picture web-assets clean
 
 run: $(VENV)/.runtime
 	$(BIN)/python handler.py
+
+view: run
+	$(BIN)/python viewer.py out/michael-jordan-joue-au.json
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
@@ -34,6 +40,13 @@ lock: $(VENV)/.dev
 
 demo-model: $(VENV)/.dev
 	$(BIN)/python -m demo.train
+
+picture: $(VENV)/.dev
+	$(BIN)/python -m pytest -n0 tests/test_browser_viewer.py
+	cp out/screenshots/graph.png docs/graph.png
+
+web-assets: $(VENV)/.dev
+	$(BIN)/python -m tools.web_assets
 
 clean:
 	rm -rf $(VENV) out
