@@ -9,9 +9,8 @@ from typing import Any
 import orjson
 import runpod
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+import summary
 from settings import Settings
 
 OUTPUT_DIRECTORY = Path("out")
@@ -51,72 +50,11 @@ def run(handler: Handler, loading_s: float) -> None:
 
 
 def _summarise(output: dict[str, Any], loading_s: float, job_s: float) -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
+    path = None
     if "nodes" in output:
         OUTPUT_DIRECTORY.mkdir(exist_ok=True)
         path = OUTPUT_DIRECTORY / f"{output['metadata']['slug']}.json"
         path.write_bytes(orjson.dumps(output))
-        _summarise_graph(console, output, path)
-    else:
-        console.print_json(data=output)
+    summary.print_output(console, output, path)
     console.print(f"time    {loading_s:.1f} s to load the model, {job_s:.2f} s for the job")
-
-
-def _summarise_graph(console: Console, graph: dict[str, Any], path: Path) -> None:
-    metadata = graph["metadata"]
-    console.print(f"\n[bold]{escape(metadata['prompt'])}[/bold]  ({metadata['scan']})\n")
-    console.print(_predictions(graph))
-    console.print()
-    console.print(_strongest_features(graph))
-
-    counts = {kind: len(_of_type(graph, kind)) for kind in _KINDS}
-    shares = ", ".join(f"{count} {_KINDS[kind]}" for kind, count in counts.items())
-    scores = metadata["graph_scores"]
-    timings = metadata["info"]["timings_ms"]
-    console.print(
-        f"\nnodes   {len(graph['nodes'])}: {shares}"
-        f"\nlinks   {len(graph['links'])}"
-        f"\nscores  replacement {scores['replacement_score']:.3f}, "
-        f"completeness {scores['completeness_score']:.3f}"
-        f"\ngraph   {path} ({path.stat().st_size / 1000:.0f} kB)"
-        f"\nstages  " + ", ".join(f"{name} {ms:.0f} ms" for name, ms in timings.items())
-    )
-
-
-def _predictions(graph: dict[str, Any]) -> Table:
-    table = Table("next token", "probability", title="Likeliest next tokens", **_STYLE)
-    for node in _of_type(graph, "logit"):
-        token = node["clerp"].removeprefix("Output ").rsplit(" (p=", 1)[0]
-        table.add_row(escape(token), f"{node['token_prob']:.4f}")
-    return table
-
-
-def _strongest_features(graph: dict[str, Any], count: int = 8) -> Table:
-    """The features with most influence on the logits: those of lowest cumulative influence."""
-    tokens = graph["metadata"]["prompt_tokens"]
-    table = Table(
-        "layer", "feature", "at token", "activation", title="Strongest features", **_STYLE
-    )
-    features = _of_type(graph, "cross layer transcoder")
-    for node in sorted(features, key=lambda node: node["influence"])[:count]:
-        position = node["ctx_idx"]
-        table.add_row(
-            node["layer"],
-            node["node_id"].split("_")[1],
-            f"{position} {escape(repr(tokens[position]))}",
-            f"{node['activation']:.2f}",
-        )
-    return table
-
-
-def _of_type(graph: dict[str, Any], kind: str) -> list[dict[str, Any]]:
-    return [node for node in graph["nodes"] if node["feature_type"] == kind]
-
-
-_STYLE: dict[str, Any] = {"title_justify": "left", "box": None, "padding": (0, 2, 0, 0)}
-_KINDS = {
-    "cross layer transcoder": "features",
-    "mlp reconstruction error": "errors",
-    "embedding": "tokens",
-    "logit": "logits",
-}
