@@ -80,6 +80,14 @@ class ControlPlane:
         self._stops.append(job_id)
         self._wake()
 
+    def withdraw(self, job_id: str) -> bool:
+        """Take a job out of the queue; False when a worker has it."""
+        for job in list(self._queue):
+            if job["id"] == job_id:
+                self._queue.remove(job)
+                return True
+        return False
+
     def fail(self, route: str, *faults: int | str) -> None:
         """Answer the next requests to a route with these statuses, "drop" or "hang"."""
         self.faults[route].extend(faults)

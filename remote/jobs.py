@@ -1,0 +1,128 @@
+"""A job as its caller sees it: how far it is, how it ended, what came out."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import orjson
+
+from remote.connection import Answer
+from remote.errors import JobCancelled, JobEnded, JobTimedOut, Unreachable, WorkerFailure
+
+State = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"]
+STATES: frozenset[str] = frozenset(State.__args__)  # type: ignore[attr-defined]
+
+_FAILURE = re.compile(r"([a-z][a-z_]*): (.+)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a caller is told while it waits.
+
+    `stage` is a word or two: the worker's own, or what the client does; `share` (0 to 1) is of the
+    whole job, where the worker reports it; `job_id` is there once Runpod has the job.
+    """
+
+    stage: str
+    message: str = ""
+    share: float | None = None
+    job_id: str | None = None
+
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """What `/status` and `/runsync` say of a job. Times are in milliseconds."""
+
+    id: str
+    state: State
+    output: Any = None  # while in progress, the worker's last update
+    error: Any = None
+    delay_ms: float | None = None  # in the queue
+    execution_ms: float | None = None  # on the worker
+
+    @property
+    def progress(self) -> Progress:
+        """The worker's last update, or words for its absence."""
+        update = self.output if self.state == "IN_PROGRESS" else None
+        if not isinstance(update, dict):
+            waits = self.state == "IN_QUEUE"
+            return Progress("in the queue" if waits else "running", job_id=self.id)
+        stage = str(update.get("stage", "running"))
+        message = str(update.get("message", ""))
+        share = update.get("progress")
+        return Progress(
+            stage,
+            message if message != stage else "",
+            min(max(float(share), 0.0), 1.0) if isinstance(share, int | float) else None,
+            self.id,
+        )
+
+    @property
+    def is_over(self) -> bool:
+        return self.state not in {"IN_QUEUE", "IN_PROGRESS"}
+
+    def result(self) -> Any:
+        """The output of a job that is over.
+
+        Raises:
+            WorkerFailure: it failed.
+            JobCancelled, JobTimedOut: it was ended.
+            JobEnded: it succeeded, and its output was lost.
+        """
+        if self.state == "FAILED":
+            raise failure(self.error)
+        if self.state == "CANCELLED":
+            raise JobCancelled(f"job {self.id} was cancelled")
+        if self.state == "TIMED_OUT":
+            raise JobTimedOut(
+                f"Runpod gave up job {self.id} at a time limit; raise the endpoint's execution "
+                "timeout, or ask for less with max_feature_nodes"
+            )
+        if self.output is None:
+            raise JobEnded(
+                f"job {self.id} is done, but its output was lost on the way; send it again, a "
+                "graph with signed_url"
+            )
+        return self.output
+
+
+def read_status(answer: Answer, name: str) -> JobStatus:
+    """Read the answer of `/status` or `/runsync`.
+
+    Raises:
+        Unreachable: it is no such answer; `name` is the server's.
+    """
+    body = answer.body if isinstance(answer.body, dict) else {}
+    if answer.status != 200 or body.get("status") not in STATES or not body.get("id"):
+        raise Unreachable(f"{name} answered {answer.said()}, which tells nothing of the job")
+    return JobStatus(
+        str(body["id"]),
+        body["status"],
+        body.get("output"),
+        body.get("error"),
+        body.get("delayTime"),
+        body.get("executionTime"),
+    )
+
+
+def failure(error: Any) -> WorkerFailure:
+    """A job's error as an exception.
+
+    The worker's own is `code: sentence`; Runpod reports some in other forms, such as that of a
+    worker that died.
+    """
+    text = error if isinstance(error, str) else orjson.dumps(error).decode()
+    found = _FAILURE.fullmatch(text)
+    if found:
+        return WorkerFailure(found[1], found[2])
+    try:
+        told = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        told = None
+    if isinstance(told, dict):
+        text = str(told.get("error_message") or told.get("message") or text)
+    return WorkerFailure("failed", text if text not in {"null", ""} else "no reason is given")
