@@ -27,7 +27,7 @@ from remote.arguments import DEFAULT_URL, parse
 from remote.client import RUNPOD_URL
 from remote.display import Display, display, duration
 from remote.download import replacing
-from remote.errors import NotAllowed
+from remote.errors import NotAllowed, WrongTarget
 from remote.jobs import JobStatus
 from schemas import UploadReceipt
 
@@ -136,6 +136,15 @@ def _health(args: Namespace, out: Console, _err: Console) -> None:
         _print_rows(out, health)
 
 
+def _view(args: Namespace, _out: Console, _err: Console) -> None:
+    from viewer import ViewerError, view
+
+    try:
+        view(args.files, port=args.port, open_browser=not args.no_browser)
+    except ViewerError as error:
+        raise WrongTarget(str(error)) from None
+
+
 _COMMANDS = {
     "graph": _run,
     "steer": _run,
@@ -145,6 +154,7 @@ _COMMANDS = {
     "status": _status,
     "cancel": _cancel,
     "health": _health,
+    "view": _view,
 }
 
 

@@ -128,6 +128,7 @@ def _parser() -> ArgumentParser:
     _add_target(health)
     for telling in (wait, status, health):
         _add_json(telling)
+    _add_view(command("view", "look at graphs in the browser"))
     return parser
 
 
@@ -219,6 +220,12 @@ def _add_options(parser: ArgumentParser, name: str) -> None:
         if known.default is not None:
             words += f" ({known.default})"
         parser.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=words)
+
+
+def _add_view(parser: ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    parser.add_argument("--port", type=int, default=0, help="on loopback; 0 takes a free one")
+    parser.add_argument("--no-browser", action="store_true", help="only serve, open nothing")
 
 
 def _job(args: Namespace, parser: ArgumentParser) -> dict[str, Any]:

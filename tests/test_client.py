@@ -1,11 +1,14 @@
 """client.py's command line: what it reads, what it says, how it ends."""
 
 import json
+import re
 import shlex
+import signal
 import subprocess
 import sys
 
 import pytest
+import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -179,3 +182,21 @@ def test_json_is_the_output_alone(server, workplace, capfdbinary):
     assert main(["graph", PROMPT, "--json", "--url", server.url]) == 0
     assert json.loads(capfdbinary.readouterr().out)["nodes"]
     assert not list(workplace.iterdir())
+
+
+def test_view_serves_a_graph_until_ctrl_c(server, workplace):
+    assert main(["graph", PROMPT, "-o", "graph.json", "--url", server.url]) == 0
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "client.py"), "view", "graph.json", "--no-browser"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    url = re.search(r"http://\S+", process.stdout.readline())[0]
+    assert requests.get(url, timeout=60).status_code == 200
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 0
+
+
+def test_a_file_that_is_no_graph_is_not_viewed(workplace, capsys):
+    assert main(["view", "nothing.json"]) == 2
+    assert capsys.readouterr().err.startswith("error  nothing.json: ")
