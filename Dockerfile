@@ -17,6 +17,7 @@ COPY actions actions
 COPY attribution attribution
 COPY delivery delivery
 COPY loading loading
+COPY remote remote
 COPY web_assets web_assets
 COPY steering steering
 COPY demo/model demo/model
