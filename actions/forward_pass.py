@@ -2,6 +2,7 @@
 
 import torch
 
+import steering
 from actions.job import Job, check_max_n_logits, prepare_prompt
 from model_loader import LoadedModel
 from schemas import ForwardPassRequest, ForwardPassResponse, SalientLogit
@@ -38,6 +39,5 @@ def run(request: ForwardPassRequest, loaded: LoadedModel, job: Job) -> ForwardPa
 def next_token_probabilities(loaded: LoadedModel, ids: list[int]) -> torch.Tensor:
     """Softmax of the logits after the last token, (d_vocab,) float32 on the CPU."""
     with torch.inference_mode():
-        tokens = torch.tensor([ids], device=loaded.model.cfg.device)
-        logits = loaded.model(tokens)[0, -1]
+        logits = steering.next_token_logits(loaded.model, ids)
         return torch.softmax(logits, dim=-1).float().cpu()

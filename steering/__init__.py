@@ -1,14 +1,15 @@
 """Generation with features set to chosen activations.
 
 `feature_activations` reads what features do on a prompt, `generate` continues the prompt with
-features set to other values, `generate_both` without and with that. They give the numbers of
-circuit-tracer's `ReplacementModel` (`get_activations`, `feature_intervention_generate`) at the cost
-of the tokens: one forward pass a token over a key-value cache, and of the dictionaries only the
-rows of the features at hand.
+features set to other values, `generate_both` without and with that; `next_token_logits` is a bare
+forward pass. They give the numbers of circuit-tracer's `ReplacementModel` (`get_activations`,
+`feature_intervention_generate`) at the cost of the tokens: one forward pass a token over a
+key-value cache, and of the dictionaries only the rows of the features at hand.
 """
 
 from steering.features import feature_activations
 from steering.generation import Generation, Intervention, Options, generate, generate_both
+from steering.passes import next_token_logits
 
 __all__ = [
     "Generation",
@@ -17,4 +18,5 @@ __all__ = [
     "feature_activations",
     "generate",
     "generate_both",
+    "next_token_logits",
 ]

@@ -3,7 +3,7 @@
 A transcoder feature reads the model at its layer's feature input and writes, scaled by its
 activation, to the feature output of its layer (per-layer transcoders) or of its layer and every
 later one (cross-layer transcoders). Setting it to a value adds (value - activation) times what it
-writes. Everything goes through hooks that the caller installs and removes.
+writes. Everything goes through hooks of a forward pass.
 """
 
 from collections import defaultdict
@@ -18,8 +18,8 @@ from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscode
 from safetensors import safe_open
 from torch import Tensor, nn
 
-# TransformerLens calls the second as f(activations, hook=<the hook point>).
-Hook = tuple[str, Callable[..., Tensor | None]]
+from steering.passes import Hook, Passes, passes_of
+
 Site = tuple[int, int]  # position, feature index
 
 
@@ -29,31 +29,30 @@ def feature_activations(
     """The activation of each (layer, position, index) in the model's own pass over the prompt.
 
     As in circuit-tracer, features at the positions it leaves out (BOS, Gemma 3's prefix) have
-    activation 0. Runs the layers up to the last one asked for.
+    activation 0.
     """
     if not features:
         return []
     sites: dict[int, list[Site]] = defaultdict(list)
     for layer, position, index in dict.fromkeys(features):
         sites[layer].append((position, index))
-    silent = silent_positions(model, len(token_ids))
+    passes, silent = passes_of(model), silent_positions(model, len(token_ids))
     activations: dict[tuple[int, int, int], float] = {}
 
-    def read(acts: Tensor, layer: int, reader: FeatureReader, **_: Any) -> None:
+    def read(acts: Tensor, layer: int, reader: FeatureReader) -> None:
         for (position, index), value in zip(sites[layer], reader(acts).tolist(), strict=True):
             activations[layer, position, index] = value
 
     with torch.inference_mode():
         hooks = [
-            (
-                f"blocks.{layer}.{model.feature_input_hook}",
-                partial(read, layer=layer, reader=FeatureReader(model, layer, wanted, silent)),
+            Hook(
+                layer,
+                "feature input",
+                partial(read, layer=layer, reader=FeatureReader(passes, layer, wanted, silent)),
             )
             for layer, wanted in sites.items()
         ]
-        tokens = torch.tensor([list(token_ids)], device=model.cfg.device)
-        with model.hooks(hooks):
-            model(tokens, attention_mask=torch.ones_like(tokens), stop_at_layer=max(sites) + 1)
+        passes.read(torch.tensor([list(token_ids)], device=model.cfg.device), hooks)
     return [activations[feature] for feature in features]
 
 
@@ -63,7 +62,7 @@ def silent_positions(model: Any, n_tokens: int) -> range:
 
 
 def intervention_hooks(
-    model: Any, values: Mapping[tuple[int, int, int], float], silent: Collection[int] = ()
+    passes: Passes, values: Mapping[tuple[int, int, int], float], silent: Collection[int] = ()
 ) -> list[Hook]:
     """Hooks under which a forward pass has features at the values given, effects included.
 
@@ -82,8 +81,8 @@ def intervention_hooks(
     hooks: list[Hook] = []
     written: set[int] = set()
     for layer, changes in by_layer.items():
-        reader = FeatureReader(model, layer, list(changes), silent)
-        targets = torch.tensor(list(changes.values()), device=model.cfg.device)
+        reader = FeatureReader(passes, layer, list(changes), silent)
+        targets = torch.tensor(list(changes.values()), device=passes.model.cfg.device)
         outputs = reader.decoder_rows()
         read = partial(
             _read_deltas,
@@ -93,11 +92,11 @@ def intervention_hooks(
             outputs=outputs,
             pending=pending,
         )
-        hooks.append((f"blocks.{layer}.{model.feature_input_hook}", read))
+        hooks.append(Hook(layer, "feature input", read))
         written.update(range(layer, layer + outputs.shape[0]))
     for layer in sorted(written):
         write = partial(_write_deltas, layer=layer, pending=pending)
-        hooks.append((f"blocks.{layer}.{model.feature_output_hook}", write))
+        hooks.append(Hook(layer, "feature output", write))
     return hooks
 
 
@@ -108,7 +107,6 @@ def _read_deltas(
     targets: Tensor,  # (n_sites,)
     outputs: Tensor,  # (n_layers_written, n_sites, d_model)
     pending: dict[int, Tensor],
-    **_: Any,
 ) -> None:
     current = reader(acts)
     deltas = (targets - current.float()).to(current.dtype)
@@ -118,7 +116,7 @@ def _read_deltas(
         pending[written].index_add_(0, reader.positions, deltas[:, None] * rows)
 
 
-def _write_deltas(acts: Tensor, layer: int, pending: dict[int, Tensor], **_: Any) -> Tensor:
+def _write_deltas(acts: Tensor, layer: int, pending: dict[int, Tensor]) -> Tensor:
     return torch.cat([acts[:-1], acts[-1:] + pending.pop(layer)])
 
 
@@ -130,19 +128,19 @@ class FeatureReader:
     """
 
     def __init__(
-        self, model: Any, layer: int, sites: Sequence[Site], silent: Collection[int]
+        self, passes: Passes, layer: int, sites: Sequence[Site], silent: Collection[int]
     ) -> None:
         positions = list(dict.fromkeys(position for position, _ in sites))
         indices = list(dict.fromkeys(index for _, index in sites))
-        tensor = partial(torch.tensor, device=model.cfg.device)
+        tensor = partial(torch.tensor, device=passes.model.cfg.device)
         self._distinct_positions = tensor(positions)
         self._distinct_silent = tensor([position in silent for position in positions])
         self._row = tensor([positions.index(position) for position, _ in sites])
         self._column = tensor([indices.index(index) for _, index in sites])
         self._indices = tensor(indices)
-        self._transcoders = model.transcoders
+        self._transcoders = passes.transcoders
         self._layer = layer
-        self._encode = _encoder(model.transcoders, layer, self._indices)
+        self._encode = _encoder(passes.transcoders, layer, self._indices)
         self.positions = self._distinct_positions[self._row]
 
     def __call__(self, acts: Tensor) -> Tensor:

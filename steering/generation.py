@@ -6,10 +6,10 @@ from typing import Any, NotRequired, TypedDict, Unpack
 
 import torch
 from torch import Tensor
-from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
 from errors import Cancelled, InvalidInput
-from steering.features import Hook, intervention_hooks, silent_positions
+from steering.features import intervention_hooks, silent_positions
+from steering.passes import Hook, Passes, passes_of
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def generate(
     position the last one counts. The model is left as it came, whatever is raised.
 
     Args:
-        model: a TransformerLens replacement model of circuit-tracer.
+        model: a replacement model of circuit-tracer.
         options: see `Options`.
 
     Raises:
@@ -126,27 +126,30 @@ def _generate(
     on_token: Callable[[int, int], None] | None = None,
 ) -> list[Generation]:
     """The steered generation, after the default one if that is asked for too."""
-    prompt = list(token_ids)
+    prompt, passes = list(token_ids), passes_of(model)
     _check(model, len(prompt), interventions, n_tokens, top_k)
     sides = [_Side(prompt.copy(), _generator(model, seed)) for _ in range(1 + with_default)]
     running, steered = sides, sides[-1]
 
-    def predict(new_ids: list[list[int]], hooks: list[Hook]) -> None:
+    def predict(new_ids: list[list[int]], hooks: list[Hook], *, frozen: bool = False) -> None:
         if should_stop is not None and should_stop():
             done = len(steered.ids) - len(prompt)
             raise Cancelled(f"steering was stopped after {done} of {n_tokens} tokens")
-        logits = _forward(model, new_ids, cache, hooks)
+        tokens = torch.tensor(new_ids, device=model.cfg.device)
+        logits = passes.logits(tokens, cache, hooks, freeze_attention=frozen)
         for side, row in zip(running, logits[-len(running) :], strict=True):
             side.logits = row
             side.top.append(_top(row, top_k))
 
     with torch.inference_mode():
-        at_prompt, at_tokens = _hooks(model, interventions, len(prompt), freeze_attention)
+        at_prompt, at_tokens = _hooks(passes, interventions, len(prompt))
         # Attention is frozen to the patterns of an unsteered row in the same pass.
-        n_rows = 2 if at_prompt and freeze_attention else len(sides)
-        cache = TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, n_rows)
-        predict([prompt] * n_rows, at_prompt)
-        _keep_rows(cache, list(range(n_rows))[-len(sides) :])
+        frozen = bool(at_prompt) and freeze_attention
+        n_rows = 2 if frozen else len(sides)
+        cache = passes.new_cache(n_rows)
+        predict([prompt] * n_rows, at_prompt, frozen=frozen)
+        if n_rows > len(sides):
+            passes.keep_rows(cache, list(range(n_rows))[-len(sides) :])
         for n_generated in range(1, n_tokens + 1):
             for side in running:
                 side.ids.append(_sample(side, temperature, freq_penalty))
@@ -157,7 +160,8 @@ def _generate(
             going_on = [row for row, side in enumerate(running) if side.ids[-1] not in stop_ids]
             if not going_on:
                 break
-            _keep_rows(cache, going_on)
+            if len(going_on) < len(running):
+                passes.keep_rows(cache, going_on)
             running = [running[row] for row in going_on]
     return [Generation(side.ids, *_stack(side.top)) for side in sides]
 
@@ -211,7 +215,7 @@ def _check(
 
 
 def _hooks(
-    model: Any, interventions: Sequence[Intervention], n_prompt: int, freeze_attention: bool
+    passes: Passes, interventions: Sequence[Intervention], n_prompt: int
 ) -> tuple[list[Hook], list[Hook]]:
     """The hooks for the pass over the prompt and those for the pass of each generated token."""
     at_prompt: dict[tuple[int, int, int], float] = {}
@@ -221,36 +225,8 @@ def _hooks(
             at_tokens[i.layer, 0, i.index] = i.value  # such a pass sees one token
         else:
             at_prompt[i.layer, i.position, i.index] = i.value
-    prompt_hooks = intervention_hooks(model, at_prompt, silent_positions(model, n_prompt))
-    if prompt_hooks and freeze_attention:
-        for layer in range(model.cfg.n_layers):
-            prompt_hooks.append((f"blocks.{layer}.attn.hook_pattern", _first_rows_pattern))
-    return prompt_hooks, intervention_hooks(model, at_tokens)
-
-
-def _first_rows_pattern(pattern: Tensor, **_: Any) -> Tensor:
-    return pattern[:1].expand_as(pattern)
-
-
-def _forward(
-    model: Any, new_ids: list[list[int]], cache: TransformerLensKeyValueCache, hooks: list[Hook]
-) -> Tensor:
-    """Logits (n_rows, d_vocab) after the last of each row's `new_ids`, which the cache takes in."""
-    tokens = torch.tensor(new_ids, device=model.cfg.device)
-    # Without a mask TransformerLens makes one in which a pad token, often the EOS token or BOS,
-    # isn't attended to.
-    mask = torch.ones_like(tokens)
-    with model.hooks(hooks):
-        return model(tokens, attention_mask=mask, past_kv_cache=cache)[:, -1]
-
-
-def _keep_rows(cache: TransformerLensKeyValueCache, rows: list[int]) -> None:
-    """Drop the other rows from the cache."""
-    if len(rows) == len(cache.previous_attention_mask):
-        return
-    cache.previous_attention_mask = cache.previous_attention_mask[rows]
-    for entry in cache.entries:
-        entry.past_keys, entry.past_values = entry.past_keys[rows], entry.past_values[rows]
+    silent = silent_positions(passes.model, n_prompt)
+    return intervention_hooks(passes, at_prompt, silent), intervention_hooks(passes, at_tokens)
 
 
 def _top(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:

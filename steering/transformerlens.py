@@ -1,0 +1,70 @@
+"""Forward passes of circuit-tracer's TransformerLens model."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
+from steering.passes import Hook
+
+
+class TransformerLensPasses:
+    """See `steering.passes.Passes`."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.transcoders = model.transcoders
+        self._places = {
+            "feature input": model.feature_input_hook,
+            "feature output": model.feature_output_hook,
+        }
+
+    def new_cache(self, n_rows: int) -> TransformerLensKeyValueCache:
+        cfg = self.model.cfg
+        return TransformerLensKeyValueCache.init_cache(cfg, cfg.device, n_rows)
+
+    def keep_rows(self, cache: TransformerLensKeyValueCache, rows: Sequence[int]) -> None:
+        cache.previous_attention_mask = cache.previous_attention_mask[rows]
+        for entry in cache.entries:
+            entry.past_keys, entry.past_values = entry.past_keys[rows], entry.past_values[rows]
+
+    def logits(
+        self,
+        tokens: Tensor,
+        cache: TransformerLensKeyValueCache,
+        hooks: Sequence[Hook],
+        *,
+        freeze_attention: bool = False,
+    ) -> Tensor:
+        named = self._named(hooks)
+        if freeze_attention:
+            for layer in range(self.model.cfg.n_layers):
+                named.append((f"blocks.{layer}.attn.hook_pattern", _first_rows_pattern))
+        with self.model.hooks(named):
+            # Without a mask TransformerLens makes one in which a pad token, often the EOS token
+            # or BOS, isn't attended to.
+            mask = torch.ones_like(tokens)
+            return self.model(tokens, attention_mask=mask, past_kv_cache=cache)[:, -1]
+
+    def read(self, tokens: Tensor, hooks: Sequence[Hook]) -> None:
+        last = max(hook.layer for hook in hooks)
+        with self.model.hooks(self._named(hooks)):
+            self.model(tokens, attention_mask=torch.ones_like(tokens), stop_at_layer=last + 1)
+
+    def _named(self, hooks: Sequence[Hook]) -> list[tuple[str, Callable[..., Tensor | None]]]:
+        return [
+            (f"blocks.{hook.layer}.{self._places[hook.place]}", _without_hook_point(hook.function))
+            for hook in hooks
+        ]
+
+
+def _without_hook_point(
+    function: Callable[[Tensor], Tensor | None],
+) -> Callable[..., Tensor | None]:
+    return lambda acts, hook: function(acts)  # noqa: ARG005 - TransformerLens names it
+
+
+def _first_rows_pattern(pattern: Tensor, **_: Any) -> Tensor:
+    return pattern[:1].expand_as(pattern)
