@@ -168,14 +168,10 @@ def load(settings: Settings) -> LoadedModel:
     """Load the model and the transcoders that the settings name. Takes seconds to minutes.
 
     Raises:
-        SettingsError: the settings name no model, or an engine that isn't served.
-        ModelLoadError: weights are missing, unreadable or of an architecture that isn't served.
+        SettingsError: the settings name no model.
+        ModelLoadError: weights are missing, unreadable or not what the engine serves.
     """
     entry = resolve_entry(settings.model_id, settings.transcoder_set)
-    if settings.model_engine != "transformerlens":
-        raise SettingsError(
-            f"MODEL_ENGINE={settings.model_engine!r} is not served yet: use 'transformerlens'"
-        )
     settings.export_hub_variables()
     started = time.perf_counter()
     try:
@@ -220,9 +216,9 @@ def _build(entry: ModelEntry, settings: Settings) -> LoadedModel:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from loading.engines import replacement_model
     from loading.naming import circuit_tracer_name
     from loading.transcoders import transcoders
-    from loading.transformerlens_engine import replacement_model
 
     device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     on_gpu = device.type == "cuda"
@@ -247,7 +243,7 @@ def _build(entry: ModelEntry, settings: Settings) -> LoadedModel:
         hf_model.config,
         has_chat_template=bool(tokenizer.chat_template),
     )
-    model = replacement_model(hf_model, features, name, device, dtype)
+    model = replacement_model(settings.model_engine, hf_model, features, name, device, dtype)
     model.tokenizer = tokenizer
     # With "left" TransformerLens masks a leading pad token, which Qwen3's leading token is.
     tokenizer.padding_side = "right"

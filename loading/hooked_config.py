@@ -12,6 +12,8 @@ import torch
 from transformer_lens import HookedTransformerConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from loading import UnsupportedArchitectureError
+
 # TransformerLens allocates a boolean mask of n_ctx x n_ctx for each layer while it builds a model:
 # 16 MB a layer at this bound, 1.7 GB a layer at Qwen3's 40,960.
 MAX_CONTEXT = 4096
@@ -32,10 +34,6 @@ _ONLY_SERVED = {
 # The activations that both libraries know by the same name and compute alike.
 _ACTIVATIONS = ("gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
 _ATTENTION_TYPES = {"sliding_attention": "local", "full_attention": "global"}
-
-
-class UnsupportedArchitectureError(ValueError):
-    """The model's architecture, or a value of its configuration, has no conversion here."""
 
 
 def hooked_config(

@@ -218,7 +218,7 @@ def test_a_local_job_that_fails_ends_with_its_error_and_a_failing_status(tmp_pat
     [
         ("TOKEN_LIMIT", "none", "TOKEN_LIMIT='none'"),
         ("MODEL_ID", "/nowhere/model", "TRANSCODER_SET"),
-        ("MODEL_ENGINE", "nnsight", "MODEL_ENGINE"),
+        ("MODEL_ENGINE", "jax", "MODEL_ENGINE='jax'"),
     ],
 )
 def test_a_worker_that_cannot_start_says_which_setting_is_why(tmp_path, variable, value, words):

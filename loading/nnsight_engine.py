@@ -1,0 +1,82 @@
+"""A Hugging Face model and its transcoders, as circuit-tracer's nnsight model."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from circuit_tracer.replacement_model.replacement_model_nnsight import NNSightReplacementModel
+from circuit_tracer.utils.tl_nnsight_mapping import (
+    UnifiedConfig,
+    get_mapping,
+    get_supported_architectures,
+)
+
+from loading import UnsupportedArchitectureError
+
+
+@dataclass
+class NNSightConfig(UnifiedConfig):
+    """circuit-tracer's configuration, with what TransformerLens's has and callers look for."""
+
+    n_ctx: int = 0
+    device: str = ""
+
+
+def replacement_model(
+    hf_model: Any, transcoders: Any, name: str, device: torch.device, dtype: torch.dtype
+) -> NNSightReplacementModel:
+    """The replacement model of a Hugging Face model, which becomes a part of it.
+
+    Its context is the model's own. Attention becomes "eager": circuit-tracer finds the attention
+    patterns in that implementation and no other.
+
+    Raises:
+        UnsupportedArchitectureError: circuit-tracer's nnsight model has no mapping for the model,
+            or none for where its transcoders read or write.
+    """
+    check_mapping(
+        type(hf_model).__name__,
+        (transcoders.feature_input_hook, transcoders.feature_output_hook),
+        name,
+    )
+    hf_model.to(device)
+    for parameter in hf_model.parameters():
+        # Not `hf_model.to(dtype)`, which rounds the frequencies of rotary embeddings too.
+        parameter.data = parameter.data.to(dtype)
+    hf_model.set_attn_implementation("eager")
+    hf_config = hf_model.config
+    hf_config.architectures = [type(hf_model).__name__]
+    hf_config.name_or_path = name
+    # What circuit-tracer's own from_config does, for a model that has its weights.
+    model = NNSightReplacementModel(hf_model)
+    model._hf_config = hf_config
+    model._configure_replacement_model(transcoders)
+    settings = {
+        **vars(model.cfg),
+        "dtype": dtype,
+        "device": str(device),
+        "n_ctx": hf_config.get_text_config().max_position_embeddings,
+    }
+    model.cfg = NNSightConfig(**settings)
+    return model
+
+
+def check_mapping(architecture: str, hooks: tuple[str, str], name: str) -> None:
+    """Raise UnsupportedArchitectureError unless circuit-tracer maps the model and both hooks.
+
+    Args:
+        architecture: the class of the Hugging Face model.
+        hooks: where the transcoders read and write, by TransformerLens's names.
+    """
+    if architecture not in get_supported_architectures():
+        raise UnsupportedArchitectureError(
+            f"{name} is a {architecture}, and MODEL_ENGINE=nnsight serves "
+            f"{', '.join(sorted(get_supported_architectures()))}; set MODEL_ENGINE=transformerlens"
+        )
+    places = get_mapping(architecture).feature_hook_mapping
+    for hook in hooks:
+        if hook not in places:
+            raise UnsupportedArchitectureError(
+                f"the transcoders of {name} read or write at {hook}, and with a {architecture} "
+                f"MODEL_ENGINE=nnsight serves {', '.join(places)}; set MODEL_ENGINE=transformerlens"
+            )

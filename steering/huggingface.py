@@ -1,0 +1,124 @@
+"""Forward passes of the Hugging Face model inside circuit-tracer's nnsight model.
+
+Features read and write where circuit-tracer's mapping for nnsight says, through plain module hooks:
+a trace would cost a thread and a compilation for each pass, and can't keep a key-value cache.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from circuit_tracer.utils.tl_nnsight_mapping import get_mapping
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import DynamicCache
+
+from steering.passes import Hook
+
+
+class HuggingFacePasses:
+    """See `steering.passes.Passes`."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.transcoders = model.transcoders._module
+        self._hf_model = model._module
+        mapping = get_mapping(model.cfg.original_architecture)
+        places = mapping.feature_hook_mapping
+        self._input = places[self.transcoders.feature_input_hook]
+        self._output = places[self.transcoders.feature_output_hook]
+        # …self_attn.source.attention_interface_0…
+        self._attention = mapping.attention_location_pattern.partition(".source.")[0]
+        self._trunk = mapping.pre_logit_location
+
+    def new_cache(self, n_rows: int) -> "_Cache":  # noqa: ARG002 - it takes its rows as they come
+        return _Cache(config=self._hf_model.config)
+
+    def keep_rows(self, cache: "_Cache", rows: Sequence[int]) -> None:
+        cache.batch_select_indices(rows)
+
+    def logits(
+        self,
+        tokens: Tensor,
+        cache: "_Cache",
+        hooks: Sequence[Hook],
+        *,
+        freeze_attention: bool = False,
+    ) -> Tensor:
+        with self._hooked(hooks, freeze_attention), cache.first_rows_keys(freeze_attention):
+            output = self._hf_model(
+                input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1
+            )
+        return output.logits[:, -1]
+
+    def read(self, tokens: Tensor, hooks: Sequence[Hook]) -> None:
+        with self._hooked(hooks):
+            self._module(self._trunk)(input_ids=tokens, use_cache=False)
+
+    def _module(self, path: str) -> Any:
+        return self.model._resolve_attr(self._hf_model, path)
+
+    @contextmanager
+    def _hooked(self, hooks: Sequence[Hook], freeze_attention: bool = False) -> Iterator[None]:
+        handles: list[RemovableHandle] = []
+        try:
+            for hook in hooks:
+                place = self._input if hook.place == "feature input" else self._output
+                handles.append(self._register(hook, *place))
+            if freeze_attention:
+                for layer in range(self.model.cfg.n_layers):
+                    attention = self._module(self._attention.format(layer=layer))
+                    handles.append(attention.q_proj.register_forward_hook(_first_rows_queries))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _register(self, hook: Hook, pattern: str, side: str) -> RemovableHandle:
+        """Hook a location of the mapping: a module's input or output, or a call in its forward."""
+        path, _, call = pattern.format(layer=hook.layer).partition(".source.")
+        module, function = self._module(path), hook.function
+        if call:
+            called = getattr(module, call.removeprefix("self_").removesuffix("_0"))
+            if not isinstance(called, nn.Module):
+                # Gemma's RMSNorm before its weight, which it takes of the input in float32.
+                return _on_input(module, lambda x: function(called(x.float())))
+            module = called
+        if side == "input":
+            return _on_input(module, function)
+        return module.register_forward_hook(lambda _module, _args, output: function(output))
+
+
+def _on_input(module: nn.Module, function: Callable[[Tensor], Any]) -> RemovableHandle:
+    def call(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        function(args[0])
+
+    return module.register_forward_pre_hook(call)
+
+
+def _first_rows_queries(_module: nn.Module, _args: Any, queries: Tensor) -> Tensor:
+    return queries[:1].expand_as(queries)
+
+
+class _Cache(DynamicCache):
+    """A key-value cache that can show attention the first row's keys in place of each row's own.
+
+    With the first row's queries too, every row attends as the first does, and what it attends with
+    later is its own all the same.
+    """
+
+    _shows_first_row = False
+
+    @contextmanager
+    def first_rows_keys(self, shown: bool) -> Iterator[None]:
+        self._shows_first_row = shown
+        try:
+            yield
+        finally:
+            self._shows_first_row = False
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, cache_kwargs: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        keys, values = super().update(key_states, value_states, layer_idx, cache_kwargs)
+        return (keys[:1].expand_as(keys) if self._shows_first_row else keys), values
