@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -176,6 +177,7 @@ class _WatchedContext:
         self._n_rows //= 2
         for name in self._empty:
             setattr(self._context, name, [])
+        gc.collect()  # what failed refers to itself: nnsight's traces, and the error's frames
         logger.warning("out of memory: attributing in batches of %d", self._n_rows)
 
 

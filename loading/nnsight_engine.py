@@ -1,5 +1,6 @@
 """A Hugging Face model and its transcoders, as circuit-tracer's nnsight model."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from circuit_tracer.utils.tl_nnsight_mapping import (
     get_mapping,
     get_supported_architectures,
 )
+from nnsight.intervention.interleaver import Cancelation
 
 from loading import UnsupportedArchitectureError
 
@@ -22,13 +24,36 @@ class NNSightConfig(UnifiedConfig):
     device: str = ""
 
 
+class NNSightModel(NNSightReplacementModel):
+    """circuit-tracer's nnsight model, which holds on to nothing of a pass that failed."""
+
+    def interleave(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Run a traced pass; what waits in it for the rest of it is told when there is none.
+
+        nnsight forgets the threads that wait at a barrier when a pass fails: they would wait for
+        ever, and with them stay their tensors, which is the memory that a smaller batch needs.
+        """
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return fn(*args, **kwargs)
+            except BaseException:
+                for mediator in self.interleaver.mediators:
+                    # All others have a request pending, or are done.
+                    if mediator.alive and not mediator.event_queue.has_value:
+                        mediator.respond(Cancelation())
+                raise
+
+        super().interleave(run, *args, **kwargs)
+
+
 def replacement_model(
     hf_model: Any, transcoders: Any, name: str, device: torch.device, dtype: torch.dtype
-) -> NNSightReplacementModel:
+) -> NNSightModel:
     """The replacement model of a Hugging Face model, which becomes a part of it.
 
-    Its context is the model's own. Attention becomes "eager": circuit-tracer finds the attention
-    patterns in that implementation and no other.
+    Its context is the model's own. Attention becomes "eager": circuit-tracer finds the patterns in
+    that implementation alone, and the default one drops Gemma-2's cap on attention scores.
 
     Raises:
         UnsupportedArchitectureError: circuit-tracer's nnsight model has no mapping for the model,
@@ -48,7 +73,7 @@ def replacement_model(
     hf_config.architectures = [type(hf_model).__name__]
     hf_config.name_or_path = name
     # What circuit-tracer's own from_config does, for a model that has its weights.
-    model = NNSightReplacementModel(hf_model)
+    model = NNSightModel(hf_model)
     model._hf_config = hf_config
     model._configure_replacement_model(transcoders)
     settings = {
