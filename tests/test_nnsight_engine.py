@@ -141,9 +141,9 @@ def test_a_chat_model_with_a_vision_part_answers_every_action_by_its_name(tmp_pa
     forward = ask({"action": "forward-pass", "messages": messages}, settings)
     assert forward["input_tokens"] == tokens
     in_prefix = {
-        "layer": 1, "index": 7, "token_active_position": 5, "steer_position": 3, "delta": 1e3
+        "layer": 1, "index": 7, "token_active_position": 5, "steer_position": 3, "delta": 3.0
     }  # fmt: skip
-    feature = {**in_prefix, "steer_position": 5}
+    feature = {**in_prefix, "steer_position": len(tokens) - 1}
     steered = ask(
         {"action": "steer", "messages": messages, "features": [in_prefix, feature], "n_tokens": 3},
         settings,
