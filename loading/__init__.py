@@ -2,4 +2,4 @@
 
 
 class UnsupportedArchitectureError(ValueError):
-    """The engine can't run the model with these transcoders; the message says what it can."""
+    """The engine has no exact way to run the model as it is configured; the message says why."""

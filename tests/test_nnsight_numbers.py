@@ -24,11 +24,14 @@ from tests.steering_cases import (
 )
 from tests.tiny_models import D_MODEL, D_VOCAB, prompt_tokens
 
-# Those that the TransformerLens engine runs too.
+ENGINES: list[Any] = ["transformerlens", "nnsight"]
+# Family, dictionary, with a skip connection: a kind each that both engines run.
 BOTH_KINDS = [
     ("llama", "jump_relu", True),
     ("qwen3", "relu", False),
     ("gemma2", "cross_layer_jump_relu", False),
+    ("gemma3", "jump_relu", False),
+    ("gemma3 with vision", "cross_layer_relu", True),
 ]
 TOKENS = prompt_tokens()
 
@@ -94,9 +97,6 @@ class TestAttribution:
         bias = model.transcoders._module[0].b_enc[ours.active_features[first, 2]]
         read = ours.adjacency_matrix[: len(first)][first][:, tokens].sum(1)
         torch.testing.assert_close(read, ours.activation_values[first] - bias, atol=1e-4, rtol=1e-4)
-
-
-ENGINES: list[Any] = ["transformerlens", "nnsight"]
 
 
 class TestSteering:
