@@ -57,13 +57,18 @@ def replacement_model(
 
     Raises:
         UnsupportedArchitectureError: circuit-tracer's nnsight model has no mapping for the model,
-            or none for where its transcoders read or write.
+            or none for where its transcoders read or write, or its weights are quantised.
     """
     check_mapping(
         type(hf_model).__name__,
         (transcoders.feature_input_hook, transcoders.feature_output_hook),
         name,
     )
+    if getattr(hf_model, "is_quantized", False):
+        raise UnsupportedArchitectureError(
+            f"the weights of {name} are quantised, and attribution needs them in bfloat16 or "
+            "float32; serve a copy that is"
+        )
     hf_model.to(device)
     for parameter in hf_model.parameters():
         # Not `hf_model.to(dtype)`, which rounds the frequencies of rotary embeddings too.

@@ -32,7 +32,7 @@ from model_loader import LoadedModel, ModelLoadError
 from steering import Intervention
 from tests.chat_messages import assistant, user
 from tests.demo_worker import FORWARD, GRAPH, PARSE, PROMPT, ROOT, ask, demo_settings, without_times
-from tests.hugging_face_models import hugging_face_model, shared_model
+from tests.hugging_face_models import FAMILIES, hugging_face_model, shared_model
 from tests.steering_cases import (
     ON_GENERATED_TOKENS,
     ablate_and_amplify,
@@ -211,6 +211,11 @@ class TestRefusals:
             Qwen3ForCausalLM(config), "residual", "hook_resid_mid.*mlp.hook_in.*transformerlens"
         )
 
+    def test_quantised_weights_are_refused_rather_than_cast(self) -> None:
+        model = hugging_face_model(FAMILIES["llama"][0])
+        model.is_quantized = True  # as transformers marks them
+        self.refused(model, "residual", "someone/tiny are quantised.*bfloat16")
+
     def test_the_start_fails_with_that_sentence(self, tmp_path) -> None:
         config = GPT2Config(n_layer=3, n_embd=32, n_head=2, vocab_size=50, n_positions=64)
         GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
@@ -225,7 +230,7 @@ class TestRefusals:
             model_loader.load(settings)
 
 
-def test_a_first_job_needs_no_home_directory_no_network_and_not_the_other_engine(tmp_path) -> None:
+def test_a_first_job_needs_neither_a_home_directory_nor_a_network(tmp_path) -> None:
     program = (
         "import socket, sys\n"
         "def refuse(*_): raise AssertionError('a connection was tried')\n"
