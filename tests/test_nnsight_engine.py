@@ -1,17 +1,15 @@
-"""The worker on the nnsight engine: its start, the four actions, stopping, and recovery."""
+"""The worker on the nnsight engine: its start, the four actions, refusals, and stopping."""
 
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from circuit_tracer.attribution.context_nnsight import AttributionContext
 from transformers import (
     AutoConfig,
     Gemma3Config,
@@ -21,27 +19,16 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-import attribution
 import model_loader
-import steering
 from actions import answer
-from errors import Cancelled, DeadlineExceeded, Internal, InvalidInput, OutOfMemory
+from errors import Cancelled
 from loading import UnsupportedArchitectureError
 from loading.engines import replacement_model
 from model_loader import LoadedModel, ModelLoadError
-from steering import Intervention
 from tests.chat_messages import assistant, user
 from tests.demo_worker import FORWARD, GRAPH, PARSE, PROMPT, ROOT, ask, demo_settings, without_times
-from tests.hugging_face_models import FAMILIES, hugging_face_model, shared_model
-from tests.steering_cases import (
-    ON_GENERATED_TOKENS,
-    ablate_and_amplify,
-    assert_equal,
-    generate,
-    options,
-)
-from tests.steering_cases import PROMPT as IDS
-from tests.tiny_models import prompt_tokens, tiny_transcoders
+from tests.hugging_face_models import FAMILIES, hugging_face_model
+from tests.tiny_models import tiny_transcoders
 from tests.tiny_tokenizers import gemma3
 
 NNSIGHT = demo_settings(model_engine="nnsight")
@@ -249,177 +236,3 @@ def test_a_first_job_needs_neither_a_home_directory_nor_a_network(tmp_path) -> N
     )
     assert done.stdout == " basket\n", done.stderr
     assert not home.exists()
-
-
-class Broken(Exception):
-    pass
-
-
-def broken(*_: Any) -> None:
-    raise Broken
-
-
-def fail_in(path: str, from_pass: int = 0) -> Callable[[Any], Any]:
-    """Make a module of the Hugging Face model fail; returns what takes that back."""
-    passes = iter(range(1000))
-
-    def fail(*_: Any) -> None:
-        if next(passes) >= from_pass:
-            raise Broken
-
-    return lambda model: model._module.get_submodule(path).register_forward_hook(fail).remove
-
-
-def attribute(model: Any, **changes: Any) -> Any:
-    how = {"max_feature_nodes": 40, "batch_size": 16, **changes}
-    return attribution.attribute(prompt_tokens(), model, **how)
-
-
-def steer(model: Any, **changes: Any) -> Any:
-    interventions = [*ablate_and_amplify(model), *ON_GENERATED_TOKENS]
-    return steering.generate_both(model, IDS, interventions, **options(**changes))
-
-
-def late() -> bool:
-    raise DeadlineExceeded("too late")
-
-
-def third_time() -> Callable[[], bool]:
-    answers = iter([False, False, True])
-    return lambda: next(answers)
-
-
-FAILURES: dict[str, tuple[Callable[[Any], Any], str | None, type[Exception]]] = {
-    "attribution, in the first pass": (attribute, "model.layers.1.mlp", Broken),
-    "attribution, in its gradient pass": (attribute, "model.layers.2.self_attn 1", Broken),
-    "attribution, stopped": (lambda m: attribute(m, should_stop=third_time()), None, Cancelled),
-    "attribution, too late": (lambda m: attribute(m, should_stop=late), None, DeadlineExceeded),
-    "attribution, in a callback": (lambda m: attribute(m, on_progress=broken), None, Broken),
-    "steering, in a pass": (steer, "model.layers.1.mlp 3", Broken),
-    "steering, in the frozen pass": (
-        lambda m: steer(m, freeze_attention=True), "model.layers.1.self_attn", Broken
-    ),
-    "steering, reading": (
-        lambda m: steering.feature_activations(m, IDS, [(1, 4, 3)]), "model.layers.2", Broken
-    ),
-    "steering, stopped": (lambda m: steer(m, should_stop=third_time()), None, Cancelled),
-    "steering, in a callback": (lambda m: steer(m, on_token=broken), None, Broken),
-    "steering, in its numbers": (
-        lambda m: generate(m, [Intervention(0, 1, None, 1e39)]), None, InvalidInput
-    ),
-}  # fmt: skip
-
-
-def state(model: Any) -> dict[str, Any]:
-    """What a job must leave as it found it."""
-    for thread in threading.enumerate():
-        if thread.name.startswith("Mediator"):
-            thread.join(timeout=5)
-    return {
-        "hooks": {
-            name: (len(module._forward_hooks), len(module._forward_pre_hooks))
-            for name, module in model._module.named_modules()
-        },
-        "operations": [
-            operation.hooked
-            for module in model._module.modules()
-            for operation in getattr(
-                getattr(module, "__source_accessor__", None), "operations", {}
-            ).values()
-        ],
-        "parameters": {
-            name: (parameter._version, parameter.requires_grad, parameter.is_inference())
-            for name, parameter in model._module.named_parameters()
-        },
-        "cfg": dict(vars(model.cfg)),
-        "config": model._module.config.to_dict(),
-        "interleaving": model.interleaver.interleaving,
-        "threads": [t for t in threading.enumerate() if t.name.startswith("Mediator")],
-    }
-
-
-@cache
-def fresh() -> tuple[Any, Any]:
-    model = shared_model("nnsight", "llama")
-    return attribute(model), steer(model, freeze_attention=True)
-
-
-@pytest.mark.parametrize("failure", FAILURES)
-def test_after_a_failure_the_next_jobs_are_those_of_a_fresh_model(failure: str) -> None:
-    run, place, error = FAILURES[failure]
-    model = shared_model("nnsight", "llama")
-    graph, both = fresh()
-    before = state(model)
-    undo = None
-    if place is not None:
-        path, _, from_pass = place.partition(" ")
-        undo = fail_in(path, int(from_pass or 0))(model)
-    try:
-        with pytest.raises(error):
-            run(model)
-    finally:
-        if undo is not None:
-            undo()
-    assert state(model) == before
-    assert torch.equal(attribute(model).adjacency_matrix, graph.adjacency_matrix)
-    for ours, expected in zip(steer(model, freeze_attention=True), both, strict=True):
-        assert_equal(ours, expected)
-
-
-class TestMemory:
-    def test_batches_are_halved_when_memory_runs_out(self) -> None:
-        model = shared_model("nnsight", "gemma2")
-        whole, seen = attribute(model, update_interval=1), []
-
-        def count(_module: Any, args: tuple[Any, ...]) -> None:
-            seen.append(len(args[0]))
-            if len(args[0]) > 5:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-
-        handle = model._module.model.layers[1].register_forward_pre_hook(count)
-        try:
-            halved = attribute(model, update_interval=1)
-        finally:
-            handle.remove()
-        assert seen == [1, 16, 8, 4]
-        # The ranking goes by the batch size that was asked for.
-        assert torch.equal(halved.selected_features, whole.selected_features)
-        torch.testing.assert_close(halved.adjacency_matrix, whole.adjacency_matrix)
-
-    def test_a_batch_whose_gradients_do_not_fit_is_split_too(self, monkeypatch) -> None:
-        model, sizes = shared_model("nnsight", "gemma2"), []
-        whole = attribute(model)
-        compute_batch = AttributionContext.compute_batch
-
-        def little_memory(context: Any, layers: Any, *args: Any, **kwargs: Any) -> Any:
-            sizes.append(len(layers))
-            rows = compute_batch(context, layers, *args, **kwargs)
-            if len(layers) > 10:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return rows
-
-        monkeypatch.setattr(AttributionContext, "compute_batch", little_memory)
-        halved = attribute(model)
-        assert sizes.count(16) == 1
-        assert torch.equal(halved.selected_features, whole.selected_features)
-        torch.testing.assert_close(halved.adjacency_matrix, whole.adjacency_matrix)
-
-    def test_a_single_target_that_does_not_fit_is_an_error_to_act_on(self, monkeypatch) -> None:
-        def no_memory(*_: Any, **__: Any) -> None:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-
-        monkeypatch.setattr(AttributionContext, "compute_batch", no_memory)
-        with pytest.raises(OutOfMemory, match="shorter prompt"):
-            attribute(shared_model("nnsight", "gemma2"), batch_size=2)
-
-
-def test_numbers_that_overflow_are_an_error(monkeypatch) -> None:
-    model = shared_model("nnsight", "llama")
-    weight = model._module.model.layers[1].self_attn.o_proj.weight
-    kept = weight.data.clone()
-    weight.data[0] = float("inf")
-    try:
-        with pytest.raises(Internal, match="not finite"):
-            attribute(model)
-    finally:
-        weight.data = kept
