@@ -1,18 +1,28 @@
-# The worker for Runpod serverless. CUDA comes with torch's own wheels (13.0), so the base needs
-# none; the host's driver has to be 580 or newer.
-FROM python:3.12-slim-bookworm AS build
+# syntax=docker/dockerfile:1.10
+# No CUDA base: torch's own wheels carry CUDA 13.0, and a second copy would add gigabytes. What has
+# to fit is the host's driver, 580 or newer: on Runpod the allowed CUDA version 13.0.
+ARG PYTHON_IMAGE=python:3.12.12-slim-bookworm@sha256:593bd06efe90efa80dc4eee3948be7c0fde4134606dd40d8dd8dbcade98e669c
+
+FROM ${PYTHON_IMAGE} AS build
+# make isn't pinned: Debian keeps one version a release, and it stays in this stage.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends make \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /app
 COPY Makefile requirements.lock requirements-cuda.lock ./
-RUN make PYTHON=python3 .venv/.runtime
+RUN PIP_NO_CACHE_DIR=1 make PYTHON=python3 .venv/.runtime
 
-FROM python:3.12-slim-bookworm
-ENV PYTHONUNBUFFERED=1 HF_HOME=/runpod-volume/huggingface-cache
+FROM ${PYTHON_IMAGE} AS runtime
+RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin worker \
+    && install --directory --owner worker /app/out
+ENV PATH=/app/.venv/bin:$PATH \
+    HOME=/home/worker \
+    HF_HOME=/runpod-volume/huggingface-cache \
+    PYTHONUNBUFFERED=1
 WORKDIR /app
 COPY --from=build /app/.venv .venv
-COPY *.py ./
+COPY entrypoint.sh test_input.json *.py ./
 COPY actions actions
 COPY attribution attribution
 COPY delivery delivery
@@ -22,4 +32,27 @@ COPY web_assets web_assets
 COPY steering steering
 COPY demo/model demo/model
 COPY demo/transcoders demo/transcoders
-CMD ["/app/.venv/bin/python", "-u", "handler.py"]
+RUN python -m compileall -q ./*.py actions attribution delivery loading steering
+EXPOSE 5004
+# It gives up root, unless only root may write to the weights' volume.
+ENTRYPOINT ["/app/entrypoint.sh"]
+CMD ["python", "-u", "handler.py"]
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="attribution-worker" \
+      org.opencontainers.image.description="Attribution graphs and steering with circuit-tracer" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+
+# The same with a model's weights inside, away from the path that Runpod mounts a volume on.
+FROM runtime AS baked
+ARG MODEL_ID=""
+ARG TRANSCODER_SET=""
+ENV MODEL_ID=${MODEL_ID} TRANSCODER_SET=${TRANSCODER_SET} HF_HOME=/weights
+RUN --mount=type=secret,id=hf_token,env=HF_TOKEN \
+    mkdir "$HF_HOME" \
+    && python model_loader.py prefetch --model_id "$MODEL_ID" --transcoder_set "$TRANSCODER_SET" \
+    && chown -R 10001:10001 "$HF_HOME"
+
+FROM runtime AS worker

@@ -1,33 +1,236 @@
-"""The image holds everything that the worker imports."""
+"""The image's build, step by step as the Dockerfile has it, in a folder that stands for its root.
 
+`make image-check` installs the locked packages anew, as the build does; `make test` takes those
+that are there.
+"""
+
+import io
+import os
 import re
+import shlex
 import shutil
+import string
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+
+import pytest
+from dockerfile_parse import DockerfileParser
 
 from tests.demo_worker import ROOT
 
-COPIES = re.findall(r"^COPY (?!--from)(\S+) (\S+)$", (ROOT / "Dockerfile").read_text(), re.M)
+JOB = '{"input": {"action": "generate-graph", "prompt": "Rafael Nadal juega al"}}'
+IMPORT_ALL = """
+import importlib, pathlib
+for path in sorted(pathlib.Path().rglob("*.py")):
+    if ".venv" not in path.parts:
+        importlib.import_module(".".join(path.with_suffix("").parts).removesuffix(".__init__"))
+"""
+ANSWER = "import handler; handler.main()"
+# They change the system, so only a container can run them.
+SYSTEM_COMMANDS = ("apt-get", "useradd")
+AS_ROOT = pytest.mark.skipif(
+    os.getuid() != 0 or shutil.which("setpriv") is None, reason="only root can give up being root"
+)
 
 
-def copy_as_the_image_does(destination: Path) -> None:
-    for source, target in COPIES:
-        for path in ROOT.glob(source):
-            place = destination / (path.name if target == "./" else target)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            (shutil.copytree if path.is_dir() else shutil.copy)(path, place)
+def parse(text: str) -> dict[str, list[tuple[str, str]]]:
+    """The instructions of each stage, its base's first."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    current: list[tuple[str, str]] = []
+    for step in DockerfileParser(fileobj=io.BytesIO(text.encode())).structure:
+        if step["instruction"] == "FROM":
+            base, _, name = step["value"].split()
+            current = found[name] = list(found.get(base, []))
+        elif step["instruction"] != "COMMENT":
+            current.append((step["instruction"], step["value"]))
+    return found
 
 
-def test_the_copied_files_answer_a_job_on_their_own(tmp_path):
-    copy_as_the_image_does(tmp_path)
-    job = '{"input": {"action": "generate-graph", "prompt": "Rafael Nadal juega al"}}'
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+STAGES = parse(DOCKERFILE)
+
+
+class Image:
+    """A folder that stands for an image's root, and what a container's process would have."""
+
+    def __init__(self, root: Path, stage: str, **args: str) -> None:
+        self.root = root
+        self.app = root / "app"
+        self.steps = STAGES[stage]
+        self.environment = dict(os.environ)
+        for instruction, value in self.steps:
+            if instruction == "ARG":
+                name, _, default = shlex.split(value)[0].partition("=")
+                args.setdefault(name, default)
+            if instruction == "ENV":
+                for pair in shlex.split(value):
+                    name, _, value = pair.partition("=")
+                    self._set(name, value, args)
+
+    def _set(self, name: str, value: str, args: dict[str, str]) -> None:
+        full = string.Template(value).substitute(self.environment | args)
+        self.environment[name] = f"{self.root}{full}" if full.startswith("/") else full
+
+    def copy(self) -> None:
+        """What the COPY instructions bring in from the repository."""
+        for sources, target in copies(self.steps):
+            for path in (path for source in sources for path in ROOT.glob(source)):
+                place = self.app / (path.name if target == "./" else target)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                if path.is_dir():
+                    shutil.copytree(path, place, ignore=shutil.ignore_patterns("__pycache__"))
+                else:
+                    shutil.copy(path, place)
+
+    def run(self, *only: str) -> None:
+        """The RUN instructions that hold one of these words, or all; none that need a system."""
+        for instruction, value in self.steps:
+            command = re.sub(r"^(--\S+\s+)+", "", value)
+            if instruction != "RUN" or command.startswith(SYSTEM_COMMANDS):
+                continue
+            if not only or any(word in command for word in only):
+                self.call("bash", "-ec", command)
+
+    def call(self, *command: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            command,
+            cwd=self.app,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr + done.stdout
+        return done
+
+    def last(self, instruction: str) -> list[str]:
+        """ENTRYPOINT or CMD, at this root."""
+        value = [value for name, value in self.steps if name == instruction][-1]
+        words = shlex.split(value.strip("[]").replace(",", " "))
+        return [f"{self.root}{word}" if word.startswith("/") else word for word in words]
+
+
+def copies(steps: list[tuple[str, str]]) -> list[tuple[list[str], str]]:
+    """(sources, target) of each COPY from the repository."""
+    words = [shlex.split(value) for name, value in steps if name == "COPY"]
+    return [(sources, target) for *sources, target in words if not sources[0].startswith("--")]
+
+
+def test_the_copied_files_are_importable_and_answer_a_job_on_their_own(tmp_path):
+    image = Image(tmp_path, "worker")
+    image.environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    image.copy()
+    image.run("compileall")
+    done = image.call("python", "-c", IMPORT_ALL + ANSWER, "--test_input", JOB)
+    assert '" tenis"' in done.stdout
+
+
+def test_the_demo_s_weights_are_prefetched_without_a_network(tmp_path):
+    image = Image(tmp_path, "baked", MODEL_ID="demo")
+    image.environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    image.copy()
+    image.run("prefetch")
+
+
+@pytest.mark.soak
+@AS_ROOT
+def test_the_image_s_own_install_answers_a_job_as_another_user_than_root(public_directory):
+    build = Image(public_directory, "build")
+    build.environment["PATH"] = f"{Path(sys.executable).resolve().parent}:{os.environ['PATH']}"
+    build.copy()
+    build.run()
+    image = Image(public_directory, "baked", MODEL_ID="demo")
+    image.copy()
+    image.run()
+    (image.app / "out").mkdir()
+    os.chown(image.app / "out", 10001, 10001)
+    start = [*image.last("ENTRYPOINT"), *image.last("CMD")]
+    done = image.call(*start, "--test_input", JOB)
+    assert '" tenis"' in done.stdout
+    written = next((image.app / "out").iterdir())
+    assert written.stat().st_uid == 10001
+    image.call(*image.last("ENTRYPOINT"), "python", "-c", IMPORT_ALL)
+
+
+def test_only_what_is_copied_is_sent_to_the_builder():
+    sent = re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(), re.M)
+    taken = {s for steps in STAGES.values() for sources, _ in copies(steps) for s in sources}
+    assert sorted(sent) == sorted(taken)
+
+
+def test_the_base_is_pinned_by_digest_and_the_version_is_the_project_s():
+    assert re.search(
+        r"^ARG PYTHON_IMAGE=python:3\.12\.\d+-\S+@sha256:[0-9a-f]{64}$", DOCKERFILE, re.M
+    )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert ("ARG", f"VERSION={project['version']}") in STAGES["worker"]
+
+
+def test_no_secret_and_no_cache_stay_in_the_image():
+    runs = [value for name, value in STAGES["baked"] if name == "RUN" and "HF_TOKEN" in value]
+    assert [run.split()[0] for run in runs] == ["--mount=type=secret,id=hf_token,env=HF_TOKEN"]
+    kept = [value for steps in STAGES.values() for name, value in steps if name in {"ARG", "ENV"}]
+    assert not any("TOKEN" in value for value in kept)
+    assert "PIP_NO_CACHE_DIR=1" in dict(STAGES["build"])["RUN"]
+
+
+# The entry point
+
+
+@pytest.fixture
+def public_directory(tmp_path_factory):
+    """A folder that any user may enter, which pytest's own are not."""
+    directory = Path(subprocess.check_output(["mktemp", "--directory"], text=True).strip())
+    directory.chmod(0o755)
+    yield directory
+    shutil.rmtree(directory)
+
+
+def user_of_the_command(hf_home: Path, started_as: int = 0) -> tuple[int, str]:
+    """The user that the entry point runs its command as, and what it says on the way."""
     done = subprocess.run(
-        [sys.executable, "-u", "handler.py", "--test_input", job],
-        cwd=tmp_path,
+        ["/bin/sh", "-s", "id", "-u"],
+        input=(ROOT / "entrypoint.sh").read_text(),
+        env={**os.environ, "HF_HOME": str(hf_home)},
+        cwd="/",
+        user=started_as,
         capture_output=True,
         text=True,
-        check=False,
+        check=True,
     )
-    assert done.returncode == 0, done.stderr
-    assert '" tenis"' in done.stdout
+    return int(done.stdout), done.stderr
+
+
+@AS_ROOT
+def test_root_is_given_up_where_the_weights_folder_can_be_made(public_directory):
+    volume = public_directory / "volume" / "huggingface-cache"
+    assert user_of_the_command(volume) == (10001, "")
+    assert volume.stat().st_uid == 10001
+    assert user_of_the_command(volume) == (10001, "")
+
+
+@AS_ROOT
+def test_root_is_kept_and_said_where_only_root_can_write_weights(public_directory):
+    (public_directory / "hub").mkdir()
+    os.chown(public_directory, 10001, 10001)
+    user, said = user_of_the_command(public_directory)
+    assert user == 0
+    assert f"chown -R 10001 {public_directory}" in said
+
+
+@AS_ROOT
+def test_root_is_given_up_where_root_itself_cannot_write_weights():
+    assert user_of_the_command(Path("/dev/null/weights"))[0] == 10001
+
+
+@AS_ROOT
+def test_another_user_than_root_stays_who_it_is(public_directory):
+    assert user_of_the_command(public_directory, started_as=12345) == (12345, "")
+
+
+def test_the_entry_point_s_user_is_the_image_s():
+    [number] = re.findall(r"^WORKER=(\d+)$", (ROOT / "entrypoint.sh").read_text(), re.M)
+    assert f"useradd --uid {number} " in DOCKERFILE
+    assert f"chown -R {number}:{number} " in DOCKERFILE
