@@ -2,7 +2,9 @@
 # make view   the same, and its graph in the browser
 # make test   the whole suite
 # make soak   what takes minutes: a thousand jobs, SIGTERM in each stage
-# make lint   style and types
+# make lint   style, types and the Dockerfile
+# make image-check   the image's build without a container: install, import, prefetch, a job
+# make docs-check    every command in the documents
 # make lock   compile the lock files anew from requirements*.txt
 # make demo-model   train the demo model and its transcoders anew
 # make picture      take the README's picture of a graph anew
@@ -16,7 +18,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps
 
-.PHONY: run view test soak lint lock demo-model picture web-assets clean
+.PHONY: run view test soak lint image-check docs-check lock demo-model picture web-assets clean
 
 run: $(VENV)/.runtime
 	$(BIN)/python handler.py
@@ -34,6 +36,13 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy .
+	$(BIN)/hadolint Dockerfile
+
+image-check: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 0 -m "" tests/test_dockerfile.py
+
+docs-check: $(VENV)/.dev
+	$(BIN)/python -m tools.docs_check
 
 lock: $(VENV)/.dev
 	$(BIN)/python tools/lock.py
