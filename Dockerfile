@@ -1,4 +1,3 @@
-# syntax=docker/dockerfile:1.10
 # No CUDA base: torch's own wheels carry CUDA 13.0, and a second copy would add gigabytes. What has
 # to fit is the host's driver, 580 or newer: on Runpod the allowed CUDA version 13.0.
 ARG PYTHON_IMAGE=python:3.12.12-slim-bookworm@sha256:593bd06efe90efa80dc4eee3948be7c0fde4134606dd40d8dd8dbcade98e669c
@@ -45,14 +44,12 @@ LABEL org.opencontainers.image.title="attribution-worker" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 
-# The same with a model's weights inside, away from the path that Runpod mounts a volume on.
+# The same with a model's weights inside. The token is read from the secret, and is in no layer.
 FROM runtime AS baked
 ARG MODEL_ID=""
 ARG TRANSCODER_SET=""
-ENV MODEL_ID=${MODEL_ID} TRANSCODER_SET=${TRANSCODER_SET} HF_HOME=/weights
-RUN --mount=type=secret,id=hf_token,env=HF_TOKEN \
-    mkdir "$HF_HOME" \
-    && python model_loader.py prefetch --model_id "$MODEL_ID" --transcoder_set "$TRANSCODER_SET" \
-    && chown -R 10001:10001 "$HF_HOME"
+ENV MODEL_ID=${MODEL_ID} TRANSCODER_SET=${TRANSCODER_SET}
+RUN --mount=type=secret,id=hf_token \
+    HF_HUB_CACHE="$PWD/weights" python model_loader.py prefetch
 
 FROM runtime AS worker

@@ -134,11 +134,25 @@ def test_the_demo_s_weights_are_prefetched_without_a_network(tmp_path):
     image.run("prefetch")
 
 
+def public_interpreter(directory: Path) -> Path:
+    """The folder of a `python3` that any user may run: this one's, or that of a copy."""
+    own = Path(sys.executable).resolve()
+    as_worker = ["setpriv", "--reuid", "10001", "--regid", "10001", "--clear-groups"]
+    if (
+        subprocess.run([*as_worker, own, "-c", ""], capture_output=True, check=False).returncode
+        == 0
+    ):
+        return own.parent
+    left_out = shutil.ignore_patterns("site-packages", "test", "*.a", "__pycache__")
+    shutil.copytree(sys.base_prefix, directory / "python", symlinks=True, ignore=left_out)
+    return directory / "python" / "bin"
+
+
 @pytest.mark.soak
 @AS_ROOT
 def test_the_image_s_own_install_answers_a_job_as_another_user_than_root(public_directory):
     build = Image(public_directory, "build")
-    build.environment["PATH"] = f"{Path(sys.executable).resolve().parent}:{os.environ['PATH']}"
+    build.environment["PATH"] = f"{public_interpreter(public_directory)}:{os.environ['PATH']}"
     build.copy()
     build.run()
     image = Image(public_directory, "baked", MODEL_ID="demo")
@@ -169,9 +183,9 @@ def test_the_base_is_pinned_by_digest_and_the_version_is_the_project_s():
 
 
 def test_no_secret_and_no_cache_stay_in_the_image():
-    runs = [value for name, value in STAGES["baked"] if name == "RUN" and "HF_TOKEN" in value]
-    assert [run.split()[0] for run in runs] == ["--mount=type=secret,id=hf_token,env=HF_TOKEN"]
-    kept = [value for steps in STAGES.values() for name, value in steps if name in {"ARG", "ENV"}]
+    mounts = re.findall(r"--mount=\S+", DOCKERFILE)
+    assert mounts == ["--mount=type=secret,id=hf_token"]
+    kept = [value for steps in STAGES.values() for name, value in steps if name != "RUN"]
     assert not any("TOKEN" in value for value in kept)
     assert "PIP_NO_CACHE_DIR=1" in dict(STAGES["build"])["RUN"]
 
@@ -233,4 +247,3 @@ def test_another_user_than_root_stays_who_it_is(public_directory):
 def test_the_entry_point_s_user_is_the_image_s():
     [number] = re.findall(r"^WORKER=(\d+)$", (ROOT / "entrypoint.sh").read_text(), re.M)
     assert f"useradd --uid {number} " in DOCKERFILE
-    assert f"chown -R {number}:{number} " in DOCKERFILE
