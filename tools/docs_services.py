@@ -1,0 +1,187 @@
+"""What the documents' commands talk to, on this machine: the HTTP door, a stand-in of Runpod with a
+worker behind it, and an S3-compatible store."""
+
+import contextlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from tests.control_plane import ControlPlane, running_worker
+from tests.object_store import ACCESS_KEY, BUCKET, SECRET_KEY, running_store
+
+ROOT = Path(__file__).parent.parent
+API_KEY = "docs-key"
+DOOR_SECRET = "YOUR_SECRET"  # what the documents send
+
+# https://rest.runpod.io/v1/openapi.json: TemplateCreateInput and EndpointCreateInput
+TEMPLATE_FIELDS = {
+    *("category", "containerDiskInGb", "containerRegistryAuthId", "dockerEntrypoint"),
+    *("dockerStartCmd", "env", "imageName", "isPublic", "isServerless", "name", "ports", "readme"),
+    *("volumeInGb", "volumeMountPath"),
+}
+ENDPOINT_FIELDS = {
+    *("allowedCudaVersions", "computeType", "cpuFlavorIds", "dataCenterIds", "executionTimeoutMs"),
+    *("flashboot", "gpuCount", "gpuTypeIds", "idleTimeout", "name", "networkVolumeId"),
+    *("scalerType", "scalerValue", "templateId", "vcpuCount", "workersMax", "workersMin"),
+}
+REQUIRED = {"templates": {"name", "imageName"}, "endpoints": {"templateId"}}
+FIELDS = {"templates": TEMPLATE_FIELDS, "endpoints": ENDPOINT_FIELDS}
+
+
+@dataclass
+class Services:
+    """Where the documents' hosts are here, and the variables that their commands read."""
+
+    hosts: dict[str, str] = field(default_factory=dict)
+    variables: dict[str, str] = field(default_factory=dict)
+
+    def localized(self, text: str) -> str:
+        for host, local in self.hosts.items():
+            text = text.replace(host, local)
+        return text
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, **self.variables}
+
+
+@contextlib.contextmanager
+def all_services(directory: Path) -> Iterator[Services]:
+    """Everything that the documents talk to; two processes load the demo model."""
+    services = Services()
+    with (
+        _http_door(services, directory),
+        ControlPlane() as plane,
+        running_worker(plane, directory, UPLOAD_ALLOWED_HOSTS="127.0.0.1"),
+        runpod_api(services, plane),
+        running_store(directory / "store") as store,
+    ):
+        services.variables |= {
+            "AWS_ENDPOINT_URL": store.url,
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "BUCKET": BUCKET,
+        }
+        yield services
+
+
+@contextlib.contextmanager
+def _http_door(services: Services, directory: Path) -> Iterator[None]:
+    """`start.py` with the demo model."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    services.hosts |= {"http://localhost:5004": url, "localhost:5004": url}
+    with (directory / "door.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "start.py"],
+            cwd=ROOT,
+            env={**os.environ, "SERVER_PORT": str(port), "SECRET": DOOR_SECRET, "DEVICE": "cpu"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        while process.poll() is None:
+            with contextlib.suppress(requests.ConnectionError):
+                requests.get(f"{url}/check-busy", timeout=60)
+                break
+            time.sleep(0.2)
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextlib.contextmanager
+def runpod_api(services: Services, plane: ControlPlane) -> Iterator[None]:
+    """Runpod's API: jobs go to the control plane's worker, templates and endpoints nowhere."""
+    handler = type("Handler", (_RunpodApi,), {"plane": plane})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    url = f"http://127.0.0.1:{server.server_port}"
+    services.hosts |= {"https://api.runpod.ai": url, "https://rest.runpod.io": url}
+    services.variables |= {
+        "ENDPOINT_ID": "endpoint",
+        "RUNPOD_API_KEY": API_KEY,
+        "IMAGE": "registry.example/attribution-worker:latest",
+        "NETWORK_VOLUME_ID": "volume",
+    }
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class _RunpodApi(BaseHTTPRequestHandler):
+    plane: ControlPlane
+
+    def do_GET(self) -> None:
+        self._answer(None)
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        try:
+            self._answer(json.loads(body or b"{}"))
+        except ValueError as error:
+            self._send(400, {"error": str(error)})
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: what the documents' commands print is enough."""
+
+    def _answer(self, body: Any) -> None:
+        if self.headers["Authorization"] != f"Bearer {API_KEY}":
+            return self._send(401, {"error": "wrong or no Authorization"})
+        if found := re.fullmatch(r"/v1/(templates|endpoints)", self.path):
+            return self._create(found[1], body)
+        found = re.fullmatch(r"/v2/endpoint/(run|runsync|status|cancel)(?:/(\S+))?", self.path)
+        if found is None:
+            return self._send(404, {"error": f"no {self.path}"})
+        operation, job_id = found.groups()
+        if operation in {"run", "runsync"}:
+            job_id = self.plane.submit(body["input"])
+        if operation == "runsync":
+            self.plane.result(job_id, timeout_s=90)
+        if operation == "cancel":
+            self.plane.stop(job_id)
+        return self._send(200, {"id": job_id, **self._state(job_id)})
+
+    def _create(self, kind: str, body: dict[str, Any]) -> None:
+        wrong = (set(body) - FIELDS[kind]) | (REQUIRED[kind] - set(body))
+        if wrong:
+            return self._send(400, {"error": f"unknown or missing: {', '.join(sorted(wrong))}"})
+        return self._send(201, {"id": f"{kind}-id", **body})
+
+    def _state(self, job_id: str) -> dict[str, Any]:
+        job = self.plane.jobs[job_id]
+        if job.results:
+            result = job.results[0]
+            status = "FAILED" if "error" in result else "COMPLETED"
+            return {"status": status, **result}
+        if job.stopped:
+            return {"status": "CANCELLED"}
+        if job.progress:
+            return {"status": "IN_PROGRESS", "output": job.progress[-1]}
+        return {"status": "IN_QUEUE"}
+
+    def _send(self, status: int, body: dict[str, Any]) -> None:
+        payload = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(payload)))
+        self.end_headers()
+        self.wfile.write(payload)
