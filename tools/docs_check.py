@@ -3,9 +3,9 @@
     python -m tools.docs_check              every document
     python -m tools.docs_check README.md    one
 
-Hosts are replaced by local ones (docs_services.py) and `.venv/bin/python` by this interpreter;
-nothing else is. What can't run here is listed in NOT_RUN, with the reason, and only parsed.
-TypeScript is type-checked and run if npm can install the compiler.
+Runpod's hosts are replaced by a local one (docs_services.py) and `.venv/bin/python` by this
+interpreter; nothing else is. What can't run here is listed in NOT_RUN with the reason, and only
+parsed. TypeScript is type-checked and run if npm can install the compiler.
 """
 
 import re

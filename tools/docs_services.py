@@ -23,6 +23,7 @@ from tests.object_store import ACCESS_KEY, BUCKET, SECRET_KEY, running_store
 
 ROOT = Path(__file__).parent.parent
 API_KEY = "docs-key"
+DOOR_PORT = 5004
 DOOR_SECRET = "YOUR_SECRET"  # what the documents send
 
 # https://rest.runpod.io/v1/openapi.json: TemplateCreateInput and EndpointCreateInput
@@ -79,29 +80,34 @@ def all_services(directory: Path) -> Iterator[Services]:
 
 @contextlib.contextmanager
 def _http_door(services: Services, directory: Path) -> Iterator[None]:
-    """`start.py` with the demo model."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    services.hosts |= {"http://localhost:5004": url, "localhost:5004": url}
+    """`start.py` with the demo model, on the port that the documents name."""
+    with contextlib.suppress(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", DOOR_PORT)).close()
+        raise SystemExit(f"port {DOOR_PORT} is taken: end what listens there")
+    services.variables["SECRET"] = DOOR_SECRET
     with (directory / "door.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "start.py"],
             cwd=ROOT,
-            env={**os.environ, "SERVER_PORT": str(port), "SECRET": DOOR_SECRET, "DEVICE": "cpu"},
+            env={**os.environ, "SERVER_PORT": str(DOOR_PORT), "SECRET": DOOR_SECRET},
             stdout=log,
             stderr=subprocess.STDOUT,
         )
     try:
-        while process.poll() is None:
-            with contextlib.suppress(requests.ConnectionError):
-                requests.get(f"{url}/check-busy", timeout=60)
-                break
+        while not _answers(DOOR_PORT):
+            if process.poll() is not None:
+                raise SystemExit((directory / "door.log").read_text())
             time.sleep(0.2)
         yield
     finally:
         process.terminate()
         process.wait()
+
+
+def _answers(port: int) -> bool:
+    with contextlib.suppress(requests.ConnectionError):
+        return requests.get(f"http://127.0.0.1:{port}/check-busy", timeout=60).status_code < 500
+    return False
 
 
 @contextlib.contextmanager
