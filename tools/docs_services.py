@@ -24,7 +24,6 @@ from tests.object_store import ACCESS_KEY, BUCKET, SECRET_KEY, running_store
 ROOT = Path(__file__).parent.parent
 API_KEY = "docs-key"
 DOOR_PORT = 5004
-DOOR_SECRET = "YOUR_SECRET"  # what the documents send
 
 # https://rest.runpod.io/v1/openapi.json: TemplateCreateInput and EndpointCreateInput
 TEMPLATE_FIELDS = {
@@ -62,7 +61,7 @@ def all_services(directory: Path) -> Iterator[Services]:
     """Everything that the documents talk to; two processes load the demo model."""
     services = Services()
     with (
-        _http_door(services, directory),
+        _http_door(directory),
         ControlPlane() as plane,
         running_worker(plane, directory, UPLOAD_ALLOWED_HOSTS="127.0.0.1"),
         runpod_api(services, plane),
@@ -79,17 +78,16 @@ def all_services(directory: Path) -> Iterator[Services]:
 
 
 @contextlib.contextmanager
-def _http_door(services: Services, directory: Path) -> Iterator[None]:
+def _http_door(directory: Path) -> Iterator[None]:
     """`start.py` with the demo model, on the port that the documents name."""
     with contextlib.suppress(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", DOOR_PORT)).close()
         raise SystemExit(f"port {DOOR_PORT} is taken: end what listens there")
-    services.variables["SECRET"] = DOOR_SECRET
     with (directory / "door.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "start.py"],
             cwd=ROOT,
-            env={**os.environ, "SERVER_PORT": str(DOOR_PORT), "SECRET": DOOR_SECRET},
+            env={**os.environ, "SERVER_PORT": str(DOOR_PORT)},
             stdout=log,
             stderr=subprocess.STDOUT,
         )
