@@ -249,6 +249,16 @@ def test_another_user_than_root_stays_who_it_is(public_directory):
     assert user_of_the_command(public_directory, started_as=12345) == (12345, "")
 
 
+@AS_ROOT
+def test_the_command_takes_the_entry_point_s_place_so_that_signals_reach_it(public_directory):
+    for hf_home in (public_directory / "weights", Path("/")):  # as the worker, and as root
+        entry_point = [ROOT / "entrypoint.sh", "sh", "-c", "echo $$"]
+        environment = {**os.environ, "HF_HOME": str(hf_home)}
+        with subprocess.Popen(entry_point, env=environment, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert int(process.stdout.read()) == process.pid
+
+
 def test_the_entry_point_s_user_is_the_image_s():
     [number] = re.findall(r"^WORKER=(\d+)$", (ROOT / "entrypoint.sh").read_text(), re.M)
     assert f"useradd --uid {number} " in DOCKERFILE
