@@ -31,7 +31,7 @@ COPY web_assets web_assets
 COPY steering steering
 COPY demo/model demo/model
 COPY demo/transcoders demo/transcoders
-RUN python -m compileall -q ./*.py actions attribution delivery loading steering
+RUN python -m compileall -q -x '[.]venv' .
 EXPOSE 5004
 # It gives up root, unless only root may write to the weights' volume.
 ENTRYPOINT ["/app/entrypoint.sh"]
