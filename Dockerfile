@@ -27,8 +27,8 @@ COPY attribution attribution
 COPY delivery delivery
 COPY loading loading
 COPY remote remote
-COPY web_assets web_assets
 COPY steering steering
+COPY web_assets web_assets
 COPY demo/model demo/model
 COPY demo/transcoders demo/transcoders
 RUN python -m compileall -q -x '[.]venv' .

@@ -8,8 +8,10 @@ interpreter; nothing else is. What can't run here is listed in NOT_RUN with the 
 parsed. TypeScript is type-checked and run if npm can install the compiler.
 """
 
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +26,7 @@ from tools.documents import DOCUMENTS, ROOT, Block, blocks, commands
 NOT_RUN = {
     r"(\w+=\S+ )?docker (buildx|run) ": "needs a container engine",
     r"make (test|lint)$": "is what the project's own checks run",
+    r"make view$|\S+ viewer\.py ": "serves until it is ended, as the viewer's tests have it do",
     r"\S+ start\.py$": "is running while the other commands are",
     r"\S+ start\.py .*--model_id": "downloads a model",
 }
@@ -61,7 +64,7 @@ def check(block: Block, services: Services) -> Outcome:
         note = runner(services.localized(block.text), services)
         failure = None
     except subprocess.CalledProcessError as error:
-        failure = f"{error.stdout or ''}{error.stderr or ''}".strip() or str(error)
+        failure = error.stdout.strip() or str(error)
     except (SyntaxError, subprocess.TimeoutExpired) as error:
         failure = str(error)
     return Outcome(block, time.perf_counter() - started, note, failure)
@@ -108,15 +111,28 @@ def _typescript(text: str, services: Services) -> str:
 
 
 def _run(command: list[str], services: Services, cwd: Path = ROOT) -> None:
-    subprocess.run(
+    """Run a command to its end.
+
+    Raises:
+        subprocess.CalledProcessError: it failed; with what it printed.
+        subprocess.TimeoutExpired: it didn't end; whatever it started is ended.
+    """
+    with subprocess.Popen(
         command,
         cwd=cwd,
         env=services.environment(),
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        check=True,
-        timeout=LIMIT_S,
-    )
+        start_new_session=True,
+    ) as process:
+        try:
+            printed, _ = process.communicate(timeout=LIMIT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    if process.returncode != 0:
+        raise subprocess.CalledProcessError(process.returncode, command, printed)
 
 
 def main(documents: list[str]) -> int:
@@ -127,9 +143,10 @@ def main(documents: list[str]) -> int:
         for block in programs:
             outcome = check(block, services)
             state = "ok" if outcome.failure is None else "FAILED"
-            print(f"{state:6} {block.place:24} {block.language:10} {outcome.seconds:5.1f} s")
-            for line in outcome.note.split("; ") if outcome.note else ():
-                print(f"       only parsed: {line}")
+            line = f"{state:6} {block.place:24} {block.language:10} {outcome.seconds:5.1f} s"
+            print(line, flush=True)
+            for note in outcome.note.split("; ") if outcome.note else ():
+                print(f"       only parsed: {note}")
             if outcome.failure is not None:
                 failed += 1
                 print(outcome.failure)
