@@ -4,7 +4,6 @@ worker behind it, and an S3-compatible store."""
 import contextlib
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -20,9 +19,9 @@ import requests
 
 from tests.control_plane import ControlPlane, running_worker
 from tests.object_store import ACCESS_KEY, BUCKET, SECRET_KEY, running_store
+from tests.runpod_endpoint import ENDPOINT_ID, USER_KEY, RunpodEndpoint
 
 ROOT = Path(__file__).parent.parent
-API_KEY = "docs-key"
 DOOR_PORT = 5004
 
 # https://rest.runpod.io/v1/openapi.json: TemplateCreateInput and EndpointCreateInput
@@ -108,79 +107,59 @@ def _answers(port: int) -> bool:
     return False
 
 
+class Endpoint(RunpodEndpoint):
+    """The endpoint's API with `/runsync`."""
+
+    def _respond(
+        self, method: str, route: str, rest: list[str], body: bytes
+    ) -> tuple[int, dict[str, Any]]:
+        if (method, route) != ("POST", "runsync"):
+            return super()._respond(method, route, rest, body)
+        _, job = super()._respond("POST", "run", rest, body)
+        self.plane.result(job["id"], timeout_s=90)
+        return 200, self._status(job["id"])
+
+
 @contextlib.contextmanager
 def runpod_api(services: Services, plane: ControlPlane) -> Iterator[None]:
     """Runpod's API: jobs go to the control plane's worker, templates and endpoints nowhere."""
-    handler = type("Handler", (_RunpodApi,), {"plane": plane})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    url = f"http://127.0.0.1:{server.server_port}"
-    services.hosts |= {"https://api.runpod.ai": url, "https://rest.runpod.io": url}
-    services.variables |= {
-        "ENDPOINT_ID": "endpoint",
-        "RUNPOD_API_KEY": API_KEY,
-        "IMAGE": "registry.example/attribution-worker:latest",
-        "NETWORK_VOLUME_ID": "volume",
-    }
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _AccountApi)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    try:
+    with Endpoint(plane) as endpoint:
+        services.hosts |= {
+            "https://api.runpod.ai/v2": endpoint.base_url,
+            "https://rest.runpod.io": f"http://127.0.0.1:{server.server_port}",
+        }
+        services.variables |= {
+            "ENDPOINT_ID": ENDPOINT_ID,
+            "RUNPOD_API_KEY": USER_KEY,
+            "IMAGE": "registry.example/attribution-worker:latest",
+            "NETWORK_VOLUME_ID": "volume",
+        }
         yield
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    server.shutdown()
+    thread.join()
+    server.server_close()
 
 
-class _RunpodApi(BaseHTTPRequestHandler):
-    plane: ControlPlane
-
-    def do_GET(self) -> None:
-        self._answer(None)
+class _AccountApi(BaseHTTPRequestHandler):
+    """Templates and endpoints: taken if each field is one that the API has."""
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
-        try:
-            self._answer(json.loads(body or b"{}"))
-        except ValueError as error:
-            self._send(400, {"error": str(error)})
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: what the documents' commands print is enough."""
-
-    def _answer(self, body: Any) -> None:
-        if self.headers["Authorization"] != f"Bearer {API_KEY}":
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"] or 0)))
+        kind = self.path.removeprefix("/v1/")
+        if self.headers["Authorization"] != f"Bearer {USER_KEY}":
             return self._send(401, {"error": "wrong or no Authorization"})
-        if found := re.fullmatch(r"/v1/(templates|endpoints)", self.path):
-            return self._create(found[1], body)
-        found = re.fullmatch(r"/v2/endpoint/(run|runsync|status|cancel)(?:/(\S+))?", self.path)
-        if found is None:
+        if kind not in FIELDS:
             return self._send(404, {"error": f"no {self.path}"})
-        operation, job_id = found.groups()
-        if operation in {"run", "runsync"}:
-            job_id = self.plane.submit(body["input"])
-        if operation == "runsync":
-            self.plane.result(job_id, timeout_s=90)
-        if operation == "cancel":
-            self.plane.stop(job_id)
-        return self._send(200, {"id": job_id, **self._state(job_id)})
-
-    def _create(self, kind: str, body: dict[str, Any]) -> None:
         wrong = (set(body) - FIELDS[kind]) | (REQUIRED[kind] - set(body))
         if wrong:
             return self._send(400, {"error": f"unknown or missing: {', '.join(sorted(wrong))}"})
         return self._send(201, {"id": f"{kind}-id", **body})
 
-    def _state(self, job_id: str) -> dict[str, Any]:
-        job = self.plane.jobs[job_id]
-        if job.results:
-            result = job.results[0]
-            status = "FAILED" if "error" in result else "COMPLETED"
-            return {"status": status, **result}
-        if job.stopped:
-            return {"status": "CANCELLED"}
-        if job.progress:
-            return {"status": "IN_PROGRESS", "output": job.progress[-1]}
-        return {"status": "IN_QUEUE"}
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: what the documents' commands print is enough."""
 
     def _send(self, status: int, body: dict[str, Any]) -> None:
         payload = json.dumps(body).encode()
