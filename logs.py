@@ -16,6 +16,7 @@ _OWN = (
     "attribution",
     "delivery",
     "http_api",
+    "loading",
     "model_loader",
     "progress",
     "runpod_loop",

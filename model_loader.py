@@ -2,20 +2,36 @@
 
 A model is a language model and the transcoders trained on it, wrapped by circuit-tracer as a
 `ReplacementModel`. Each is named by a Hugging Face id, a short name or a local directory.
+
+    python model_loader.py list        what can be served, and what of it is here
+    python model_loader.py prefetch    download the weights of a model
+
+Importing this module loads no torch.
 """
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import logging
+import os
+import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import logs
 from graph_cache import GraphCache
-from settings import Settings, SettingsError
+from loading import inventory
+from loading.entry import ModelEntry
+from loading.footprint import Shapes
+from loading.layouts import stored_dtype
+from loading.references import WeightsError
+from loading.sources import Weights, locate, sources
+from settings import Settings, SettingsError, read_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,42 +45,38 @@ class ModelLoadError(Exception):
     """The model or its transcoders can't be loaded; the message says what is missing."""
 
 
-@dataclass(frozen=True)
-class ModelEntry:
-    """A model and its transcoders, by name.
-
-    `model` and `transcoder_set` are Hugging Face ids or directories; `neuronpedia_id` is what
-    graphs carry as `scan`, `source_set` the name of the transcoders on Neuronpedia where known.
-    """
-
-    model: str
-    transcoder_set: str
-    neuronpedia_id: str
-    source_set: str | None = None
-
-    @property
-    def label(self) -> str:
-        """The model's name for callers, who have no use for a path of this machine."""
-        return self.neuronpedia_id if Path(self.model).is_dir() else self.model
-
-    @property
-    def transcoder_label(self) -> str:
-        """The transcoders' name for callers."""
-        directory = Path(self.transcoder_set)
-        return "/".join(directory.parts[-2:]) if directory.is_dir() else self.transcoder_set
-
-    @property
-    def source_urls(self) -> tuple[str, ...]:
-        """Where a reader finds the features' pages and the transcoders' weights."""
-        urls = []
-        if self.source_set is not None:
-            urls.append(f"https://neuronpedia.org/{self.neuronpedia_id}/{self.source_set}")
-        if not Path(self.transcoder_set).is_dir():
-            urls.append(f"https://huggingface.co/{'/'.join(self.transcoder_set.split('/')[:2])}")
-        return tuple(urls)
-
-
 DEMO = ModelEntry(str(DEMO_DIRECTORY / "model"), str(DEMO_DIRECTORY / "transcoders"), "demo")
+
+_GEMMA_SCOPE = Shapes(
+    parameters=2.614e9,
+    n_layers=26,
+    d_model=2304,
+    d_vocab=256_000,
+    n_features=16_384,
+    model_bytes=4,
+    transcoder_bytes=4,
+)
+_GEMMA_CLT = replace(_GEMMA_SCOPE, n_features=98_304, transcoder_bytes=2, cross_layer=True)
+_QWEN3_4B = Shapes(
+    parameters=4.022e9, n_layers=36, d_model=2560, d_vocab=151_936, n_features=163_840
+)
+_LLAMA_1B = Shapes(
+    parameters=1.236e9,
+    n_layers=16,
+    d_model=2048,
+    d_vocab=128_256,
+    n_features=131_072,
+    skip=True,
+)
+_GEMMA_3_4B = Shapes(
+    parameters=4.300e9,
+    n_layers=34,
+    d_model=2560,
+    d_vocab=262_208,
+    n_features=262_144,
+    transcoder_bytes=4,
+    skip=True,
+)
 
 # The first entry of a model holds its default transcoders.
 REGISTRY = (
@@ -73,10 +85,61 @@ REGISTRY = (
         "mwhanna/gemma-scope-transcoders",
         "gemma-2-2b",
         "gemmascope-transcoder-16k",
+        weight_urls=("https://huggingface.co/google/gemma-scope-2b-pt-transcoders",),
+        dtype="bfloat16",
+        lazy_decoder=False,  # .npz files are always read whole
+        shapes=_GEMMA_SCOPE,
     ),
-    ModelEntry("google/gemma-2-2b", "mntss/clt-gemma-2-2b-2.5M", "gemma-2-2b", "clt-hp"),
-    ModelEntry("Qwen/Qwen3-4B", "mwhanna/qwen3-4b-transcoders", "qwen3-4b", "transcoder-hp"),
-    ModelEntry("meta-llama/Llama-3.2-1B", "mntss/transcoder-Llama-3.2-1B", "llama-3.2-1b"),
+    ModelEntry(
+        "google/gemma-2-2b",
+        "mntss/clt-gemma-2-2b-2.5M",
+        "gemma-2-2b",
+        "clt-hp",
+        dtype="bfloat16",
+        shapes=_GEMMA_CLT,
+    ),
+    ModelEntry(
+        "google/gemma-2-2b",
+        "mntss/clt-gemma-2-2b-426k",
+        "gemma-2-2b",
+        dtype="bfloat16",
+        shapes=replace(_GEMMA_CLT, n_features=16_384),
+    ),
+    ModelEntry(
+        "Qwen/Qwen3-4B",
+        "mwhanna/qwen3-4b-transcoders",
+        "qwen3-4b",
+        "transcoder-hp",
+        dtype="bfloat16",
+        shapes=_QWEN3_4B,
+    ),
+    ModelEntry(
+        "Qwen/Qwen3-1.7B",
+        "mwhanna/qwen3-1.7b-transcoders-lowl0",
+        "qwen3-1.7b",
+        dtype="bfloat16",
+        shapes=replace(_QWEN3_4B, parameters=2.032e9, n_layers=28, d_model=2048),
+    ),
+    ModelEntry(
+        "meta-llama/Llama-3.2-1B",
+        "mntss/transcoder-Llama-3.2-1B",
+        "llama-3.2-1b",
+        dtype="bfloat16",
+        shapes=_LLAMA_1B,
+    ),
+    ModelEntry(
+        "google/gemma-3-4b-it",
+        "mwhanna/gemma-scope-2-4b-it/transcoder_all/width_262k_l0_small_affine",
+        "gemma-3-4b-it",
+        "gemmascope-transcoder-262k",
+        weight_urls=(
+            "https://huggingface.co/mwhanna/gemma-scope-2-4b-it",
+            "https://huggingface.co/google/gemma-scope-2-4b-it",
+        ),
+        dtype="bfloat16",
+        lazy_encoder=True,  # 46 GB of it
+        shapes=_GEMMA_3_4B,
+    ),
 )
 
 # circuit-tracer's own short names for transcoder sets.
@@ -122,7 +185,7 @@ class LoadedModel:
 
     def answers_to(self, model_id: str) -> bool:
         """Whether a request's `model_id` means this model, by either of its ids."""
-        return model_id.lower() in {self.entry.model.lower(), self.entry.neuronpedia_id.lower()}
+        return model_id.lower() in self.entry.model_names
 
 
 def resolve_entry(model_id: str | None, transcoder_set: str | None) -> ModelEntry:
@@ -145,7 +208,12 @@ def resolve_entry(model_id: str | None, transcoder_set: str | None) -> ModelEntr
         return matching[0]
     if model_id == DEMO.neuronpedia_id:
         return DEMO if transcoder_set is None else replace(DEMO, transcoder_set=transcoder_set)
-    known = [e for e in REGISTRY if model_id in {e.model, e.neuronpedia_id}]
+    name, at, revision = model_id.partition("@")
+    known = [
+        replace(e, model=e.model + at + revision)
+        for e in REGISTRY
+        if name in {e.model, e.neuronpedia_id}
+    ]
     if transcoder_set is None:
         if not known:
             raise SettingsError(
@@ -156,12 +224,37 @@ def resolve_entry(model_id: str | None, transcoder_set: str | None) -> ModelEntr
         if entry.transcoder_set == transcoder_set:
             return entry
     if known:
-        return replace(known[0], transcoder_set=transcoder_set, source_set=None)
+        like = known[0]
+        return ModelEntry(
+            like.model, transcoder_set, like.neuronpedia_id, dtype=like.dtype, engine=like.engine
+        )
     return ModelEntry(model_id, transcoder_set, neuronpedia_id=_short_name(model_id))
 
 
 def _short_name(model_id: str) -> str:
-    return Path(model_id).name.lower()
+    directory = Path(model_id)
+    named = directory.resolve().name if directory.is_dir() else model_id.partition("@")[0]
+    return Path(named).name.lower() or "model"
+
+
+def _first(value: bool | None, default: bool) -> bool:
+    return default if value is None else value
+
+
+def entry_for(settings: Settings) -> ModelEntry:
+    """The entry that the settings name, loaded as they say where they say how.
+
+    Raises:
+        SettingsError: they name no model.
+    """
+    entry = resolve_entry(settings.model_id, settings.transcoder_set)
+    return replace(
+        entry,
+        dtype=settings.model_dtype or entry.dtype,
+        engine=settings.model_engine or entry.engine,
+        lazy_encoder=_first(settings.lazy_encoder, entry.lazy_encoder),
+        lazy_decoder=_first(settings.lazy_decoder, entry.lazy_decoder),
+    )
 
 
 def load(settings: Settings) -> LoadedModel:
@@ -171,11 +264,14 @@ def load(settings: Settings) -> LoadedModel:
         SettingsError: the settings name no model.
         ModelLoadError: weights are missing, unreadable or not what the engine serves.
     """
-    entry = resolve_entry(settings.model_id, settings.transcoder_set)
+    entry = entry_for(settings)
     settings.export_hub_variables()
     started = time.perf_counter()
     try:
-        loaded = _build(entry, settings)
+        weights = locate(entry.model, entry.transcoder_set, sources(settings))
+        loaded = _build(entry, weights, settings)
+    except WeightsError as error:
+        raise ModelLoadError(str(error)) from error
     except Exception as error:
         raise ModelLoadError(
             f"{entry.model} with {entry.transcoder_set} can't be loaded: "
@@ -212,7 +308,7 @@ def _unload() -> None:
     _loaded = None
 
 
-def _build(entry: ModelEntry, settings: Settings) -> LoadedModel:
+def _build(entry: ModelEntry, weights: Weights, settings: Settings) -> LoadedModel:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -222,17 +318,18 @@ def _build(entry: ModelEntry, settings: Settings) -> LoadedModel:
 
     device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     on_gpu = device.type == "cuda"
-    dtype = getattr(torch, settings.model_dtype or ("bfloat16" if on_gpu else "float32"))
+    own_dtype = (entry.dtype or stored_dtype(weights.model)) if on_gpu else "float32"
+    dtype = getattr(torch, settings.model_dtype or own_dtype)
 
     features = transcoders(
-        entry.transcoder_set,
+        weights.transcoders,
         device=device,
         dtype=dtype,
-        lazy_encoder=settings.lazy_encoder,
-        lazy_decoder=settings.lazy_decoder,
+        lazy_encoder=entry.lazy_encoder,
+        lazy_decoder=entry.lazy_decoder,
     )
-    tokenizer = AutoTokenizer.from_pretrained(entry.model)
-    hf_model = AutoModelForCausalLM.from_pretrained(entry.model, dtype=dtype)
+    tokenizer = AutoTokenizer.from_pretrained(weights.model)
+    hf_model = AutoModelForCausalLM.from_pretrained(weights.model, dtype=dtype)
     n_layers = hf_model.config.get_text_config().num_hidden_layers
     if n_layers != features.n_layers:
         raise ModelLoadError(
@@ -243,7 +340,7 @@ def _build(entry: ModelEntry, settings: Settings) -> LoadedModel:
         hf_model.config,
         has_chat_template=bool(tokenizer.chat_template),
     )
-    model = replacement_model(settings.model_engine, hf_model, features, name, device, dtype)
+    model = replacement_model(entry.engine, hf_model, features, name, device, dtype)
     model.tokenizer = tokenizer
     # With "left" TransformerLens masks a leading pad token, which Qwen3's leading token is.
     tokenizer.padding_side = "right"
@@ -252,10 +349,47 @@ def _build(entry: ModelEntry, settings: Settings) -> LoadedModel:
 
 
 def _model_name(model: str) -> str:
-    return Path(model).name if Path(model).is_dir() else model
+    return Path(model).name if Path(model).is_dir() else model.partition("@")[0]
 
 
 def _stop_ids(hf_model: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     configured = hf_model.generation_config.eos_token_id if hf_model.generation_config else None
     ids = configured if isinstance(configured, list) else [configured]
     return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The commands `list` and `prefetch`; returns the exit status."""
+    parser = argparse.ArgumentParser(description="What can be served, and its weights.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="what can be served, and what of it is here")
+    fetching = commands.add_parser("prefetch", help="download the weights of a model")
+    for name in ("model_id", "transcoder_set"):
+        flags = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"])
+        fetching.add_argument(
+            *flags, dest=name, metavar="VALUE", help=Settings.model_fields[name].description
+        )
+    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value}
+    command = given.pop("command")
+    try:
+        settings = read_settings(**given)
+        logs.set_up(settings.log_level, as_json=False)
+        settings.export_hub_variables()
+        places = sources(settings)
+        if command == "list":
+            print(inventory.table((DEMO, *REGISTRY), places))
+        else:
+            for line in inventory.prefetch(entry_for(settings), places):
+                print(line, flush=True)
+    except (SettingsError, WeightsError) as error:
+        print(f"{command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{command}: interrupted; what is there is kept", file=sys.stderr)
+        sys.stdout.flush()
+        os._exit(130)  # the threads that download would be waited for
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

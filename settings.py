@@ -5,6 +5,7 @@ Each setting comes from the variable of its name, or from a `.env` file in the w
 
 import os
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -29,18 +30,22 @@ class Settings(BaseSettings):
         None, description="Hugging Face id, short name or directory; unset: the model's own set"
     )
     model_dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
-        None, description="dtype of the weights; unset: bfloat16 on a GPU, float32 on a CPU"
+        None, description="dtype of the weights; unset: the model's own on a GPU, float32 on a CPU"
     )
     device: str | None = Field(
         None,
         pattern=r"^(cpu|cuda(:\d+)?)$",
         description="`cpu`, `cuda` or `cuda:N`; unset: the GPU if there is one",
     )
-    model_engine: Literal["transformerlens", "nnsight"] = Field(
-        "transformerlens", description="what runs the model"
+    model_engine: Literal["transformerlens", "nnsight"] | None = Field(
+        None, description="`transformerlens` or `nnsight`; unset: the model's own"
     )
-    lazy_encoder: bool = Field(False, description="leave encoder weights on disk until read")
-    lazy_decoder: bool = Field(True, description="leave decoder weights on disk until read")
+    lazy_encoder: bool | None = Field(
+        None, description="leave encoder weights on disk until read; unset: the model's own"
+    )
+    lazy_decoder: bool | None = Field(
+        None, description="leave decoder weights on disk until read; unset: the model's own"
+    )
     token_limit: int = Field(64, ge=2, description="most tokens a prompt may have, BOS included")
     max_feature_nodes: int = Field(
         10_000, ge=1, description="default of a request's `max_feature_nodes`"
@@ -69,7 +74,21 @@ class Settings(BaseSettings):
         5.0, ge=0, description="seconds a running job may go on for after SIGTERM"
     )
     hf_token: SecretStr | None = Field(None, description="Hugging Face token for gated models")
-    hf_home: str | None = Field(None, description="where Hugging Face files are kept")
+    hf_token_path: str = Field(
+        "/run/secrets/hf_token", description="file that holds the token, if HF_TOKEN is unset"
+    )
+    hf_home: str = Field(
+        "~/.cache/huggingface", description="where Hugging Face files are kept, in `hub`"
+    )
+    hf_hub_cache: str | None = Field(
+        None, description="where downloads are kept; unset: `hub` in HF_HOME"
+    )
+    image_weights: str = Field(
+        "/app/weights", description="weights in the image, laid out as in HF_HUB_CACHE"
+    )
+    runpod_model_cache: str = Field(
+        "/runpod-volume/huggingface-cache/hub", description="where Runpod puts cached models"
+    )
     secret: SecretStr | None = Field(
         None, description="what `x-secret-key` must be over HTTP; unset: loopback only"
     )
@@ -85,15 +104,28 @@ class Settings(BaseSettings):
         None, description="set by Runpod on its hosts; unset means that no progress is posted"
     )
 
+    @property
+    def hub_cache(self) -> Path:
+        """The directory that downloads are kept in."""
+        if self.hf_hub_cache is not None:
+            return Path(self.hf_hub_cache).expanduser()
+        return Path(self.hf_home).expanduser() / "hub"
+
+    def hub_token(self) -> str | None:
+        """The Hugging Face token, from the environment or its file."""
+        if self.hf_token is not None:
+            return self.hf_token.get_secret_value()
+        try:
+            return Path(self.hf_token_path).expanduser().read_text().strip() or None
+        except OSError:
+            return None
+
     def export_hub_variables(self) -> None:
-        """Hand HF_HOME and HF_TOKEN to the Hugging Face libraries, which know no `.env` file.
+        """Hand HF_HOME to the Hugging Face libraries, which know no `.env` file.
 
         Has to come before their first import: they read the environment once.
         """
-        if self.hf_home is not None:
-            os.environ["HF_HOME"] = self.hf_home
-        if self.hf_token is not None:
-            os.environ["HF_TOKEN"] = self.hf_token.get_secret_value()
+        os.environ["HF_HOME"] = self.hf_home
 
     @field_validator("log_level", mode="before")
     @classmethod

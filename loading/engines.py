@@ -1,10 +1,10 @@
 """What runs a model: TransformerLens, or the Hugging Face model itself, wrapped by nnsight."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-Engine = Literal["transformerlens", "nnsight"]
+from loading.entry import Engine
 
 
 def replacement_model(

@@ -1,43 +1,69 @@
-"""A transcoder set, by Hugging Face id or directory, as circuit-tracer's transcoders."""
+"""Transcoders on the disk, as circuit-tracer's transcoders in memory or left on the disk.
+
+circuit-tracer's own loader goes by Hugging Face ids and asks the hub each time. Here the files are
+found by `loading.sources`, and which of its readers suits them is read from the files themselves.
+"""
 
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
-import yaml
 from circuit_tracer.transcoder import TranscoderSet
-from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder, load_clt
-from circuit_tracer.utils.hf_utils import load_transcoder_from_hub, load_transcoders
+from circuit_tracer.transcoder.cross_layer_transcoder import (
+    CrossLayerTranscoder,
+    load_clt,
+    load_gemma_scope_2_clt,
+)
+from circuit_tracer.transcoder.single_layer_transcoder import load_transcoder_set
+from safetensors import safe_open
+
+from loading.sources import TranscoderFiles
 
 Transcoders: TypeAlias = TranscoderSet | CrossLayerTranscoder
 
 
 def transcoders(
-    reference: str,
+    files: TranscoderFiles,
     *,
     device: torch.device,
     dtype: torch.dtype,
     lazy_encoder: bool,
     lazy_decoder: bool,
 ) -> Transcoders:
-    """The transcoders of a Hugging Face id (`owner/name[/folder][@revision]`) or a directory.
+    """Read a set of transcoders.
+
+    GemmaScope's files (`.npz`, and those of version 2 as published) can't be left on the disk:
+    circuit-tracer reads them whole whatever is asked for.
 
     Raises:
-        FileNotFoundError: the directory holds no transcoders.
+        safetensors.SafetensorError, OSError, ValueError: a file is damaged.
     """
+    config = files.config
+    hooks = {
+        "scan": files.scan,
+        "feature_input_hook": config.feature_input_hook,
+        "feature_output_hook": config.feature_output_hook,
+    }
     lazy = {"lazy_encoder": lazy_encoder, "lazy_decoder": lazy_decoder}
-    directory = Path(reference)
-    if not directory.is_dir():
-        return load_transcoder_from_hub(reference, device=device, dtype=dtype, **lazy)[0]
-    config = yaml.safe_load((directory / "config.yaml").read_text())
-    hooks = {key: config[key] for key in ("feature_input_hook", "feature_output_hook")}
-    scan = config.get("scan", directory.name)
-    if config["model_kind"] == "cross_layer_transcoder":
-        return load_clt(str(directory), scan=scan, device=device, dtype=dtype, **hooks, **lazy)
-    n_layers = len(list(directory.glob("layer_*.safetensors")))
-    if n_layers == 0:
-        raise FileNotFoundError(f"no layer_*.safetensors in {directory}")
-    files = [str(directory / f"layer_{layer}.safetensors") for layer in range(n_layers)]
-    return load_transcoders(
-        {**config, "scan": scan, "transcoders": files}, device=device, dtype=dtype, **lazy
-    )
+    paths = {layer: str(path) for layer, path in enumerate(files.layers)}
+    if config.kind == "transcoder_set":
+        return load_transcoder_set(
+            paths, device=device, dtype=dtype, special_load_fn=_reader(files), **hooks, **lazy
+        )
+    if not paths:
+        return load_clt(str(files.folder), device=device, dtype=dtype, **hooks, **lazy)
+    # circuit-tracer 0.5.0 leaves the file of the last key out.
+    paths[len(paths)] = ""
+    return load_gemma_scope_2_clt(paths, device=device, dtype=dtype, **hooks, **lazy)
+
+
+def _reader(files: TranscoderFiles) -> Literal["gemma-scope", "gemma-scope-2"] | None:
+    """Which of circuit-tracer's readers a set's files are for; None: its own format."""
+    if any(path.suffix == ".npz" for path in files.layers):
+        return "gemma-scope"
+    return "gemma-scope-2" if "w_enc" in _tensor_names(files.layers[0]) else None
+
+
+def _tensor_names(file: Path) -> set[str]:
+    with safe_open(file, framework="pt") as opened:
+        return set(opened.keys())

@@ -16,7 +16,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from loading.engines import Engine, replacement_model
+from loading.engines import replacement_model
+from loading.entry import Engine
 from tests.tiny_models import D_MODEL, D_VOCAB, N_LAYERS, tiny_transcoders, word_tokenizer
 
 _SHAPE: dict[str, Any] = {

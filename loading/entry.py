@@ -1,0 +1,63 @@
+"""A model that can be served: its ids, its transcoders, and how it is best loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from loading.footprint import Shapes
+from loading.references import Reference
+
+Engine = Literal["transformerlens", "nnsight"]
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model and its transcoders, by name, and how they are best loaded.
+
+    `model` and `transcoder_set` are Hugging Face ids or directories; `neuronpedia_id` is what
+    graphs carry as `scan`, `source_set` the name of the transcoders on Neuronpedia where known,
+    `weight_urls` where the transcoders' weights are described, if not at their own repository.
+    """
+
+    model: str
+    transcoder_set: str
+    neuronpedia_id: str
+    source_set: str | None = None
+    weight_urls: tuple[str, ...] = ()
+    dtype: str | None = None  # on a GPU; None: that of the model's configuration
+    engine: Engine = "transformerlens"
+    lazy_encoder: bool = False
+    lazy_decoder: bool = True
+    shapes: Shapes | None = None  # for the memory it needs
+
+    @property
+    def label(self) -> str:
+        """The model's name for callers, who have no use for a path of this machine."""
+        return self.neuronpedia_id if Path(self.model).is_dir() else self.model
+
+    @property
+    def transcoder_label(self) -> str:
+        """The transcoders' name for callers."""
+        directory = Path(self.transcoder_set)
+        return "/".join(directory.parts[-2:]) if directory.is_dir() else self.transcoder_set
+
+    @property
+    def source_urls(self) -> tuple[str, ...]:
+        """Where a reader finds the features' pages and the transcoders' weights."""
+        urls = []
+        if self.source_set is not None:
+            urls.append(f"https://neuronpedia.org/{self.neuronpedia_id}/{self.source_set}")
+        if self.weight_urls:
+            urls += self.weight_urls
+        elif not Path(self.transcoder_set).is_dir():
+            repository = Reference.parse(self.transcoder_set).repository
+            urls.append(f"https://huggingface.co/{repository}")
+        return tuple(urls)
+
+    @property
+    def model_names(self) -> frozenset[str]:
+        """What a request may call the model, in small letters."""
+        names = {self.model, self.model.partition("@")[0], self.neuronpedia_id}
+        return frozenset(name.lower() for name in names)

@@ -1,0 +1,77 @@
+"""How much memory and disk a model and its transcoders take, from their shapes."""
+
+from dataclasses import dataclass
+
+# Features active at a token in one layer: the upper end of what published sets are trained to.
+ACTIVE_FEATURES = 100
+# Bytes of a number: in memory the models run in bfloat16, the adjacency matrix in float32.
+_IN_MEMORY, _IN_MATRIX = 2, 4
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """A model and its transcoders in numbers.
+
+    `parameters` and the bytes a number takes on the disk are those of the repositories; the rest
+    follows from the configuration of the model and the width of the transcoders.
+    """
+
+    parameters: float  # of the language model, as stored
+    n_layers: int
+    d_model: int
+    d_vocab: int
+    n_features: int  # a layer
+    model_bytes: int = 2  # a number on the disk
+    transcoder_bytes: int = 2
+    cross_layer: bool = False
+    skip: bool = False
+
+    @property
+    def encoder(self) -> float:
+        """Numbers in all encoders."""
+        return self.n_layers * self.n_features * self.d_model
+
+    @property
+    def decoder(self) -> float:
+        """Numbers in all decoders; a cross-layer feature has one for each layer from its own on."""
+        return self.encoder * (self.n_layers + 1) / 2 if self.cross_layer else self.encoder
+
+    @property
+    def other(self) -> float:
+        """Numbers in biases, thresholds and skip connections."""
+        vectors = self.n_layers * (2 * self.n_features + self.d_model)
+        return vectors + (self.n_layers * self.d_model**2 if self.skip else 0)
+
+
+def disk_bytes(shapes: Shapes) -> float:
+    """Bytes of the files that are downloaded."""
+    stored = shapes.encoder + shapes.decoder + shapes.other
+    return shapes.parameters * shapes.model_bytes + stored * shapes.transcoder_bytes
+
+
+def device_bytes(
+    shapes: Shapes,
+    *,
+    lazy_encoder: bool,
+    lazy_decoder: bool,
+    n_tokens: int = 64,
+    max_feature_nodes: int = 10_000,
+) -> float:
+    """About how many bytes the device has to have for a graph, in bfloat16.
+
+    The weights that stay in memory, one layer of those that don't, the active features' decoders,
+    and the rows of the adjacency matrix. With ACTIVE_FEATURES at each token and layer.
+    """
+    # The unembedding is a matrix of its own in memory, tied or not.
+    resident = shapes.parameters + shapes.d_vocab * shapes.d_model + shapes.other
+    resident += (0 if lazy_encoder else shapes.encoder) + (0 if lazy_decoder else shapes.decoder)
+    passing = shapes.encoder / shapes.n_layers * (shapes.transcoder_bytes + _IN_MEMORY)
+    active = n_tokens * shapes.n_layers * ACTIVE_FEATURES
+    decoders = active * shapes.d_model * (shapes.decoder / shapes.encoder)
+    columns = active + (shapes.n_layers + 1) * n_tokens
+    rows = min(max_feature_nodes, active)
+    return (
+        (resident + decoders) * _IN_MEMORY
+        + (passing if lazy_encoder else 0)
+        + rows * columns * _IN_MATRIX
+    )

@@ -1,0 +1,76 @@
+"""What can be served, what of it is here, and fetching the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from loading import layouts, sources
+from loading.entry import ModelEntry
+from loading.footprint import device_bytes, disk_bytes
+from loading.references import WeightsError
+from loading.sources import Sources, TranscoderFiles
+
+_HEADINGS = ("model", "transcoders", "engine", "dtype", "GPU", "disk", "here")
+
+
+def prefetch(entry: ModelEntry, places: Sources) -> Iterator[str]:
+    """Download what an entry needs and isn't here yet; a line for each part, with its place.
+
+    Raises:
+        WeightsError: it can't be had; the message says what to do.
+    """
+    model = sources.model(entry.model, places)
+    yield _line(entry.model, model.source, [model.folder])
+    layers = layouts.n_layers(model.folder)
+    files = sources.transcoder_files(entry.transcoder_set, places, layers)
+    yield _line(entry.transcoder_set, files.source, _folders(files))
+
+
+def table(entries: Iterable[ModelEntry], places: Sources) -> str:
+    """What can be served, a line each: names, how it is loaded, what it needs, where it is."""
+    return _aligned([_HEADINGS, *(_row(entry, places) for entry in entries)])
+
+
+def _row(entry: ModelEntry, places: Sources) -> tuple[str, ...]:
+    needs = ("-", "-")
+    if entry.shapes is not None:
+        device = device_bytes(
+            entry.shapes, lazy_encoder=entry.lazy_encoder, lazy_decoder=entry.lazy_decoder
+        )
+        needs = (f"{device / 1e9:.0f} GB", f"{disk_bytes(entry.shapes) / 1e9:.0f} GB")
+    dtype = entry.dtype or "its own"
+    names = (entry.label, entry.transcoder_label)
+    return (*names, entry.engine, dtype, *needs, _whereabouts(entry, places))
+
+
+def _whereabouts(entry: ModelEntry, places: Sources) -> str:
+    try:
+        model = sources.find_model(entry.model, places)
+        layers = layouts.n_layers(model.folder) if model else None
+        files = sources.find_transcoders(entry.transcoder_set, places, layers)
+    except WeightsError as error:
+        return str(error)
+    if model and files and model.source == files.source:
+        return model.source
+    here = {"model": model, "transcoders": files}
+    return ", ".join(f"{part}: {found.source}" for part, found in here.items() if found) or "no"
+
+
+def _folders(files: TranscoderFiles) -> list[Path]:
+    """The folders that hold a set: that of its configuration, and those of files it lists."""
+    if files.config.listed is None:
+        return [files.folder]
+    return [files.folder, *files.layers]
+
+
+def _line(name: str, source: str, paths: Sequence[Path]) -> str:
+    files = [f for path in paths for f in (path.iterdir() if path.is_dir() else [path])]
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    return f"{name}: {size / 1e9:.2f} GB in {paths[0]} ({source})"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "\n".join(lines)

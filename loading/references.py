@@ -1,0 +1,91 @@
+"""What names weights on Hugging Face, and how its cache lays them out on a disk.
+
+A repository's cache folder is `models--owner--name/`: `refs/<revision>` holds a commit's name,
+`snapshots/<commit>/` its files.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+_REPOSITORY = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class WeightsError(Exception):
+    """Weights can't be had. The message is a sentence that says what to do."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A repository, a folder or file in it, and a branch, tag or commit."""
+
+    repository: str  # "owner/name", or "name" for the oldest ones
+    path: str = ""  # "" is the top
+    revision: str = "main"
+
+    @classmethod
+    def parse(cls, text: str) -> Reference:
+        """Read `owner/name[/path][@revision]` or `hf://owner/name/path[?revision=…]`.
+
+        Raises:
+            WeightsError: it is neither.
+        """
+        if text.startswith("hf://"):
+            address = urlsplit(text)
+            revision = parse_qs(address.query).get("revision", [""])[0]
+            parts = [address.netloc, *address.path.strip("/").split("/")]
+        else:
+            named, _, revision = text.partition("@")
+            parts = named.split("/")
+        repository, path = "/".join(parts[:2]), "/".join(parts[2:])
+        safe = ".." not in [*parts, *revision.split("/")] and not revision.startswith("/")
+        if not _REPOSITORY.fullmatch(repository) or not safe:
+            raise WeightsError(
+                f"{text!r} is no directory here and no Hugging Face id: use an existing directory "
+                "or owner/name[/folder][@revision]"
+            )
+        return cls(repository, path, revision or "main")
+
+    def __str__(self) -> str:
+        named = f"{self.repository}/{self.path}" if self.path else self.repository
+        return named if self.revision == "main" else f"{named}@{self.revision}"
+
+
+def snapshot(cache: Path, reference: Reference) -> Path | None:
+    """The folder of the commit that a cache holds for a reference, complete or not."""
+    folder = repository_folder(cache, reference.repository)
+    if not folder.is_dir():
+        return None
+    commit = _commit(folder, reference.revision)
+    if commit is None:
+        return None
+    path = folder / "snapshots" / commit
+    return path if path.is_dir() else None
+
+
+def repository_folder(cache: Path, repository: str) -> Path:
+    """Where a cache keeps a repository, whether it is there or not."""
+    folder = cache / f"models--{repository.replace('/', '--')}"
+    if not folder.is_dir() and cache.is_dir():
+        # Runpod writes names in small letters; on the hub they differ by more than that.
+        same = [p for p in cache.iterdir() if p.name.lower() == folder.name.lower()]
+        return same[0] if same else folder
+    return folder
+
+
+def _commit(folder: Path, revision: str) -> str | None:
+    reference = folder / "refs" / revision
+    if reference.is_file():
+        return reference.read_text().strip()
+    if _COMMIT.fullmatch(revision):
+        return revision
+    snapshots = folder / "snapshots"
+    if revision != "main" or not snapshots.is_dir():
+        return None
+    # A cache that was copied without `refs` usually has one snapshot.
+    newest = max(snapshots.iterdir(), key=lambda path: path.stat().st_mtime, default=None)
+    return None if newest is None else newest.name
