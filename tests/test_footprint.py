@@ -1,0 +1,54 @@
+"""The memory and disk that are told, beside files and the README."""
+
+import pytest
+
+from loading.footprint import Shapes, device_bytes, disk_bytes
+from model_loader import REGISTRY
+from tests.test_readme import README
+from tests.tiny_families import D_MODEL, N_FEATURES, N_LAYERS, cross_layer, per_layer
+
+
+@pytest.mark.parametrize(
+    ("repositories", "kind"),
+    [
+        (per_layer("mlp.hook_in", "mlp.hook_out"), {}),
+        (per_layer("mlp.hook_in", "mlp.hook_out", skip=True), {"skip": True}),
+        (cross_layer, {"cross_layer": True}),
+    ],
+)
+def test_the_disk_needed_is_the_size_of_the_files(repositories, kind):
+    shapes = Shapes(
+        parameters=0,
+        n_layers=N_LAYERS,
+        d_model=D_MODEL,
+        d_vocab=0,
+        n_features=N_FEATURES,
+        transcoder_bytes=4,
+        **kind,
+    )
+    ((_, files),) = repositories("owner/name").items()
+    headers = sum(8 + int.from_bytes(f[:8], "little") for n, f in files.items() if "safe" in n)
+    stored = sum(len(content) for name, content in files.items() if "safe" in name) - headers
+    # Thresholds are counted whether a set has them or not.
+    assert stored <= disk_bytes(shapes) <= stored + 4 * N_LAYERS * N_FEATURES
+
+
+def test_what_is_lazy_needs_no_memory_but_a_layer_s():
+    shapes = REGISTRY[-1].shapes
+    eager, no_decoder, neither = (
+        device_bytes(shapes, lazy_encoder=encoder, lazy_decoder=decoder)
+        for encoder, decoder in ((False, False), (False, True), (True, True))
+    )
+    assert eager - no_decoder == 2 * shapes.decoder
+    a_layer = shapes.encoder / shapes.n_layers
+    assert no_decoder - neither == pytest.approx(2 * shapes.encoder - 6 * a_layer)
+
+
+@pytest.mark.parametrize("entry", REGISTRY, ids=lambda entry: entry.transcoder_set)
+def test_the_readme_tells_what_is_computed(entry):
+    (row,) = [line for line in README.splitlines() if f"| `{entry.transcoder_set}`" in line]
+    device = device_bytes(
+        entry.shapes, lazy_encoder=entry.lazy_encoder, lazy_decoder=entry.lazy_decoder
+    )
+    figures = [f"{device / 1e9:.0f} GB", f"{disk_bytes(entry.shapes) / 1e9:.0f} GB"]
+    assert [cell.strip() for cell in row.split("|")][3:5] == figures
