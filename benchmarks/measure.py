@@ -29,7 +29,7 @@ def measure(call: Callable[[], Any], device: str = "cpu") -> Cost:
         before = torch.cuda.memory_allocated()
     else:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-        before = _status("VmRSS")
+        before = resident_bytes()
     start, cpu_start = time.perf_counter(), time.process_time()
     result = call()
     if on_gpu:
@@ -68,6 +68,11 @@ def machine(device: str) -> str:
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(torch.device(device))
     return f"{torch.get_num_threads()} CPU thread, no GPU"
+
+
+def resident_bytes() -> int:
+    """Memory that the process holds now, files mapped into it included."""
+    return _status("VmRSS")
 
 
 def _status(field: str) -> int:

@@ -1,7 +1,9 @@
 """Names become entries, entries become one loaded model, and what is missing is told."""
 
+import json
 import threading
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import model_loader
 from actions import forward_pass
-from model_loader import DEMO, ModelLoadError, resolve_entry
+from loading.layouts import stored_dtype
+from model_loader import DEMO, REGISTRY, ModelLoadError, entry_for, resolve_entry
 from settings import SettingsError
 from tests.demo_worker import demo_settings
 
@@ -40,6 +43,30 @@ class TestNames:
         assert (entry.neuronpedia_id, entry.source_set) == ("model-1b", None)
         assert entry.source_urls == ("https://huggingface.co/someone/transcoders",)
 
+    def test_a_revision_of_a_known_model_is_that_model(self):
+        entry = resolve_entry("google/gemma-2-2b@abc", "mntss/clt-gemma-2-2b-2.5M")
+        assert (entry.model, entry.source_set) == ("google/gemma-2-2b@abc", "clt-hp")
+        assert entry.model_names == {"google/gemma-2-2b@abc", "google/gemma-2-2b", "gemma-2-2b"}
+
+    def test_other_transcoders_of_a_known_model_say_nothing_of_the_default_ones(self):
+        entry = resolve_entry("google/gemma-2-2b", "someone/transcoders")
+        assert (entry.neuronpedia_id, entry.dtype) == ("gemma-2-2b", "bfloat16")
+        assert entry.source_set is None
+        assert entry.shapes is None
+        assert entry.source_urls == ("https://huggingface.co/someone/transcoders",)
+
+    def test_a_directory_is_called_by_its_own_name(self, tmp_path, monkeypatch):
+        (tmp_path / "My-Model").mkdir()
+        monkeypatch.chdir(tmp_path / "My-Model")
+        assert resolve_entry(".", "someone/transcoders").neuronpedia_id == "my-model"
+
+    @pytest.mark.parametrize("entry", REGISTRY, ids=lambda entry: entry.transcoder_set)
+    def test_every_entry_can_be_named_and_says_what_it_needs(self, entry):
+        assert resolve_entry(entry.model, entry.transcoder_set) == entry
+        assert resolve_entry(None, entry.transcoder_set) == entry
+        assert entry.shapes is not None
+        assert entry.source_urls[-1].startswith("https://huggingface.co/")
+
     def test_an_unknown_model_without_transcoders_says_what_to_set(self):
         with pytest.raises(SettingsError, match="TRANSCODER_SET"):
             resolve_entry("someone/Model-1B", None)
@@ -52,6 +79,34 @@ class TestNames:
         assert DEMO.label == "demo"
         assert DEMO.transcoder_label == "demo/transcoders"
         assert DEMO.source_urls == ()
+
+
+class TestHowAnEntryIsLoaded:
+    NAMED: ClassVar = {"model_id": "google/gemma-3-4b-it"}
+
+    def test_as_the_entry_says_where_the_settings_say_nothing(self):
+        entry = entry_for(demo_settings(**self.NAMED))
+        assert (entry.dtype, entry.lazy_encoder, entry.lazy_decoder) == ("bfloat16", True, True)
+
+    def test_as_the_settings_say_where_they_say_something(self):
+        chosen = {"model_dtype": "float32", "lazy_encoder": False, "lazy_decoder": False}
+        entry = entry_for(demo_settings(**self.NAMED, **chosen))
+        assert (entry.dtype, entry.lazy_encoder, entry.lazy_decoder) == ("float32", False, False)
+
+
+@pytest.mark.parametrize(
+    ("configuration", "dtype"),
+    [
+        ({"torch_dtype": "float16"}, "float16"),
+        ({"dtype": "float32"}, "float32"),
+        ({"text_config": {"torch_dtype": "bfloat16"}}, "bfloat16"),
+        ({"torch_dtype": "float64"}, "bfloat16"),
+        ({}, "bfloat16"),
+    ],
+)
+def test_a_model_s_own_dtype_is_its_configuration_s(tmp_path, configuration, dtype):
+    (tmp_path / "config.json").write_text(json.dumps(configuration))
+    assert stored_dtype(tmp_path) == dtype
 
 
 def save_model(directory: Path) -> Path:
@@ -145,7 +200,7 @@ def test_transcoders_of_another_depth_are_refused(model_directory, tmp_path):
 
 
 def test_a_directory_without_transcoders_is_named(model_directory, tmp_path):
-    with pytest.raises(ModelLoadError, match="no layer_"):
+    with pytest.raises(ModelLoadError, match=r"holds no layer_0\.safetensors"):
         load(model_directory, config_yaml(tmp_path, "transcoder_set"))
 
 
@@ -157,8 +212,15 @@ def test_a_truncated_transcoder_file_stops_the_start(model_directory, tmp_path):
         load(model_directory, directory)
 
 
-def test_a_missing_model_says_which(tmp_path):
-    with pytest.raises(ModelLoadError, match="no/such-model"):
+def test_transcoders_for_fewer_layers_are_refused(model_directory, tmp_path):
+    with pytest.raises(
+        ModelLoadError, match=r"holds no layer_1\.safetensors: .*belongs to the model"
+    ):
+        load(model_directory, save_transcoders(tmp_path / "set", n_layers=1))
+
+
+def test_a_missing_model_says_which_and_what_to_do(tmp_path):
+    with pytest.raises(ModelLoadError, match=r"^no/such-model is in none of .*prefetch"):
         load("no/such-model", save_transcoders(tmp_path / "set"))
 
 
