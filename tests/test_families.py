@@ -88,10 +88,16 @@ def strongest_feature(graph):
     return {"layer": layer, "index": index, "token_active_position": position}
 
 
+def asked(model):
+    """The prompt, as a turn where the model has turns."""
+    if model.tokenizer.chat_template is None:
+        return {"prompt": PROMPT}
+    return {"messages": [user(PROMPT)]}
+
+
 def test_all_four_actions_agree_on_positions_and_predictions(family, loaded):
     model, chosen = loaded()
-    has_turns = model.tokenizer.chat_template is not None
-    body = {"messages": [user(PROMPT)]} if has_turns else {"prompt": PROMPT}
+    body = asked(model)
     forward = ask({"action": "forward-pass", **body}, chosen)
     graph = ask({"action": "generate-graph", "slug_identifier": "family", **body}, chosen)
     assert graph["metadata"]["prompt_tokens"] == forward["input_tokens"]
@@ -114,7 +120,7 @@ def test_all_four_actions_agree_on_positions_and_predictions(family, loaded):
     assert before != after
 
     parsed = ask({"action": "parse-chat-prompt", "prompt": forward["prompt"]}, chosen)
-    if has_turns:
+    if "messages" in body:
         assert parsed["messages"][-1] == user(PROMPT)
     else:
         assert parsed["messages"] is None
@@ -123,7 +129,7 @@ def test_all_four_actions_agree_on_positions_and_predictions(family, loaded):
 def test_lazy_and_eager_loading_give_the_same_graph(loaded):
     graphs = []
     for lazy in (True, False):
-        _, chosen = loaded(lazy_encoder=lazy, lazy_decoder=lazy)
-        body = {"action": "generate-graph", "slug_identifier": "lazy", "prompt": PROMPT}
+        model, chosen = loaded(lazy_encoder=lazy, lazy_decoder=lazy)
+        body = {"action": "generate-graph", "slug_identifier": "lazy", **asked(model)}
         graphs.append(without_times(ask(body, chosen)))
     assert graphs[0] == graphs[1]

@@ -29,6 +29,7 @@ from transformers import (
 
 from tests import tiny_tokenizers
 from tests.model_cache import files_of, write_repository
+from tests.test_hooked_config import LINEAR_ROPE, gemma3_with_vision
 
 N_LAYERS, D_MODEL, N_FEATURES = 3, 32, 64
 
@@ -153,6 +154,12 @@ def _gemma2(d_vocab: int) -> Gemma2Config:
     return Gemma2Config(**_SHAPE, vocab_size=d_vocab, query_pre_attn_scalar=24, sliding_window=8)
 
 
+def _gemma3(d_vocab: int) -> PretrainedConfig:
+    return gemma3_with_vision(
+        **_SHAPE, vocab_size=d_vocab, sliding_window=8, rope_scaling=LINEAR_ROPE
+    )
+
+
 def _qwen3(d_vocab: int) -> Qwen3Config:
     shape = {**_SHAPE, "tie_word_embeddings": True, "rope_theta": 1_000_000.0}
     return Qwen3Config(**shape, vocab_size=d_vocab)
@@ -191,6 +198,13 @@ FAMILIES = {
         tiny_tokenizers.gemma2_base,
         cross_layer,
     ),
+    "Gemma 3 chat, affine in a folder": Family(
+        "google/gemma-3-4b-it",
+        "mwhanna/gemma-scope-2-4b-it/transcoder_all/width_262k_l0_small_affine",
+        _gemma3,
+        tiny_tokenizers.gemma3,
+        per_layer("mlp.hook_in", "hook_mlp_out", skip=True, jump=True),
+    ),
     "Qwen 3": Family(
         "Qwen/Qwen3-4B",
         "mwhanna/qwen3-4b-transcoders",
@@ -205,12 +219,12 @@ FAMILIES = {
         tiny_tokenizers.llama3,
         per_layer("hook_resid_mid", "hook_mlp_out", skip=True),
     ),
-    "GPT-2, affine in a folder": Family(
+    "GPT-2": Family(
         "openai-community/gpt2",
-        "someone/gpt2-transcoders/all/width_64_affine",
+        "someone/gpt2-transcoders",
         _gpt2,
         tiny_tokenizers.gpt2,
-        per_layer("mlp.hook_in", "mlp.hook_out", skip=True, jump=True),
+        per_layer("ln2.hook_normalized", "hook_mlp_out", jump=True),
     ),
 }
 
@@ -222,7 +236,7 @@ def write_family(cache: Path, family: Family) -> Path:
     with tempfile.TemporaryDirectory() as directory:
         model = AutoModelForCausalLM.from_config(family.config(len(tokenizer)))
         for name, parameter in model.named_parameters():
-            if "norm" in name or name.endswith("bias"):
+            if "norm" in name or "ln_" in name or name.endswith("bias"):
                 torch.nn.init.normal_(parameter, mean=0.5, std=0.3)
         model.save_pretrained(directory, max_shard_size="60KB")
         tokenizer.save_pretrained(directory)
