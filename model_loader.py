@@ -30,7 +30,7 @@ from loading.entry import ModelEntry
 from loading.footprint import Shapes
 from loading.layouts import stored_dtype
 from loading.references import WeightsError
-from loading.sources import Weights, locate, sources
+from loading.sources import Weights, locate, places_of
 from settings import Settings, SettingsError, read_settings
 
 if TYPE_CHECKING:
@@ -268,7 +268,7 @@ def load(settings: Settings) -> LoadedModel:
     settings.export_hub_variables()
     started = time.perf_counter()
     try:
-        weights = locate(entry.model, entry.transcoder_set, sources(settings))
+        weights = locate(entry.model, entry.transcoder_set, places_of(settings))
         loaded = _build(entry, weights, settings)
     except WeightsError as error:
         raise ModelLoadError(str(error)) from error
@@ -375,7 +375,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = read_settings(**given)
         logs.set_up(settings.log_level, as_json=False)
         settings.export_hub_variables()
-        places = sources(settings)
+        places = places_of(settings)
         if command == "list":
             print(inventory.table((DEMO, *REGISTRY), places))
         else:

@@ -9,12 +9,12 @@ from loading import layouts, sources
 from loading.entry import ModelEntry
 from loading.footprint import device_bytes, disk_bytes
 from loading.references import WeightsError
-from loading.sources import Sources, TranscoderFiles
+from loading.sources import Places, TranscoderFiles
 
 _HEADINGS = ("model", "transcoders", "engine", "dtype", "GPU", "disk", "here")
 
 
-def prefetch(entry: ModelEntry, places: Sources) -> Iterator[str]:
+def prefetch(entry: ModelEntry, places: Places) -> Iterator[str]:
     """Download what an entry needs and isn't here yet; a line for each part, with its place.
 
     Raises:
@@ -27,12 +27,12 @@ def prefetch(entry: ModelEntry, places: Sources) -> Iterator[str]:
     yield _line(entry.transcoder_set, files.source, _folders(files))
 
 
-def table(entries: Iterable[ModelEntry], places: Sources) -> str:
+def table(entries: Iterable[ModelEntry], places: Places) -> str:
     """What can be served, a line each: names, how it is loaded, what it needs, where it is."""
     return _aligned([_HEADINGS, *(_row(entry, places) for entry in entries)])
 
 
-def _row(entry: ModelEntry, places: Sources) -> tuple[str, ...]:
+def _row(entry: ModelEntry, places: Places) -> tuple[str, ...]:
     needs = ("-", "-")
     if entry.shapes is not None:
         device = device_bytes(
@@ -44,7 +44,7 @@ def _row(entry: ModelEntry, places: Sources) -> tuple[str, ...]:
     return (*names, entry.engine, dtype, *needs, _whereabouts(entry, places))
 
 
-def _whereabouts(entry: ModelEntry, places: Sources) -> str:
+def _whereabouts(entry: ModelEntry, places: Places) -> str:
     try:
         model = sources.find_model(entry.model, places)
         layers = layouts.n_layers(model.folder) if model else None

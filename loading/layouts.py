@@ -57,7 +57,7 @@ def missing_from_model(folder: Path) -> list[str]:
         return missing
     if not (folder / INDEX).exists():
         return [*missing, SINGLE_FILE]
-    shards = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
+    shards = set(_read_json(folder / INDEX).get("weight_map", {}).values())
     return missing + sorted(shard for shard in shards if not (folder / shard).exists())
 
 
@@ -75,8 +75,15 @@ def stored_dtype(folder: Path) -> str:
 
 
 def _model_config(folder: Path) -> dict[str, Any]:
-    config = json.loads((folder / "config.json").read_text())
+    config = _read_json(folder / "config.json")
     return config | config.get("text_config", {})
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise WeightsError(f"{file} is no JSON: replace it ({error})") from None
 
 
 def read_transcoder_config(folder: Path) -> TranscoderConfig:

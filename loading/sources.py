@@ -31,7 +31,7 @@ class Cache(NamedTuple):
     path: Path
 
 
-class Sources(NamedTuple):
+class Places(NamedTuple):
     """Where weights are looked for, in order; the hub fills the last."""
 
     caches: tuple[Cache, ...]
@@ -67,7 +67,7 @@ class Weights(NamedTuple):
     transcoders: TranscoderFiles
 
 
-def sources(settings: Settings) -> Sources:
+def places_of(settings: Settings) -> Places:
     """The places that settings name, a directory once."""
     named = (
         Cache("image", Path(settings.image_weights)),
@@ -76,10 +76,10 @@ def sources(settings: Settings) -> Sources:
     )
     last = named[-1]
     others = [cache for cache in named[:-1] if cache.path != last.path]
-    return Sources((*others, last), settings.hub_token())
+    return Places((*others, last), settings.hub_token())
 
 
-def locate(model: str, transcoder_set: str, places: Sources) -> Weights:
+def locate(model: str, transcoder_set: str, places: Places) -> Weights:
     """The files of a model and its transcoders, downloaded where needed.
 
     Args:
@@ -93,7 +93,7 @@ def locate(model: str, transcoder_set: str, places: Sources) -> Weights:
     return Weights(directory, files)
 
 
-def model_directory(reference: str, places: Sources) -> Path:
+def model_directory(reference: str, places: Places) -> Path:
     """The folder of a model: configuration, tokenizer and safetensors, downloaded where needed.
 
     Args:
@@ -105,18 +105,18 @@ def model_directory(reference: str, places: Sources) -> Path:
     return model(reference, places).folder
 
 
-def model(reference: str, places: Sources) -> Found:
+def model(reference: str, places: Places) -> Found:
     """As `model_directory`, with where it was found."""
     return _have(reference, places, layouts.missing_from_model, _choose_model(reference))
 
 
-def find_model(reference: str, places: Sources) -> Found | None:
+def find_model(reference: str, places: Places) -> Found | None:
     """Where a model is, if it is all here. Asks no network."""
     return _find_named(reference, places, layouts.missing_from_model)
 
 
 def transcoder_files(
-    reference: str, places: Sources, n_layers: int | None = None
+    reference: str, places: Places, n_layers: int | None = None
 ) -> TranscoderFiles:
     """The files of a set of transcoders, downloaded where needed.
 
@@ -133,7 +133,7 @@ def transcoder_files(
 
 
 def find_transcoders(
-    reference: str, places: Sources, n_layers: int | None = None
+    reference: str, places: Places, n_layers: int | None = None
 ) -> TranscoderFiles | None:
     """Where a set of transcoders is, if it is all here. Asks no network."""
     found = _find_named(reference, places, _missing_transcoders(n_layers))
@@ -170,14 +170,14 @@ def _missing_transcoders(n_layers: int | None) -> Missing:
     return lambda folder: layouts.missing_transcoders(folder, n_layers)
 
 
-def _find_named(reference: str, places: Sources, missing: Missing) -> Found | None:
+def _find_named(reference: str, places: Places, missing: Missing) -> Found | None:
     directory = Path(reference)
     if directory.is_dir():
         return None if missing(directory) else Found(directory, "directory")
     return _find(Reference.parse(reference), places, missing)
 
 
-def _find(reference: Reference, places: Sources, missing: Missing) -> Found | None:
+def _find(reference: Reference, places: Places, missing: Missing) -> Found | None:
     for cache in places.caches:
         commit = snapshot(cache.path, reference)
         if commit is not None and not missing(commit / reference.path):
@@ -185,7 +185,7 @@ def _find(reference: Reference, places: Sources, missing: Missing) -> Found | No
     return None
 
 
-def _have(reference: str, places: Sources, missing: Missing, choose: Choose) -> Found:
+def _have(reference: str, places: Places, missing: Missing, choose: Choose) -> Found:
     directory = Path(reference)
     if directory.is_dir():
         absent = missing(directory)
@@ -199,7 +199,7 @@ def _have(reference: str, places: Sources, missing: Missing, choose: Choose) -> 
     return _find(parsed, places, missing) or _download(parsed, places, missing, choose)
 
 
-def _download(reference: Reference, places: Sources, missing: Missing, choose: Choose) -> Found:
+def _download(reference: Reference, places: Places, missing: Missing, choose: Choose) -> Found:
     from loading import hub  # with the hub's client, which takes a second to import
 
     cache = places.caches[-1].path
@@ -221,7 +221,7 @@ def _download(reference: Reference, places: Sources, missing: Missing, choose: C
     return Found(folder, "hub")
 
 
-def _not_here(reference: Reference, places: Sources, missing: Missing, error: WeightsError) -> str:
+def _not_here(reference: Reference, places: Places, missing: Missing, error: WeightsError) -> str:
     """What was found instead, for when the hub can't help."""
     for cache in places.caches:
         commit = snapshot(cache.path, reference)
@@ -251,8 +251,10 @@ def _with_layers(
     elif config.kind == "cross_layer_transcoder":
         layers = ()
     else:
-        n_files = len(list(found.folder.glob("layer_*.safetensors")))
-        layers = tuple(found.folder / f"layer_{layer}.safetensors" for layer in range(n_files))
+        names = [path.name for path in found.folder.iterdir()]
+        layers = tuple(
+            found.folder / name for name in layouts.transcoder_files(names, config, None)
+        )
     return TranscoderFiles(config, scan, found.folder, layers, found.source)
 
 
@@ -266,7 +268,7 @@ def _scan(reference: str, config: TranscoderConfig) -> str | list[str]:
     return named if parsed.revision == "main" else f"{named}@{parsed.revision}"
 
 
-def _have_listed(listed: Sequence[str], places: Sources) -> dict[str, Path]:
+def _have_listed(listed: Sequence[str], places: Places) -> dict[str, Path]:
     """Files by their `hf://` address, those of one repository from one snapshot of it."""
     files: dict[str, Path] = {}
     for repository, paths in _by_repository(listed).items():
@@ -283,7 +285,7 @@ def _choose_files(files: list[str]) -> Choose:
     return lambda _names, get: get(files)
 
 
-def _find_listed(listed: Sequence[str], places: Sources) -> dict[str, Path]:
+def _find_listed(listed: Sequence[str], places: Places) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for repository, paths in _by_repository(listed).items():
         found = _find(repository, places, _missing_of(list(paths.values())))

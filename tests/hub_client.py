@@ -58,7 +58,7 @@ def _serve() -> None:
 
     for line in sys.stdin:
         request = json.loads(line)
-        places = sources.sources(Settings(_env_file=None, **request["settings"]))
+        places = sources.places_of(Settings(_env_file=None, **request["settings"]))
         try:
             if request["what"] == "model":
                 found = sources.model(request["reference"], places)

@@ -75,7 +75,7 @@ def caches(tmp_path):
 
 
 def places(caches):
-    return sources.sources(Settings(_env_file=None, **caches))
+    return sources.places_of(Settings(_env_file=None, **caches))
 
 
 def cache_paths(caches):
@@ -232,6 +232,13 @@ class TestSentences:
                 (tmp_path / name).write_bytes(content)
         with pytest.raises(WeightsError, match=f"holds no {missing}: complete it"):
             sources.model_directory(str(tmp_path), places(caches))
+
+    @pytest.mark.parametrize("damaged", ["config.json", "model.safetensors.index.json"])
+    def test_a_file_that_is_no_json_is_named(self, caches, tmp_path, damaged):
+        for name, content in MODEL.items():
+            (tmp_path / name).write_bytes(content[:-1] if name == damaged else content)
+        with pytest.raises(WeightsError, match=f"{damaged} is no JSON: replace it"):
+            sources.locate(str(tmp_path), SET, places(caches))
 
     @pytest.mark.parametrize(
         ("text", "complaint"),

@@ -25,7 +25,7 @@ HOOKS = ("ln2.hook_normalized", "hook_mlp_out")
 
 
 def load(directory: Path, **lazy):
-    places = sources.sources(Settings(_env_file=None))
+    places = sources.places_of(Settings(_env_file=None))
     files = sources.transcoder_files(str(directory), places, N_LAYERS)
     return transcoders(files, device=CPU, dtype=torch.float32, **{**EAGER, **lazy})
 
