@@ -269,6 +269,7 @@ def load(settings: Settings) -> LoadedModel:
     started = time.perf_counter()
     try:
         weights = locate(entry.model, entry.transcoder_set, places_of(settings))
+        logger.info("weights are in %s and %s", weights.model, weights.transcoders.folder)
         loaded = _build(entry, weights, settings)
     except WeightsError as error:
         raise ModelLoadError(str(error)) from error
