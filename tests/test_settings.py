@@ -1,5 +1,7 @@
 """Settings: defaults, reading, and how a bad value stops the start."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -82,6 +84,24 @@ def test_a_bad_value_is_named_with_its_variable_and_what_would_do(monkeypatch, n
     description = Settings.model_fields[name.lower()].description
     assert description is not None
     assert description in message
+
+
+def test_downloads_are_kept_in_hf_hub_cache_else_in_hf_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert read_settings().hub_cache == Path("/home/someone/.cache/huggingface/hub")
+    monkeypatch.setenv("HF_HOME", "/volume/hf")
+    assert read_settings().hub_cache == Path("/volume/hf/hub")
+    monkeypatch.setenv("HF_HUB_CACHE", "/volume/cache")
+    assert read_settings().hub_cache == Path("/volume/cache")
+
+
+def test_the_hub_s_token_is_the_variable_s_else_the_file_s(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
+    assert read_settings().hub_token() is None
+    (tmp_path / "token").write_text("from-the-file\n")
+    assert read_settings().hub_token() == "from-the-file"
+    monkeypatch.setenv("HF_TOKEN", "from-the-variable")
+    assert read_settings().hub_token() == "from-the-variable"
 
 
 def test_secrets_are_not_shown(monkeypatch):
