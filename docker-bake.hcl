@@ -19,7 +19,15 @@ group "default" {
 }
 
 group "models" {
-  targets = ["gemma-2-2b", "gemma-2-2b-clt", "qwen3-4b", "llama-3-2-1b"]
+  targets = [
+    "gemma-2-2b",
+    "gemma-2-2b-clt-2-5m",
+    "gemma-2-2b-clt-426k",
+    "qwen3-4b",
+    "qwen3-1-7b",
+    "llama-3-2-1b",
+    "gemma-3-4b-it",
+  ]
 }
 
 target "_worker" {
@@ -51,12 +59,21 @@ target "gemma-2-2b" {
   }
 }
 
-target "gemma-2-2b-clt" {
+target "gemma-2-2b-clt-2-5m" {
   inherits = ["_baked"]
-  tags     = ["${IMAGE}:${TAG}-gemma-2-2b-clt"]
+  tags     = ["${IMAGE}:${TAG}-gemma-2-2b-clt-2-5m"]
   args = {
     MODEL_ID       = "google/gemma-2-2b"
     TRANSCODER_SET = "mntss/clt-gemma-2-2b-2.5M"
+  }
+}
+
+target "gemma-2-2b-clt-426k" {
+  inherits = ["_baked"]
+  tags     = ["${IMAGE}:${TAG}-gemma-2-2b-clt-426k"]
+  args = {
+    MODEL_ID       = "google/gemma-2-2b"
+    TRANSCODER_SET = "mntss/clt-gemma-2-2b-426k"
   }
 }
 
@@ -69,11 +86,29 @@ target "qwen3-4b" {
   }
 }
 
+target "qwen3-1-7b" {
+  inherits = ["_baked"]
+  tags     = ["${IMAGE}:${TAG}-qwen3-1-7b"]
+  args = {
+    MODEL_ID       = "Qwen/Qwen3-1.7B"
+    TRANSCODER_SET = "mwhanna/qwen3-1.7b-transcoders-lowl0"
+  }
+}
+
 target "llama-3-2-1b" {
   inherits = ["_baked"]
   tags     = ["${IMAGE}:${TAG}-llama-3-2-1b"]
   args = {
     MODEL_ID       = "meta-llama/Llama-3.2-1B"
     TRANSCODER_SET = "mntss/transcoder-Llama-3.2-1B"
+  }
+}
+
+target "gemma-3-4b-it" {
+  inherits = ["_baked"]
+  tags     = ["${IMAGE}:${TAG}-gemma-3-4b-it"]
+  args = {
+    MODEL_ID       = "google/gemma-3-4b-it"
+    TRANSCODER_SET = "mwhanna/gemma-scope-2-4b-it/transcoder_all/width_262k_l0_small_affine"
   }
 }

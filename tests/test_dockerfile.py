@@ -85,14 +85,16 @@ class Image:
                 else:
                     shutil.copy(path, place)
 
-    def run(self, *only: str) -> None:
-        """The RUN instructions that hold one of these words, or all; none that need a system."""
+    def run(self, *only: str) -> str:
+        """Run what holds one of these words, or all that needs no system; what it prints."""
+        printed = ""
         for instruction, value in self.steps:
             command = re.sub(r"^(--\S+\s+)+", "", value)
             if instruction != "RUN" or command.startswith(SYSTEM_COMMANDS):
                 continue
             if not only or any(word in command for word in only):
-                self.call("bash", "-ec", command)
+                printed += self.call("bash", "-ec", command).stdout
+        return printed
 
     def call(self, *command: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
@@ -128,11 +130,14 @@ def test_the_copied_files_are_importable_and_answer_a_job_on_their_own(tmp_path)
     assert '" tenis"' in done.stdout
 
 
-def test_the_demo_s_weights_are_prefetched_without_a_network(tmp_path):
+def test_prefetch_needs_no_network_for_the_demo_and_fails_for_a_model_that_is_not_there(tmp_path):
     image = Image(tmp_path, "baked", MODEL_ID="demo")
     image.environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     image.copy()
-    image.run("prefetch")
+    assert f"{image.app}/demo/transcoders (directory)" in image.run("prefetch")
+    image.environment |= {"MODEL_ID": "/nowhere", "TRANSCODER_SET": "/nowhere/either"}
+    with pytest.raises(AssertionError, match="/nowhere"):
+        image.run("prefetch")
 
 
 def public_interpreter() -> Path:

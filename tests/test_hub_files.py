@@ -6,6 +6,7 @@ import re
 import hcl2
 import pytest
 
+from loading.footprint import device_bytes, disk_bytes
 from model_loader import DEMO, REGISTRY, resolve_entry
 from settings import Settings, read_settings
 from tests.demo_worker import ROOT, ask
@@ -14,8 +15,8 @@ HUB = json.loads((ROOT / ".runpod" / "hub.json").read_text())
 TESTS = json.loads((ROOT / ".runpod" / "tests.json").read_text())
 INPUTS = {entry["key"]: entry["input"] for entry in HUB["config"]["env"]}
 PRESETS = [preset["defaults"] for preset in HUB["config"]["presets"]]
-# `handler.py`, the hub's door, doesn't read the HTTP door's; Runpod sets its own.
-NOT_OFFERED = {"SECRET", "SERVER_HOST", "SERVER_PORT"}
+# `handler.py`, the hub's door, doesn't read the HTTP door's; the image and Runpod set their own.
+NOT_OFFERED = {"SECRET", "SERVER_HOST", "SERVER_PORT", "IMAGE_WEIGHTS", "HF_TOKEN_PATH"}
 OFFERED = {
     name.upper(): field
     for name, field in Settings.model_fields.items()
@@ -29,9 +30,16 @@ MORE_FIELDS = {
     "number": {"min", "max"},
     "boolean": {"trueValue", "falseValue"},
 }
-GPU_POOLS = {
-    *("AMPERE_16", "AMPERE_24", "ADA_24", "ADA_32_PRO", "AMPERE_48", "ADA_48_PRO"),
-    *("AMPERE_80", "ADA_80_PRO", "HOPPER_141"),
+GPU_POOLS = {  # GB
+    "AMPERE_16": 16,
+    "AMPERE_24": 20,
+    "ADA_24": 24,
+    "ADA_32_PRO": 32,
+    "AMPERE_48": 48,
+    "ADA_48_PRO": 48,
+    "AMPERE_80": 80,
+    "ADA_80_PRO": 80,
+    "HOPPER_141": 141,
 }
 
 
@@ -61,8 +69,7 @@ def test_the_hub_s_entry_has_what_its_guide_asks_for():
     assert HUB["description"]
     assert (HUB["type"], config["runsOn"], config["gpuCount"]) == ("serverless", "GPU", 1)
     assert HUB["category"] in CATEGORIES
-    assert config["containerDiskInGb"] > 0
-    assert set(config["gpuIds"].split(",")) <= GPU_POOLS
+    assert set(config["gpuIds"].split(",")) <= set(GPU_POOLS)
 
 
 def test_every_setting_is_offered_and_no_other():
@@ -98,14 +105,19 @@ def test_an_input_s_default_is_the_setting_s(key, monkeypatch):
 @pytest.mark.parametrize("key", [key for key, entry in INPUTS.items() if "options" in entry])
 def test_the_options_are_the_values_that_the_setting_takes(key):
     values = [option["value"] for option in INPUTS[key]["options"]]
-    literals = re.findall(r"'(\w+)'", str(OFFERED[key].annotation))
+    annotation = str(OFFERED[key].annotation)
+    literals = ["true", "false"] if "bool" in annotation else re.findall(r"'(\w+)'", annotation)
     unset = [""] if OFFERED[key].default is None else []
     assert values == unset + literals
     assert INPUTS[key]["default"] in values
 
 
 def test_a_setting_with_few_values_has_options():
-    few = {key for key, field in OFFERED.items() if "Literal" in str(field.annotation)}
+    few = {
+        key
+        for key, field in OFFERED.items()
+        if "Literal" in str(field.annotation) or field.annotation == (bool | None)
+    }
     assert few == {key for key, entry in INPUTS.items() if "options" in entry}
 
 
@@ -122,6 +134,15 @@ def test_a_number_s_bounds_are_values_that_the_setting_takes(key, monkeypatch):
 def test_the_presets_are_the_registry_and_the_demo():
     entries = [resolve_entry(p["MODEL_ID"] or None, p["TRANSCODER_SET"] or None) for p in PRESETS]
     assert entries == [*REGISTRY, DEMO]
+
+
+def test_every_preset_fits_the_gpus_and_the_disk_that_are_offered():
+    memory = min(GPU_POOLS[pool] for pool in HUB["config"]["gpuIds"].split(","))
+    for entry in REGISTRY:
+        assert entry.shapes is not None
+        lazy = {"lazy_encoder": entry.lazy_encoder, "lazy_decoder": entry.lazy_decoder}
+        assert device_bytes(entry.shapes, **lazy) < memory * 1e9
+        assert disk_bytes(entry.shapes) < HUB["config"]["containerDiskInGb"] * 1e9
 
 
 def test_the_presets_set_nothing_that_is_not_offered():

@@ -28,7 +28,7 @@ NOT_RUN = {
     r"make (test|lint)$": "is what the project's own checks run",
     r"make view$|\S+ viewer\.py ": "serves until it is ended, as the viewer's tests have it do",
     r"\S+ start\.py$": "is running while the other commands are",
-    r"\S+ start\.py .*--model_id": "downloads a model",
+    r"\S+ (start|model_loader)\.py .*--model_id": "downloads a model",
 }
 # Curl ends with 0 on an error's status; a program in the documents stands for itself.
 SHELL_PRELUDE = 'curl() { command curl --fail-with-body --silent --show-error "$@"; }\n'
