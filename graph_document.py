@@ -327,8 +327,9 @@ def _encode_links(pruned: "PrunedGraph", nodes: _Nodes) -> Iterator[bytes]:
     """Yield the items of the JSON array of links, in the order of the edges."""
     place = np.full(len(pruned.node_mask), -1, dtype=np.int64)
     place[nodes.rows] = np.arange(len(nodes.rows))
-    sources_text = pa.array([f'"source":"{i}","target":"' for i in nodes.ids], pa.string())
-    targets_text = pa.array([f'{i}","weight":' for i in nodes.ids], pa.string())
+    sources_text = _texts([f'"source":"{i}","target":"' for i in nodes.ids])
+    targets_text = _texts([f'{i}","weight":' for i in nodes.ids])
+    nothing_between = _texts([""])[0]
     opening = b"{"
     for targets, sources, weights in _edge_blocks(pruned):
         target_places, source_places = place[targets], place[sources]
@@ -336,10 +337,10 @@ def _encode_links(pruned: "PrunedGraph", nodes: _Nodes) -> Iterator[bytes]:
         if not kept.any():
             continue
         joined = pc.binary_join_element_wise(
-            sources_text.take(pa.array(source_places[kept])),
-            targets_text.take(pa.array(target_places[kept])),
+            sources_text.take(_places(source_places[kept])),
+            targets_text.take(_places(target_places[kept])),
             _weights_text(weights[kept]),
-            "",
+            nothing_between,
         )
         _, offsets, data = joined.buffers()
         size = np.frombuffer(offsets, dtype=np.int32)[len(joined)]
@@ -354,10 +355,28 @@ def _weights_text(weights: Floats) -> Any:
     )
     text = column[:-1].translate(_BRACKETS_TO_BRACES) + b",{"
     braces = np.flatnonzero(np.frombuffer(text, dtype=np.uint8) == _BRACE)
-    offsets = (braces[1:] + 1).astype(np.int32)
-    return pa.Array.from_buffers(
-        pa.string(), len(weights), [None, pa.py_buffer(offsets), pa.py_buffer(text)]
-    )
+    return _arrow_texts(text, braces[1:] + 1)
+
+
+# Arrow arrays are made of buffers here: `pa.array` and `pa.scalar` import pandas to know its types.
+
+
+def _texts(texts: list[str]) -> Any:
+    """Return texts as an arrow array."""
+    encoded = [text.encode() for text in texts]
+    return _arrow_texts(b"".join(encoded), np.cumsum([0, *map(len, encoded)]))
+
+
+def _arrow_texts(text: bytes, offsets: Integers) -> Any:
+    """Return n texts, of which (n + 1,) offsets say where they are in `text`, as an arrow array."""
+    buffers = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(text)]
+    return pa.Array.from_buffers(pa.string(), len(offsets) - 1, buffers)
+
+
+def _places(places: Integers) -> Any:
+    """Return integers (n,) as an arrow array."""
+    contiguous = np.ascontiguousarray(places, dtype=np.int64)
+    return pa.Array.from_buffers(pa.int64(), len(places), [None, pa.py_buffer(contiguous)])
 
 
 def _dumps(value: object) -> bytes:
