@@ -1,10 +1,33 @@
 """What runs a model: TransformerLens, or the Hugging Face model itself, wrapped by nnsight."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from loading.checkpoint import open_checkpoint
 from loading.entry import Engine
+
+
+@contextmanager
+def opened(
+    engine: Engine, directory: Path, hf_config: Any, *, device: torch.device, dtype: torch.dtype
+) -> Iterator[Any]:
+    """A model's files as `replacement_model` takes them: TransformerLens needs the weights alone.
+
+    Args:
+        directory: configuration and safetensors.
+        hf_config: its `transformers` configuration.
+    """
+    if engine == "nnsight":
+        from transformers import AutoModelForCausalLM
+
+        yield AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
+        return
+    with open_checkpoint(directory, hf_config, device=device, dtype=dtype) as checkpoint:
+        yield checkpoint
 
 
 def replacement_model(
@@ -18,6 +41,7 @@ def replacement_model(
     """circuit-tracer's replacement model of a Hugging Face model and its transcoders.
 
     Args:
+        hf_model: a Hugging Face model; for TransformerLens its checkpoint does as well.
         name: kept as `cfg.model_name`; circuit-tracer goes by it for Gemma 3's prefix.
 
     Raises:

@@ -1,5 +1,7 @@
 """A Hugging Face model and its transcoders, as circuit-tracer's TransformerLens model."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,10 @@ import torch
 from circuit_tracer.replacement_model.replacement_model_transformerlens import (
     TransformerLensReplacementModel,
 )
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from transformer_lens import HookedTransformerConfig
+from transformer_lens.components import PosEmbed
 from transformer_lens.loading_from_pretrained import get_pretrained_state_dict
 
 from loading.hooked_config import hooked_config
@@ -14,13 +20,22 @@ from loading.rotary_buffers import rotary_buffers_kept
 from loading.weight_layout import lay_out_weights
 
 
+class MissingWeightsError(ValueError):
+    """The checkpoint lacks weights that the architecture has; the message names them."""
+
+
 def replacement_model(
     hf_model: Any, transcoders: Any, name: str, device: torch.device, dtype: torch.dtype
 ) -> TransformerLensReplacementModel:
-    """The replacement model of a Hugging Face model and circuit-tracer transcoders.
+    """The replacement model of a Hugging Face model's weights and circuit-tracer transcoders.
+
+    Args:
+        hf_model: a Hugging Face model, or its checkpoint (checkpoint.py); weights on `device` and
+            of `dtype` are taken as they are, not copied.
 
     Raises:
         UnsupportedArchitectureError: hooked_config.py has no conversion for the model.
+        MissingWeightsError: the weights aren't those of the architecture.
     """
     model = hooked_model(TransformerLensReplacementModel, hf_model, name, device, dtype)
     # What circuit-tracer's own from_pretrained does once the weights are in: its from_config
@@ -37,18 +52,69 @@ def hooked_model(
 
     Raises:
         UnsupportedArchitectureError: hooked_config.py has no conversion for the model.
+        MissingWeightsError: the weights aren't those of the architecture.
     """
     cfg = hooked_config(hf_model.config, model_name=name, device=device, dtype=dtype)
-    model = cls(cfg)
+    model = _build(cls, cfg)
     # The name only has to exist as a path: the weights come from hf_model.
     any_path = str(Path(__file__).parent)
     state = get_pretrained_state_dict(any_path, cfg, hf_model=hf_model, dtype=dtype)
-    model.load_and_process_state_dict(
-        state,
-        fold_ln=False,
-        center_writing_weights=False,
-        center_unembed=False,
-        fold_value_biases=False,
-    )
+    _take(model, state, device)
     lay_out_weights(model)
-    return model.eval()
+    return model.to(device, print_details=False).eval()
+
+
+def _build(cls: Any, cfg: HookedTransformerConfig) -> Any:
+    """A model without weights, whose layers share masks and rotary embeddings by kind.
+
+    TransformerLens makes masks of n_ctx x n_ctx for each layer, which takes longer than to read
+    the layer's weights. So it is built for one position, and the rest is made once a kind.
+    """
+    n_ctx, cfg.n_ctx = cfg.n_ctx, 1
+    with _matrices_without_memory():
+        model = cls(cfg, move_to_device=False)
+        cfg.n_ctx = n_ctx
+        if hasattr(model, "pos_embed"):
+            model.pos_embed = PosEmbed(cfg)
+        buffers: dict[str, dict[str, torch.Tensor]] = {}
+        for block in model.blocks:
+            kind = block.attn.attn_type
+            if kind not in buffers:
+                attention = type(block.attn)(cfg, kind, block.attn.layer_id)
+                buffers[kind] = dict(attention.named_buffers(recurse=False))
+            for name, buffer in buffers[kind].items():
+                setattr(block.attn, name, buffer)
+    model.setup()
+    return model
+
+
+@contextmanager
+def _matrices_without_memory() -> Iterator[None]:
+    """Modules built meanwhile have matrices that are only a shape; vectors and buffers are real."""
+
+    def without_memory(
+        _module: nn.Module, _name: str, parameter: nn.Parameter
+    ) -> nn.Parameter | None:
+        if parameter.ndim < 2:
+            return None
+        return nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+
+    hook = register_module_parameter_registration_hook(without_memory)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _take(model: nn.Module, state: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Make the tensors of `state` the model's parameters, each in its parameter's dtype.
+
+    Vectors that aren't there, such as a bias that the architecture lacks, stay as they were built.
+    """
+    parameters = dict(model.named_parameters())
+    missing = [name for name, p in parameters.items() if p.ndim > 1 and name not in state]
+    if missing:
+        raise MissingWeightsError(f"the weights lack {', '.join(missing)}")
+    for name in list(state):
+        state[name] = state[name].to(device, parameters[name].dtype)
+    model.load_state_dict(state, strict=False, assign=True)

@@ -1,0 +1,90 @@
+"""A model and its transcoders, as a replacement model ready to answer, with its tokenizer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from transformers import AutoConfig, AutoTokenizer
+
+from loading.engines import opened, replacement_model
+from loading.entry import ModelEntry
+from loading.layouts import stored_dtype
+from loading.naming import circuit_tracer_name
+from loading.sources import Weights
+from loading.transcoders import transcoders
+from settings import Settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class DepthMismatchError(ValueError):
+    """The transcoders were trained on a model with another number of layers."""
+
+
+class Parts(NamedTuple):
+    """What a loaded model is made of."""
+
+    model: Any  # circuit_tracer's replacement model
+    tokenizer: PreTrainedTokenizerBase
+    stop_ids: frozenset[int]  # tokens that end a generation
+
+
+def build(entry: ModelEntry, weights: Weights, settings: Settings) -> Parts:
+    """Read a model and its transcoders and put them together on the settings' device.
+
+    Args:
+        entry: what is loaded, and how.
+        weights: its files.
+
+    Raises:
+        DepthMismatchError: model and transcoders don't belong together.
+        Exception: whatever the libraries raise for files that are unreadable.
+    """
+    device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    on_gpu = device.type == "cuda"
+    own_dtype = (entry.dtype or stored_dtype(weights.model)) if on_gpu else "float32"
+    dtype = getattr(torch, settings.model_dtype or own_dtype)
+
+    features = transcoders(
+        weights.transcoders,
+        device=device,
+        dtype=dtype,
+        lazy_encoder=entry.lazy_encoder,
+        lazy_decoder=entry.lazy_decoder,
+    )
+    directory = weights.model
+    config = AutoConfig.from_pretrained(directory)
+    n_layers = config.get_text_config().num_hidden_layers
+    if n_layers != features.n_layers:
+        raise DepthMismatchError(
+            f"the model has {n_layers} layers, its transcoders cover {features.n_layers}"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    name = circuit_tracer_name(
+        _model_name(entry.model), config, has_chat_template=bool(tokenizer.chat_template)
+    )
+    with opened(entry.engine, directory, config, device=device, dtype=dtype) as hf_model:
+        built = replacement_model(entry.engine, hf_model, features, name, device, dtype)
+    built.tokenizer = tokenizer
+    # With "left" TransformerLens masks a leading pad token, which Qwen3's leading token is.
+    tokenizer.padding_side = "right"
+    return Parts(built, tokenizer, _stop_ids(directory, config, tokenizer))
+
+
+def _model_name(model: str) -> str:
+    return Path(model).name if Path(model).is_dir() else model.partition("@")[0]
+
+
+def _stop_ids(directory: Path, config: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """What `generation_config.json` says, without it the configuration, and the tokenizer."""
+    path = directory / "generation_config.json"
+    text = config.get_text_config()
+    generation = json.loads(path.read_text()) if path.is_file() else {}
+    sources = (generation.get("eos_token_id"), config.eos_token_id, text.eos_token_id)
+    configured = next((ids for ids in sources if ids is not None), None)
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)

@@ -1,0 +1,117 @@
+"""A checkpoint's tensors under the names of the Hugging Face model that it was saved from.
+
+TransformerLens's weight converters read a Hugging Face model's attributes and nothing else:
+`model.layers[3].mlp.up_proj.weight`. A checkpoint answers to those names straight from the
+safetensors files, on the device and in the dtype wanted, one tensor at a time and only those that
+are asked for. No Hugging Face model is built, and no tensor is there twice.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+INDEX = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+
+# Of a multimodal checkpoint the language model alone is of interest; in both layouts that there
+# are, `model.language_model.layers` and `language_model.model.layers`, it becomes `model.layers`.
+_TEXT_MODEL = re.compile(r"(?<=^model\.)language_model\.|^language_model\.")
+
+_EMBEDDINGS = {"GPT2LMHeadModel": "transformer.wte.weight"}
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a model's directory.
+
+    Raises:
+        FileNotFoundError: there are none, or one that the index names is missing.
+    """
+    index = directory / INDEX
+    names = [SINGLE_FILE]
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    for name in names:
+        if not (directory / name).is_file():
+            raise FileNotFoundError(f"no {name} in {directory}: weights are read from safetensors")
+    return [directory / name for name in names]
+
+
+@contextmanager
+def open_checkpoint(
+    directory: Path, config: Any, *, device: torch.device, dtype: torch.dtype
+) -> Iterator["Module"]:
+    """The checkpoint of a model's directory, as the model. Tensors read stay valid after.
+
+    On a CPU those that have `dtype` already are the file's own pages, not a copy.
+
+    Args:
+        config: the model's `transformers` configuration.
+
+    Raises:
+        FileNotFoundError: the directory lacks safetensors files.
+        safetensors.SafetensorError: a file is damaged.
+    """
+    with ExitStack() as stack:
+        stored: dict[str, Any] = {}
+        for path in weight_files(directory):
+            file = stack.enter_context(safe_open(path, framework="pt", device=str(device)))
+            stored.update(dict.fromkeys(file.keys(), file))
+        read: dict[str, torch.Tensor] = {}
+
+        def tensor(name: str) -> torch.Tensor:
+            # A tensor that goes by two names is read once, and so shared.
+            if name not in read:
+                read[name] = stored[name].get_tensor(name).to(dtype)
+            return read[name]
+
+        yield Module(tensor, _model_names(stored, config), config=config)
+
+
+def _model_names(stored: Iterable[str], config: Any) -> dict[str, str]:
+    """The names of the model's tensors, each with its name in the files."""
+    architecture = (config.architectures or ["unknown"])[0]
+    names = {_TEXT_MODEL.sub("", name): name for name in stored}
+    if architecture == "GPT2LMHeadModel" and not any(n.startswith("transformer.") for n in names):
+        names = {f"transformer.{name}": stored_as for name, stored_as in names.items()}
+    embeddings = _EMBEDDINGS.get(architecture, "model.embed_tokens.weight")
+    if config.tie_word_embeddings and embeddings in names:
+        names["lm_head.weight"] = names[embeddings]
+    return names
+
+
+class Module:
+    """A part of the model: its attributes and items are parts of it, or tensors."""
+
+    def __init__(
+        self, tensor: Callable[[str], torch.Tensor], names: Mapping[str, str], **attributes: Any
+    ) -> None:
+        self._tensor = tensor
+        self._names = names  # below this part -> in the files
+        vars(self).update(attributes)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._names:
+            return self._tensor(self._names[name])
+        below = {
+            n.removeprefix(f"{name}."): s
+            for n, s in self._names.items()
+            if n.startswith(f"{name}.")
+        }
+        if not below:
+            raise AttributeError(f"no {name} in the checkpoint, beside {', '.join(self._names)}")
+        part = Module(self._tensor, below)
+        setattr(self, name, part)
+        return part
+
+    def __getitem__(self, index: int) -> Any:
+        return getattr(self, str(index))
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """None: nothing here asks for gradients."""
+        return iter(())
