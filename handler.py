@@ -16,13 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 from pydantic import BaseModel
-from runpod.serverless.modules.rp_logger import RunPodLogger
 
 import logs
-import runpod_loop
 from errors import DeviceBroken, Internal, OutputTooLarge, WorkerError
-from progress import ProgressPosts
+from loading.lean_imports import lean_imports
 from settings import Settings, SettingsError, get_settings
+
+with lean_imports():
+    from runpod.serverless.modules.rp_logger import RunPodLogger
+
+    import runpod_loop
+    from progress import ProgressPosts
 
 if TYPE_CHECKING:
     from actions.job import OnProgress
@@ -108,17 +112,20 @@ def main() -> None:
     except SettingsError as error:
         raise SystemExit(f"settings: {error}") from None
     logs.set_up(settings.log_level, as_json=settings.runpod_webhook_get_job is not None)
+    from model_loader import ModelLoadError, get_model, import_libraries, read_weights_ahead
+
+    started = time.perf_counter()
+    try:
+        read_weights_ahead(settings)
+        import_libraries(settings)
+        get_model(settings)
+    except (SettingsError, ModelLoadError) as error:
+        raise SystemExit(f"start: {error}") from None
     import local_run
-    from model_loader import ModelLoadError, get_model
 
     local = local_run.wanted(settings)
     # Locally the SDK would write the whole output out beside the summary.
     _set_sdk_log_level("WARN" if local else settings.log_level)
-    started = time.perf_counter()
-    try:
-        get_model(settings)
-    except (SettingsError, ModelLoadError) as error:
-        raise SystemExit(f"start: {error}") from None
     if local:
         local_run.run(handler, loading_s=time.perf_counter() - started)
     else:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
 import logging
 import os
 import sys
@@ -28,9 +29,10 @@ from graph_cache import GraphCache
 from loading import inventory
 from loading.entry import ModelEntry
 from loading.footprint import Shapes
-from loading.layouts import stored_dtype
+from loading.lean_imports import import_lean
+from loading.read_ahead import read_ahead
 from loading.references import WeightsError
-from loading.sources import Weights, locate, places_of
+from loading.sources import find, locate, places_of
 from settings import Settings, SettingsError, read_settings
 
 if TYPE_CHECKING:
@@ -268,9 +270,11 @@ def load(settings: Settings) -> LoadedModel:
     settings.export_hub_variables()
     started = time.perf_counter()
     try:
+        from loading.build import build
+
         weights = locate(entry.model, entry.transcoder_set, places_of(settings))
         logger.info("weights are in %s and %s", weights.model, weights.transcoders.folder)
-        loaded = _build(entry, weights, settings)
+        parts = build(entry, weights, settings)
     except WeightsError as error:
         raise ModelLoadError(str(error)) from error
     except Exception as error:
@@ -282,11 +286,39 @@ def load(settings: Settings) -> LoadedModel:
         "loaded %s with %s on %s as %s in %.1f s",
         entry.model,
         entry.transcoder_set,
-        loaded.model.cfg.device,
-        str(loaded.model.cfg.dtype).removeprefix("torch."),
+        parts.model.cfg.device,
+        str(parts.model.cfg.dtype).removeprefix("torch."),
         time.perf_counter() - started,
     )
-    return loaded
+    return LoadedModel(entry, *parts, GraphCache(settings.graph_cache_bytes))
+
+
+def import_libraries(settings: Settings) -> None:
+    """Import what loading and answering take, lean; for a process that does nothing else.
+
+    The nnsight engine is left to `load`: it uses what lean imports defer.
+
+    Raises:
+        SettingsError: the settings name no model.
+    """
+    started = time.perf_counter()
+    lean = entry_for(settings).engine == "transformerlens"
+    engine = ["loading.transformerlens_engine"] if lean else []
+    import_lean("actions", "loading.build", *engine)
+    logger.info("imported the libraries in %.1f s", time.perf_counter() - started)
+
+
+def read_weights_ahead(settings: Settings) -> None:
+    """Start to bring the weights into memory that are on this machine, for `load` to find there.
+
+    What the settings name wrongly is left for `load` to refuse.
+    """
+    with contextlib.suppress(SettingsError, WeightsError):
+        entry = entry_for(settings)
+        weights = find(entry.model, entry.transcoder_set, places_of(settings))
+        if weights is not None:
+            lazy = {"W_enc": entry.lazy_encoder, "W_dec": entry.lazy_decoder}
+            read_ahead(weights.files, skip=[name for name, is_lazy in lazy.items() if is_lazy])
 
 
 _loaded: LoadedModel | None = None
@@ -307,56 +339,6 @@ def _unload() -> None:
     """Let go of the model while torch is still there: its `__del__` takes hooks off."""
     global _loaded
     _loaded = None
-
-
-def _build(entry: ModelEntry, weights: Weights, settings: Settings) -> LoadedModel:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from loading.engines import replacement_model
-    from loading.naming import circuit_tracer_name
-    from loading.transcoders import transcoders
-
-    device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    on_gpu = device.type == "cuda"
-    own_dtype = (entry.dtype or stored_dtype(weights.model)) if on_gpu else "float32"
-    dtype = getattr(torch, settings.model_dtype or own_dtype)
-
-    features = transcoders(
-        weights.transcoders,
-        device=device,
-        dtype=dtype,
-        lazy_encoder=entry.lazy_encoder,
-        lazy_decoder=entry.lazy_decoder,
-    )
-    tokenizer = AutoTokenizer.from_pretrained(weights.model)
-    hf_model = AutoModelForCausalLM.from_pretrained(weights.model, dtype=dtype)
-    n_layers = hf_model.config.get_text_config().num_hidden_layers
-    if n_layers != features.n_layers:
-        raise ModelLoadError(
-            f"the model has {n_layers} layers, its transcoders cover {features.n_layers}"
-        )
-    name = circuit_tracer_name(
-        _model_name(entry.model),
-        hf_model.config,
-        has_chat_template=bool(tokenizer.chat_template),
-    )
-    model = replacement_model(entry.engine, hf_model, features, name, device, dtype)
-    model.tokenizer = tokenizer
-    # With "left" TransformerLens masks a leading pad token, which Qwen3's leading token is.
-    tokenizer.padding_side = "right"
-    stop_ids = _stop_ids(hf_model, tokenizer)
-    return LoadedModel(entry, model, tokenizer, stop_ids, GraphCache(settings.graph_cache_bytes))
-
-
-def _model_name(model: str) -> str:
-    return Path(model).name if Path(model).is_dir() else model.partition("@")[0]
-
-
-def _stop_ids(hf_model: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    configured = hf_model.generation_config.eos_token_id if hf_model.generation_config else None
-    ids = configured if isinstance(configured, list) else [configured]
-    return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -52,9 +52,11 @@ def main() -> None:
     except SettingsError as error:
         raise SystemExit(f"settings: {error}") from None
     logs.set_up(settings.log_level, as_json=False)
-    from model_loader import ModelLoadError, get_model
+    from model_loader import ModelLoadError, get_model, import_libraries, read_weights_ahead
 
     try:
+        read_weights_ahead(settings)
+        import_libraries(settings)
         loaded = get_model(settings)
     except (SettingsError, ModelLoadError) as error:
         raise SystemExit(f"start: {error}") from None

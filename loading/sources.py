@@ -66,6 +66,12 @@ class Weights(NamedTuple):
     model: Path
     transcoders: TranscoderFiles
 
+    @property
+    def files(self) -> list[Path]:
+        """The tensors, in the order in which they are loaded."""
+        layers = self.transcoders.layers or sorted(self.transcoders.folder.glob("*.safetensors"))
+        return [*layers, *sorted(self.model.glob("*.safetensors"))]
+
 
 def places_of(settings: Settings) -> Places:
     """The places that settings name, a directory once."""
@@ -91,6 +97,15 @@ def locate(model: str, transcoder_set: str, places: Places) -> Weights:
     directory = model_directory(model, places)
     files = transcoder_files(transcoder_set, places, layouts.n_layers(directory))
     return Weights(directory, files)
+
+
+def find(model: str, transcoder_set: str, places: Places) -> Weights | None:
+    """As `locate`, where everything is here. Asks no network."""
+    found = find_model(model, places)
+    if found is None:
+        return None
+    files = find_transcoders(transcoder_set, places, layouts.n_layers(found.folder))
+    return None if files is None else Weights(found.folder, files)
 
 
 def model_directory(reference: str, places: Places) -> Path:
