@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect
 
 import http_docs
 from errors import InvalidInput, WorkerError
-from schemas import REQUESTS, canonical_action
+from schemas import REQUESTS, canonical_action, shown
 from settings import Settings
 
 if TYPE_CHECKING:
@@ -269,7 +269,7 @@ def _with_action(body: object, action: str) -> object:
             continue
         if not isinstance(value, str) or canonical_action(value) != action:
             raise InvalidInput(
-                f"{name} is {str(value)[:80]!r}, the path says {action}: leave it out, or post to "
+                f"{name} is {shown(value)}, the path says {action}: leave it out, or post to "
                 "the path of that action"
             )
     rest = {key: value for key, value in body.items() if key != "request_type"}

@@ -71,6 +71,7 @@ def prepare(
     if prompt is not None and messages is None:
         text = prompt
     elif messages is not None and prompt is None:
+        check_messages_length(messages, token_limit)
         text = render_messages(messages, tokenizer)
     else:
         given = "neither" if prompt is None else "both"
@@ -203,11 +204,20 @@ def check_length(text: str, token_limit: int) -> None:
 
     Raises PromptTooLong.
     """
-    if len(text) > token_limit * MAX_CHARACTERS_PER_TOKEN:
+    _check_characters(len(text), token_limit)
+
+
+def check_messages_length(messages: Messages, token_limit: int) -> None:
+    """Refuse messages that are certainly too long, before the work of rendering them.
+
+    Raises PromptTooLong.
+    """
+    if len(messages) > token_limit:
         raise PromptTooLong(
-            f"the prompt has {len(text)} characters, the limit is {token_limit} tokens "
-            f"(at most {MAX_CHARACTERS_PER_TOKEN} characters each)"
+            f"there are {len(messages)} messages, the limit is {token_limit} tokens"
         )
+    contents = [m.get("content") if isinstance(m, Mapping) else m.content for m in messages]
+    _check_characters(sum(len(c) for c in contents if isinstance(c, str)), token_limit)
 
 
 def check_tokens(
@@ -236,6 +246,14 @@ def strip_bos(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """The text without the BOS it may begin with (one, not more)."""
     bos = tokenizer.bos_token
     return text.removeprefix(bos) if bos else text
+
+
+def _check_characters(n_characters: int, token_limit: int) -> None:
+    if n_characters > token_limit * MAX_CHARACTERS_PER_TOKEN:
+        raise PromptTooLong(
+            f"the prompt has {n_characters} characters, the limit is {token_limit} tokens "
+            f"(at most {MAX_CHARACTERS_PER_TOKEN} characters each)"
+        )
 
 
 def _as_turns(messages: Messages) -> list[dict[str, str]]:

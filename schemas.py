@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from errors import InvalidInput, UnknownAction
 
@@ -17,6 +17,21 @@ Threshold = Annotated[float, Field(ge=0, le=1)]
 # A bound on the length, even 0, makes pydantic refuse half of a surrogate pair.
 Text = Annotated[str, Field(min_length=0)]
 NonEmpty = Annotated[str, Field(min_length=1)]
+
+# Bounds beyond any use, so that a request outside them is refused in milliseconds.
+MAX_ITEMS = 5_000
+MAX_FIELDS = 100
+MAX_URL_CHARACTERS = 16_384
+Whole = Annotated[int, Field(le=2**53)]  # what JSON's numbers hold exactly
+# Of a long list only the first fault is told.
+Many = Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)
+
+
+def _refuse_many_fields(data: Any) -> Any:
+    """Before each of them is looked at, and gets an error of its own."""
+    if isinstance(data, dict) and len(data) > MAX_FIELDS:
+        raise ValueError(f"an object with {len(data)} fields, there may be {MAX_FIELDS}")
+    return data
 
 
 class _Schema(BaseModel):
@@ -32,7 +47,10 @@ class _Schema(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_nulls(cls, data: Any) -> Any:
-        if isinstance(data, dict):
+        if not isinstance(data, dict):
+            return data
+        _refuse_many_fields(data)
+        if None in data.values():
             return {key: value for key, value in data.items() if value is not None}
         return data
 
@@ -52,7 +70,7 @@ class _Request(_Schema):
 
 class _PromptRequest(_Request):
     prompt: NonEmpty | None = Field(None, description="the text; or give `messages`")
-    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = Field(
+    messages: Annotated[list[ChatMessage], Many] | None = Field(
         None,
         description="chat turns instead of `prompt`, rendered with the model's own template",
     )
@@ -72,28 +90,30 @@ class GenerateGraphRequest(_PromptRequest):
     slug_identifier: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]+$", max_length=200)] | None = (
         Field(None, description="the graph's name; made from prompt and time when absent")
     )
-    batch_size: int = Field(48, ge=1, description="rows of the adjacency matrix computed at once")
-    max_n_logits: int = Field(10, ge=1, description="most logit nodes")
+    batch_size: Whole = Field(48, ge=1, description="rows of the adjacency matrix computed at once")
+    max_n_logits: Whole = Field(10, ge=1, description="most logit nodes")
     desired_logit_prob: float = Field(
         0.95, gt=0, le=1, description="probability that the logit nodes cover together"
     )
-    attribution_targets: Annotated[list[NonEmpty], Field(min_length=1)] | None = Field(
+    attribution_targets: Annotated[list[NonEmpty], Many] | None = Field(
         None, description="tokens to attribute from instead of the likeliest"
     )
     node_threshold: Threshold = Field(0.8, description="share of influence that nodes keep")
     edge_threshold: Threshold = Field(0.98, description="share of influence that links keep")
-    max_feature_nodes: int | None = Field(
+    max_feature_nodes: Whole | None = Field(
         None, ge=1, description="most feature nodes before pruning; MAX_FEATURE_NODES when absent"
     )
-    signed_url: NonEmpty | None = Field(None, description="presigned PUT for the graph")
-    signed_headers: dict[NonEmpty, str] | None = Field(
-        None, description="headers that the URL was signed with"
+    signed_url: NonEmpty | None = Field(
+        None, max_length=MAX_URL_CHARACTERS, description="presigned PUT for the graph"
+    )
+    signed_headers: Annotated[dict[NonEmpty, str], BeforeValidator(_refuse_many_fields)] | None = (
+        Field(None, max_length=MAX_FIELDS, description="headers that the URL was signed with")
     )
     compress: bool = Field(False, description="gzip the upload")
     user_id: Text | None = Field(None, description="display name of the graph's creator")
     enable_qk_tracing: bool = Field(False, description="refused when true: needs another engine")
     qk_top_fraction: float | None = None
-    qk_topk: int | None = None
+    qk_topk: Whole | None = None
 
     @model_validator(mode="after")
     def _no_qk_tracing(self) -> Self:
@@ -111,12 +131,12 @@ class GenerateGraphRequest(_PromptRequest):
 class SteerFeature(_Schema):
     """One feature, where its activation is read, and where and how it is changed."""
 
-    layer: int = Field(ge=0)
-    index: int = Field(ge=0)
-    token_active_position: int = Field(
+    layer: Whole = Field(ge=0)
+    index: Whole = Field(ge=0)
+    token_active_position: Whole = Field(
         ge=0, description="position whose activation the new value starts from"
     )
-    steer_position: int | None = Field(None, ge=0, description="prompt position to change")
+    steer_position: Whole | None = Field(None, ge=0, description="prompt position to change")
     steer_generated_tokens: bool = Field(False, description="change every generated token instead")
     ablate: bool = Field(False, description="set the activation to 0")
     delta: float | None = Field(None, description="add this to the activation")
@@ -137,9 +157,9 @@ class SteerFeature(_Schema):
 class SteerRequest(_PromptRequest):
     """Continue a prompt twice: as the model would, and with features changed."""
 
-    features: Annotated[list[SteerFeature], Field(min_length=1)]
-    n_tokens: int = Field(10, ge=1, description="most tokens to generate")
-    top_k: int = Field(5, ge=0, description="predictions reported after each token")
+    features: Annotated[list[SteerFeature], Many]
+    n_tokens: Whole = Field(10, ge=1, description="most tokens to generate")
+    top_k: Whole = Field(5, ge=0, description="predictions reported after each token")
     temperature: float = Field(0.0, ge=0, description="0 takes the likeliest token")
     freq_penalty: float = Field(
         0.0,
@@ -158,7 +178,7 @@ class SteerRequest(_PromptRequest):
 class ForwardPassRequest(_PromptRequest):
     """The likeliest next tokens of a prompt."""
 
-    max_n_logits: int = Field(10, ge=1)
+    max_n_logits: Whole = Field(10, ge=1)
     desired_logit_prob: float = Field(0.95, gt=0, le=1)
 
 
@@ -249,7 +269,7 @@ def parse_request(body: object) -> Request:
             the bound.
     """
     if not isinstance(body, dict):
-        raise InvalidInput(f"input must be an object, got {_shown(body)}")
+        raise InvalidInput(f"input must be an object, got {shown(body)}")
     fields = {str(key): value for key, value in body.items() if value is not None}
     action, dialect = _pop_action(fields)
     if action == "steer" and dialect == "request_type":
@@ -267,16 +287,16 @@ def _pop_action(fields: dict[str, Any]) -> tuple[str, str]:
         return "generate-graph", "request_type"
     for name, value in given.items():
         if not isinstance(value, str):
-            raise InvalidInput(f"{name} must be a string, got {_shown(value)}")
+            raise InvalidInput(f"{name} must be a string, got {shown(value)}")
     actions = {name: canonical_action(value) for name, value in given.items()}
     if len(set(actions.values())) > 1:
         raise InvalidInput(
-            f"action {_shown(given['action'])} and request_type {_shown(given['request_type'])} "
+            f"action {shown(given['action'])} and request_type {shown(given['request_type'])} "
             "name different actions: give one"
         )
     name, action = next(iter(actions.items()))
     if action not in REQUESTS:
-        raise UnknownAction(f"{name} {_shown(given[name])} is none of {', '.join(REQUESTS)}")
+        raise UnknownAction(f"{name} {shown(given[name])} is none of {', '.join(REQUESTS)}")
     return action, name
 
 
@@ -302,13 +322,13 @@ def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
 def _explain(detail: Any, known: list[str]) -> str:
     path = [str(part) for part in detail["loc"]]
     where = "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in path)
-    where = where.removeprefix(".")
+    where = where.removeprefix(".")[:100]
     message = str(detail["msg"]).removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":
         scope = list(SteerFeature.model_fields) if path[0] == "features" else known
-        close = difflib.get_close_matches(path[-1], scope, n=1)
+        close = difflib.get_close_matches(path[-1][:100], scope, n=1)
         hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(scope)}"
-        return f"{where[:100] or repr(where)} is no field of this action{hint}"
+        return f"{where or repr(where)} is no field of this action{hint}"
     if detail["type"] == "missing":
         return f"{where} is required"
     if detail["type"] == "string_unicode":
@@ -318,9 +338,16 @@ def _explain(detail: Any, known: list[str]) -> str:
     message = message[0].lower() + message[1:]
     if _UNSHOWN & set(path):
         return f"{where}: {message}"
-    return f"{where}: {message}, got {_shown(detail['input'])}"
+    return f"{where}: {message}, got {shown(detail['input'])}"
 
 
-def _shown(value: object) -> str:
-    text = repr(value)
+def shown(value: object) -> str:
+    """A value for a reader, in at most 80 characters, however large or deep it is."""
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    if isinstance(value, dict):
+        return f"an object with {len(value)} fields"
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"an integer of {value.bit_length()} bits"
+    text = repr(value[:80] if isinstance(value, str) else value)
     return text if len(text) <= 80 else f"{text[:77]}..."

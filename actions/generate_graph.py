@@ -16,7 +16,7 @@ from actions.job import Job, check_max_n_logits, prepare_prompt
 from delivery import Spooled, spool
 from errors import InvalidInput, UploadFailed
 from model_loader import LoadedModel
-from prompts import Prompt
+from prompts import MAX_CHARACTERS_PER_TOKEN, Prompt
 from schemas import GenerateGraphRequest, UploadReceipt
 
 if TYPE_CHECKING:
@@ -92,8 +92,13 @@ def _target_ids(targets: Sequence[str] | None, loaded: LoadedModel) -> list[int]
     """The token of each attribution target."""
     if targets is None:
         return None
-    ids: list[int] = []
+    ids: dict[int, None] = {}
     for i, target in enumerate(targets):
+        if len(target) > MAX_CHARACTERS_PER_TOKEN:
+            raise InvalidInput(
+                f"attribution_targets[{i}] has {len(target)} characters, a token has at most "
+                f"{MAX_CHARACTERS_PER_TOKEN}"
+            )
         encoded = loaded.tokenizer.encode(target, add_special_tokens=False)
         if len(encoded) != 1:
             raise InvalidInput(
@@ -102,8 +107,8 @@ def _target_ids(targets: Sequence[str] | None, loaded: LoadedModel) -> list[int]
             )
         if encoded[0] in ids:
             raise InvalidInput(f"attribution_targets[{i}] names {target!r} twice; name it once")
-        ids += encoded
-    return ids
+        ids[encoded[0]] = None
+    return list(ids)
 
 
 def _attribution(

@@ -20,7 +20,9 @@ def run(request: SteerRequest, loaded: LoadedModel, job: Job) -> SteerResponse:
         prompt = prepare_prompt(request, loaded, job)
     _check(request, loaded, prompt)
     ignored = [f for f in request.features if f.steer_position in prompt.unsteerable_positions]
-    effective = [f for f in request.features if f not in ignored]
+    effective = [
+        f for f in request.features if f.steer_position not in prompt.unsteerable_positions
+    ]
 
     with job.model(loaded):
         with job.stage("activations"):
