@@ -12,11 +12,14 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import orjson
 from pydantic import BaseModel
 
+import fitness
 import logs
 from errors import DeviceBroken, Internal, OutputTooLarge, WorkerError
 from loading.lean_imports import lean_imports
@@ -36,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 async def handler(job: dict[str, Any]) -> dict[str, Any]:
-    """Answer one job. The work runs in a thread, so the SDK's event loop stays free.
+    """Answer one job. The work runs in a thread of its own, so the SDK's event loop stays free.
 
     Returns:
         The output; or `{"error": "code: sentence"}`, which the SDK reports as a failed job, with
@@ -50,7 +53,9 @@ async def handler(job: dict[str, Any]) -> dict[str, Any]:
     cancelled = threading.Event()
     posts = ProgressPosts(job) if settings.runpod_webhook_post_output is not None else None
     on_progress = None if posts is None else posts.report
-    work = asyncio.create_task(asyncio.to_thread(_answer, job, settings, cancelled, on_progress))
+    work = asyncio.get_running_loop().run_in_executor(
+        _threads(settings.jobs_at_once), _answer, job, settings, cancelled, on_progress
+    )
     succeeded = False
     try:
         output = await asyncio.shield(work)
@@ -63,6 +68,15 @@ async def handler(job: dict[str, Any]) -> dict[str, Any]:
     finally:
         if posts is not None:
             await posts.end(succeeded=succeeded)
+
+
+@cache
+def _threads(jobs_at_once: int) -> ThreadPoolExecutor:
+    """A thread for each job that Runpod may hand over, so that none but the model is waited for.
+
+    asyncio's own pool has a few more than there are cores, and graphs that wait could fill it.
+    """
+    return ThreadPoolExecutor(jobs_at_once, thread_name_prefix="job")
 
 
 def _answer(
@@ -129,6 +143,7 @@ def main() -> None:
     if local:
         local_run.run(handler, loading_s=time.perf_counter() - started)
     else:
+        fitness.register(settings)
         runpod_loop.serve(
             handler,
             shutdown_grace_s=settings.shutdown_grace_s,

@@ -2,7 +2,8 @@
 
 The SDK (runpod 1.12) posts a result once and drops it when that fails, and on SIGTERM waits for
 its long polls, during which it may take a job that it never runs. Here a result is posted until it
-is taken, and SIGTERM ends the taking of jobs at once and the running ones within a grace.
+is taken, and SIGTERM ends the taking of jobs at once and the running ones within a grace. A job is
+run once, though it be handed over twice, and not at all when it was stopped before it began.
 """
 
 import asyncio
@@ -54,6 +55,7 @@ class WorkerLoop(rp_scale.JobScaler):
         self._grace_over = asyncio.Event()
         self._all_done = asyncio.Event()
         self._failures = 0  # of taking jobs, in a row
+        self._stopped: set[str] = set()  # ids of jobs that were taken and have not begun
 
     def handle_shutdown(self, signum: int, frame: object) -> None:  # noqa: ARG002 - a signal handler
         """Take note of the signal; `run_jobs` wakes the event loop ten times a second."""
@@ -86,12 +88,41 @@ class WorkerLoop(rp_scale.JobScaler):
             await asyncio.sleep(0.1 * 2 ** min(self._failures, 7))
             raise
         self._failures = 0
-        return jobs
+        return self._new_jobs(jobs or [])
+
+    def _new_jobs(self, jobs: list[Any]) -> list[dict[str, Any]]:
+        """The jobs that can be answered and aren't under way; others would end the SDK's loop."""
+        new: dict[str, dict[str, Any]] = {}
+        for job in jobs:
+            if not isinstance(job, dict) or not isinstance(job.get("id"), str):
+                logger.error("a job without an id was handed over; it can't be answered")
+            elif job["id"] in new or self.job_progress.get(job["id"]) is not None:
+                logger.warning("job %s was handed over twice; it is answered once", job["id"])
+            else:
+                new[job["id"]] = job
+        return list(new.values())
+
+    async def stop_job(self, job_id: str) -> bool:
+        """Stop a job, also one that was taken a moment ago and has not begun."""
+        if await super().stop_job(job_id):
+            return True
+        if self.job_progress.get(job_id) is not None:
+            self._stopped.add(job_id)
+        return job_id in self._stopped
 
     async def _run_and_post(
         self, session: ClientSession, _config: dict[str, Any], job: dict[str, Any]
     ) -> None:
-        result = await rp_job.run_job(self._answer_in_time, job)
+        if job["id"] in self._stopped:
+            self._stopped.remove(job["id"])
+            raise asyncio.CancelledError
+        rp_job.log.info("Started.", job["id"])
+        try:
+            result = _result(await self._answer_in_time(job))
+        except Exception as error:  # the SDK would post its traceback
+            logger.exception("job %s: the handler failed", job["id"])
+            failure = Internal(f"an unexpected {type(error).__name__} stopped the job")
+            result = {"error": str(failure)}
         if result.get("stopPod"):
             # Whatever came next would fail likewise until Runpod has replaced the worker.
             self._told_to_end.set()
@@ -112,6 +143,17 @@ class WorkerLoop(rp_scale.JobScaler):
                 await asyncio.wait([work], timeout=_STOPPING_S)
         error = Cancelled("the worker was shut down before the job was done; send it again")
         return {"error": str(error)}
+
+
+def _result(output: dict[str, Any]) -> dict[str, Any]:
+    """What the SDK's `run_job` makes of a handler's output.
+
+    That also writes the output out as text, twice, for log lines that nobody asked for: a second
+    of the event loop for ten megabytes.
+    """
+    error, refresh_worker = output.pop("error", None), output.pop("refresh_worker", False)
+    result = {"output": output} if error is None else {"error": error}
+    return {**result, "stopPod": True} if refresh_worker else result
 
 
 async def post_result(session: ClientSession, job: dict[str, Any], result: dict[str, Any]) -> None:

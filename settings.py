@@ -104,6 +104,10 @@ class Settings(BaseSettings):
         None, description="set by Runpod on its hosts; unset means that no progress is posted"
     )
 
+    runpod_gpu_count: int | None = Field(
+        None, ge=0, description="set by Runpod on its hosts; above 0 a worker without a GPU ends"
+    )
+
     @property
     def hub_cache(self) -> Path:
         """The directory that downloads are kept in."""

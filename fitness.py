@@ -1,0 +1,175 @@
+"""Whether this worker is fit for jobs: its device, its weights, a run of the model, its disk.
+
+The SDK runs what is registered here once, before the first job is taken, and not in a local run;
+its own checks (memory, disk, network, GPU) follow. A check that raises ends the process with code
+1: the SDK logs the sentence, tells Runpod, and Runpod replaces the worker.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import runpod
+
+import prompts
+from delivery.spooling import MEMORY_LIMIT_BYTES, spool
+from model_loader import LoadedModel, get_model
+from settings import Settings
+
+if TYPE_CHECKING:
+    import torch
+
+# The largest graphs have come to 1.7 GB. TMPDIR moves them to another disk.
+SPOOL_BYTES = 2_000_000_000
+
+_TEXT = "1 2 3"
+# Equal runs differ by nothing, or by what a GPU's kernels may do in another order.
+_ROUNDING = 0.01  # of the largest logit
+
+
+class UnfitError(Exception):
+    """The worker can't do its work; the message says what is wrong and what to do."""
+
+
+def register(settings: Settings) -> None:
+    """Have the SDK check the worker before it takes jobs."""
+
+    def device() -> None:
+        check_device(settings, get_model(settings))
+
+    def weights() -> None:
+        check_weights(get_model(settings))
+
+    def self_test() -> None:
+        check_forward_pass(get_model(settings))
+
+    def disk() -> None:
+        check_disk()
+
+    for check in (device, weights, self_test, disk):
+        runpod.serverless.register_fitness_check(_in_one_sentence(check))
+
+
+def check_device(settings: Settings, loaded: LoadedModel) -> None:
+    """Raise UnfitError when a GPU was expected and the model isn't on one."""
+    import torch
+
+    if settings.device is not None:
+        expected = settings.device if settings.device.startswith("cuda") else None
+        why = f"DEVICE is {expected}"
+    else:
+        expected = "cuda" if settings.runpod_gpu_count else None
+        why = f"Runpod gave the worker {settings.runpod_gpu_count} of them"
+    device = torch.device(loaded.model.cfg.device)
+    if expected is not None and device.type != "cuda":
+        raise UnfitError(
+            f"a GPU was expected ({why}) and the model is on the {device}: torch "
+            f"{torch.__version__} finds none; allow the endpoint hosts with CUDA "
+            f"{torch.version.cuda or 'and install a CUDA build of torch'} or newer, or set "
+            "DEVICE=cpu"
+        )
+
+
+def check_weights(loaded: LoadedModel) -> None:
+    """Raise UnfitError when a weight of model or transcoders was left out or holds NaN."""
+    import torch
+
+    sums = {}
+    for name, weight in loaded.model.named_parameters():
+        if weight.is_meta:
+            raise UnfitError(f"{name} was not loaded: the model's files lack it; download it anew")
+        sums[name] = weight.detach().sum(dtype=torch.float32)
+    for name, total in zip(sums, torch.stack([*sums.values()]).tolist(), strict=True):
+        # Infinite thresholds are how some transcoders switch features off.
+        if total != total:
+            raise UnfitError(
+                f"{name} of {loaded.entry.label} holds NaN: its file is damaged; delete it from "
+                "HF_HOME, or from its directory, to have it downloaded anew"
+            )
+
+
+def check_forward_pass(loaded: LoadedModel) -> None:
+    """Run the model, set a feature of each layer, and run it again.
+
+    That reads each transcoder's encoder and decoder, lazy ones from their files.
+
+    Raises:
+        UnfitError: logits are not finite, or a second run gives others than the first.
+    """
+    import steering
+
+    ids = prompts.tokenize(_TEXT, loaded.tokenizer)
+    before = _logits(loaded, ids)
+    if not before.isfinite().all():
+        raise UnfitError(
+            f"{loaded.entry.label} gives logits that are not finite: its weights or the device "
+            "are damaged, or MODEL_DTYPE is too narrow for it; try bfloat16 or float32"
+        )
+    last = len(ids) - 1
+    steering.generate(
+        loaded.model,
+        ids,
+        [steering.Intervention(layer, 0, last, 0.0) for layer in range(loaded.n_layers)],
+        n_tokens=1,
+        top_k=1,
+        temperature=0,
+        freq_penalty=0,
+        seed=None,
+        freeze_attention=False,
+    )
+    change = (_logits(loaded, ids) - before).abs().max()
+    if not change <= _ROUNDING * before.abs().max():
+        raise UnfitError(
+            f"{loaded.entry.label} gives other logits on its second run than on its first (by up "
+            f"to {change:.3g}): the device computes wrong, or something of the first run is left "
+            "over; have the worker replaced"
+        )
+
+
+def check_disk(needed_bytes: int = SPOOL_BYTES) -> None:
+    """Raise UnfitError unless the directory of temporary files has room for a graph, and takes one.
+
+    Args:
+        needed_bytes: what has to be free.
+    """
+    directory = tempfile.gettempdir()
+    free = shutil.disk_usage(directory).free
+    if free < needed_bytes:
+        raise UnfitError(
+            f"{directory} has {free / 1e9:.1f} GB free, graphs on their way to a store can take "
+            f"{needed_bytes / 1e9:.1f} GB; give the worker more disk, or set TMPDIR to a directory "
+            "with room"
+        )
+    # A quota or a read-only disk shows only when something is written.
+    piece = bytes(1_000_000)
+    with spool([piece] * (MEMORY_LIMIT_BYTES // len(piece) + 1), compress=False):
+        pass
+
+
+def _logits(loaded: LoadedModel, ids: list[int]) -> "torch.Tensor":
+    """The logits (d_vocab,) after the last token, in float32."""
+    import torch
+
+    with torch.inference_mode():
+        tokens = torch.tensor([ids], device=loaded.model.cfg.device)
+        return loaded.model(tokens, attention_mask=torch.ones_like(tokens))[0, -1].float()
+
+
+def _in_one_sentence(check: Callable[[], Any]) -> Callable[[], None]:
+    """The check, with whatever it raises as an UnfitError of one line under the check's name."""
+
+    def run() -> None:
+        try:
+            check()
+        except UnfitError:
+            raise
+        except Exception as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise UnfitError(
+                f"{type(error).__name__} ({reason}); Runpod replaces the worker, and if that does "
+                "not help, the disk, the device or the weights need a look"
+            ) from error
+
+    run.__name__ = check.__name__
+    return run

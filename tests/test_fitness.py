@@ -1,0 +1,144 @@
+"""What a worker is checked for before it takes jobs, and how an unfit one ends."""
+
+import re
+import resource
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import fitness
+import model_loader
+from fitness import UnfitError
+from tests.control_plane import ControlPlane, running_worker
+from tests.demo_worker import FORWARD, demo_settings
+
+
+@pytest.fixture
+def loaded():
+    """The demo model, a copy that a test may spoil."""
+    return model_loader.load(demo_settings())
+
+
+def test_a_sound_worker_passes(loaded):
+    fitness.check_device(demo_settings(), loaded)
+    fitness.check_weights(loaded)
+    fitness.check_forward_pass(loaded)
+    fitness.check_disk(needed_bytes=1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        ({"device": "cuda:0"}, "DEVICE is cuda:0"),
+        ({"device": None, "runpod_gpu_count": 2}, "Runpod gave the worker 2"),
+    ],
+)
+def test_a_model_on_the_cpu_where_a_gpu_was_expected_is_unfit(loaded, chosen, words):
+    settings = demo_settings().model_copy(update=chosen)
+    with pytest.raises(UnfitError, match=f"{words}.*set DEVICE=cpu"):
+        fitness.check_device(settings, loaded)
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [{"device": "cpu", "runpod_gpu_count": 1}, {"device": None, "runpod_gpu_count": 0}],
+)
+def test_a_model_on_the_cpu_where_that_was_asked_for_is_fit(loaded, chosen):
+    fitness.check_device(demo_settings().model_copy(update=chosen), loaded)
+
+
+@pytest.mark.parametrize("name", ["blocks.3.attn.W_Q", "transcoders.1.W_enc"])
+def test_weights_that_hold_nan_are_named(loaded, name):
+    [full] = [n for n, _ in loaded.model.named_parameters() if n.endswith(name)]
+    with torch.no_grad():
+        loaded.model.get_parameter(full)[0, 0] = torch.nan
+    with pytest.raises(UnfitError, match=re.escape(full)):
+        fitness.check_weights(loaded)
+
+
+def test_weights_that_were_left_out_are_named(loaded):
+    norm = loaded.model.blocks[2].ln1
+    norm.w = torch.nn.Parameter(norm.w.to("meta"))
+    with pytest.raises(UnfitError, match=r"blocks\.2\.ln1\.w was not loaded"):
+        fitness.check_weights(loaded)
+
+
+def test_a_threshold_of_infinity_is_no_fault(loaded):
+    with torch.no_grad():
+        loaded.model.transcoders[0].activation_function.threshold[3] = torch.inf
+    fitness.check_weights(loaded)
+    fitness.check_forward_pass(loaded)
+
+
+def test_logits_that_are_not_finite_are_unfit(loaded):
+    loaded.model.blocks[2].mlp.register_forward_hook(lambda _mlp, _in, output: output * torch.inf)
+    with pytest.raises(UnfitError, match="not finite"):
+        fitness.check_forward_pass(loaded)
+
+
+def test_something_left_over_by_the_first_run_is_unfit(loaded):
+    runs = []
+
+    def drift(_module, _inputs, output):
+        runs.append(None)
+        return output + 0.1 * len(runs)
+
+    loaded.model.blocks[0].mlp.register_forward_hook(drift)
+    with pytest.raises(UnfitError, match="other logits on its second run"):
+        fitness.check_forward_pass(loaded)
+
+
+def test_a_disk_without_room_for_a_graph_is_unfit(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    more_than_there_is = shutil.disk_usage(tmp_path).total + 1
+    with pytest.raises(UnfitError, match=re.escape(str(tmp_path)) + ".*set TMPDIR"):
+        fitness.check_disk(more_than_there_is)
+
+
+@pytest.fixture
+def demo_with_nan(tmp_path):
+    """The demo model's directory with one weight spoilt."""
+    directory = tmp_path / "model"
+    shutil.copytree(model_loader.DEMO.model, directory)
+    weights = load_file(directory / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = torch.nan
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+def assert_ends_before_any_job(plane, worker, check, words):
+    assert worker.process.wait(60) == 1
+    assert plane.requests["job-take"] == 0
+    assert len(plane.untaken()) == 1
+    [line] = [line for line in worker.log().splitlines() if "Fitness check failed" in line]
+    assert f"Fitness check failed: {check} | UnfitError: " in line
+    assert words in line
+    # What Runpod is told.
+    assert [(ping["status"], ping["check"]) for ping in plane.pings] == [("unhealthy", check)]
+    assert words in plane.pings[0]["reason"]
+    assert "Traceback" not in worker.log()
+
+
+def test_a_worker_whose_weights_are_damaged_ends_before_it_takes_a_job(tmp_path, demo_with_nan):
+    names = {"MODEL_ID": str(demo_with_nan), "TRANSCODER_SET": model_loader.DEMO.transcoder_set}
+    with ControlPlane() as plane, running_worker(plane, tmp_path, **names) as worker:
+        plane.submit(FORWARD)
+        assert_ends_before_any_job(plane, worker, "weights", "blocks.1.mlp.old_mlp.W_in")
+
+
+def limit_files_and_run(limit):
+    """A program that runs handler.py with no room in any file beyond a limit, as on a full disk."""
+    return (
+        "import resource, runpy\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {resource.RLIM_INFINITY}))\n"
+        "runpy.run_path('handler.py', run_name='__main__')\n"
+    )
+
+
+def test_a_worker_whose_disk_takes_no_graph_ends_before_it_takes_a_job(tmp_path):
+    program = limit_files_and_run(8_000_000)
+    with ControlPlane() as plane, running_worker(plane, tmp_path, "-c", program) as worker:
+        plane.submit(FORWARD)
+        assert_ends_before_any_job(plane, worker, "disk", "File too large")
