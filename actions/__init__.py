@@ -32,6 +32,10 @@ ACTIONS: dict[type[schemas.Request], Callable[[Any, LoadedModel, Job], Response]
     schemas.ParseChatPromptRequest: parse_chat_prompt.run,
 }
 _NAMES = {request: name for name, request in schemas.REQUESTS.items()}
+_LIGHTER = {
+    "generate-graph": "lower batch_size or max_feature_nodes, or shorten the prompt",
+    "steer": "lower n_tokens, or shorten the prompt",
+}
 
 
 def answer(
@@ -64,7 +68,7 @@ def answer(
         job.check()
         response = ACTIONS[type(request)](request, get_model(settings), job)
     except Exception as error:
-        failure = _as_worker_error(error, job_id)
+        failure = _as_worker_error(error, event)
         level = logging.ERROR if isinstance(failure, Internal) else logging.INFO
         _log(level, f"job failed: {failure.code}", event, job, started)
         raise failure from None
@@ -72,22 +76,20 @@ def answer(
     return response
 
 
-def _as_worker_error(error: Exception, job_id: str | None) -> WorkerError:
+def _as_worker_error(error: Exception, event: dict[str, Any]) -> WorkerError:
     """What a caller is told of an exception; the log gets the place of one that is the worker's."""
     if isinstance(error, WorkerError):
         return error
     if _is_out_of_memory(error):
-        return OutOfMemory(
-            "the device has no room for this job; lower batch_size or max_feature_nodes, or "
-            "shorten the prompt"
-        )
+        lighter = _LIGHTER.get(event["action"], "shorten the prompt")
+        return OutOfMemory(f"the device has no room for this job; {lighter}")
     # The message may quote the prompt or a signed URL, so only the place is logged.
     place = "".join(traceback.format_tb(error.__traceback__))
     logger.error(
         "%s while answering a request\n%s",
         type(error).__name__,
         place,
-        extra={"event": {"job_id": job_id}},
+        extra={"event": {"job_id": event["job_id"]}},
     )
     if _is_broken_device(error):
         return DeviceBroken(
@@ -115,9 +117,14 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    # What libraries below torch's allocator say when the device is full.
+    # What torch's CPU allocator and the libraries below its CUDA one say when memory is full.
     return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+        words in str(error)
+        for words in (
+            "CUDA error: out of memory",
+            "CUBLAS_STATUS_ALLOC_FAILED",
+            "DefaultCPUAllocator: can't allocate memory",
+        )
     )
 
 

@@ -141,7 +141,8 @@ class Expansion:
         except torch.OutOfMemoryError as error:
             if len(reads) == 1:
                 raise errors.OutOfMemory(
-                    "a single attribution target does not fit the device: send a shorter prompt"
+                    "a single attribution target does not fit the device: lower "
+                    "max_feature_nodes or send a shorter prompt"
                 ) from error
         # Out of the handler, where the failed attempt's tensors are no longer referred to.
         half = len(reads) // 2

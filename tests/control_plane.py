@@ -49,6 +49,7 @@ class ControlPlane:
         self.pings: list[dict[str, str]] = []
         self.unauthorized = 0
         self.faults: dict[str, deque[int | str]] = defaultdict(deque)
+        self.extra_jobs: list[Any] = []  # handed over with the next batch, as they are
         self._queue: deque[dict[str, Any]] = deque()
         self._stops: deque[str] = deque()
         self._numbers = itertools.count(1)
@@ -87,6 +88,18 @@ class ControlPlane:
                 self._queue.remove(job)
                 return True
         return False
+
+    def poll_round_trip(self, timeout_s: float = 10.0) -> float:
+        """Seconds from a stop signal (of no job) to the worker's next poll for one."""
+        polls = self.requests["job-stop"]
+        started = time.monotonic()
+        self._stops.append("no-job")
+        self._wake()
+        while self.requests["job-stop"] == polls:
+            if time.monotonic() - started > timeout_s:
+                raise AssertionError("the worker does not ask for stop signals")
+            time.sleep(0.001)
+        return time.monotonic() - started
 
     def fail(self, route: str, *faults: int | str) -> None:
         """Answer the next requests to a route with these statuses, "drop" or "hang"."""
@@ -189,7 +202,9 @@ class ControlPlane:
         if not await self._poll(self._queue):
             return web.Response(status=204)
         count = min(int(request.query["batch_size"]), len(self._queue))
-        return web.json_response([self._queue.popleft() for _ in range(count)])
+        jobs = [self._queue.popleft() for _ in range(count)] + self.extra_jobs
+        self.extra_jobs = []
+        return web.json_response(jobs)
 
     async def _stop_signals(self, _request: web.Request) -> web.Response:
         if not await self._poll(self._stops):

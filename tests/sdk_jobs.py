@@ -35,6 +35,9 @@ def comparable(output):
     return without_times(output) if "nodes" in output else output
 
 
+# What the caller of a job that is cancelled may wait for its end.
+CANCELLED_WITHIN_S = 2.0
+
 # So hot that no end of text comes up.
 LONG_STEER = {**STEER, "n_tokens": 40, "temperature": 5.0, "seed": 4}
 
@@ -96,8 +99,10 @@ def assert_as_a_fresh_worker(plane, fresh):
 def cancel_in_mid_stage(plane, worker, body, stage):
     job_id = plane.submit(body)
     until(lambda: in_mid_stage(plane, job_id, stage))
+    told = time.monotonic()
     plane.stop(job_id)
     until(lambda: stopped(worker, job_id))
+    assert time.monotonic() - told < CANCELLED_WITHIN_S
     return job_id
 
 
