@@ -1,14 +1,19 @@
 """The long runs, by `make soak`: a thousand jobs, and SIGTERM in each stage that lasts."""
 
+import contextlib
 import os
 from pathlib import Path
 
 import pytest
 
+from errors import WorkerError
+from model_loader import get_model
 from tests import raw_server
 from tests.control_plane import ControlPlane, running_worker
-from tests.demo_worker import GRAPH
+from tests.demo_worker import GRAPH, ask, demo_settings, forget_graphs
 from tests.sdk_jobs import (
+    BAD,
+    GOOD,
     LONG_GRAPH,
     LONG_STEER,
     assert_each_answered_once,
@@ -28,6 +33,17 @@ def open_files(pid):
     """What the process has open that isn't a connection: those come and go with the polls."""
     links = [path.readlink() for path in Path(f"/proc/{pid}/fd").iterdir()]
     return sorted(str(link) for link in links if not str(link).startswith("socket:"))
+
+
+def hooks():
+    """Hooks on the modules of this process's model, of torch's and TransformerLens's kinds."""
+    model = get_model(demo_settings()).model
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "fwd_hooks", "bwd_hooks")
+    return {
+        (name, kind): len(getattr(module, kind, ()))
+        for name, module in model.named_modules()
+        for kind in kinds
+    }
 
 
 def threads(pid):
@@ -53,16 +69,33 @@ def test_a_thousand_good_and_bad_jobs_leave_nothing_behind(tmp_path):
         assert files_after == files_before
 
 
+def test_a_thousand_good_and_bad_jobs_leave_no_hook_on_the_model():
+    before = hooks()
+    for number in range(1000):
+        body = BAD[number // 5 % len(BAD)][0] if number % 5 == 4 else GOOD[number % len(GOOD)]
+        forget_graphs()
+        with contextlib.suppress(WorkerError):
+            ask(body)
+    assert hooks() == before
+
+
 @pytest.mark.parametrize(
-    ("body", "stage"),
+    ("body", "stage", "slowed"),
     [
-        (LONG_GRAPH, "attribute"),
-        (LONG_STEER, "generate"),
-        ({**GRAPH, "signed_url": "URL"}, "upload"),
+        (GRAPH, "tokenise", ["prompts.tokenize"]),
+        (LONG_GRAPH, "attribute", []),
+        (GRAPH, "prune", ["attribution.pruning._drop_dead_ends"]),
+        (GRAPH, "encode", ["graph_document._weights_text"]),
+        (LONG_STEER, "tokenise", ["prompts.tokenize"]),
+        (LONG_STEER, "activations", ["steering.feature_activations"]),
+        (LONG_STEER, "generate", []),
+        ({**GRAPH, "signed_url": "URL"}, "upload", []),
     ],
-    ids=["attribute", "generate", "upload"],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_worker_told_to_end_in_a_stage_posts_a_retryable_error_and_ends(tmp_path, body, stage):
+def test_a_worker_told_to_end_in_a_stage_posts_a_retryable_error_and_ends(
+    tmp_path, body, stage, slowed
+):
     # The store reads nothing, so an upload lasts until it is stopped.
     with (
         raw_server.RawServer([raw_server.stop_reading]) as store,
@@ -72,6 +105,7 @@ def test_a_worker_told_to_end_in_a_stage_posts_a_retryable_error_and_ends(tmp_pa
             tmp_path,
             "-m",
             "tests.slow_worker",
+            *slowed,
             SHUTDOWN_GRACE_S="0",
             UPLOAD_ALLOWED_HOSTS="127.0.0.1",
         ) as worker,
