@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 SPOOL_BYTES = 2_000_000_000
 
 _TEXT = "1 2 3"
-# Equal runs differ by nothing, or by what a GPU's kernels may do in another order.
-_ROUNDING = 0.01  # of the largest logit
+# In log-probability. Two runs differ by nothing, or by what a GPU's kernels do in another order.
+_ROUNDING = 0.1
+_SMALLEST = 1e-6  # probability that is looked at
 
 
 class UnfitError(Exception):
@@ -63,11 +64,11 @@ def check_device(settings: Settings, loaded: LoadedModel) -> None:
         why = f"Runpod gave the worker {settings.runpod_gpu_count} of them"
     device = torch.device(loaded.model.cfg.device)
     if expected is not None and device.type != "cuda":
+        build = torch.version.cuda
+        remedy = f"choose hosts with CUDA {build} or newer" if build else "install a CUDA build"
         raise UnfitError(
             f"a GPU was expected ({why}) and the model is on the {device}: torch "
-            f"{torch.__version__} finds none; allow the endpoint hosts with CUDA "
-            f"{torch.version.cuda or 'and install a CUDA build of torch'} or newer, or set "
-            "DEVICE=cpu"
+            f"{torch.__version__} finds none; {remedy}, or set DEVICE=cpu"
         )
 
 
@@ -75,14 +76,11 @@ def check_weights(loaded: LoadedModel) -> None:
     """Raise UnfitError when a weight of model or transcoders was left out or holds NaN."""
     import torch
 
-    sums = {}
     for name, weight in loaded.model.named_parameters():
         if weight.is_meta:
             raise UnfitError(f"{name} was not loaded: the model's files lack it; download it anew")
-        sums[name] = weight.detach().sum(dtype=torch.float32)
-    for name, total in zip(sums, torch.stack([*sums.values()]).tolist(), strict=True):
         # Infinite thresholds are how some transcoders switch features off.
-        if total != total:
+        if weight.detach().sum(dtype=torch.float32).isnan():
             raise UnfitError(
                 f"{name} of {loaded.entry.label} holds NaN: its file is damaged; delete it from "
                 "HF_HOME, or from its directory, to have it downloaded anew"
@@ -95,12 +93,14 @@ def check_forward_pass(loaded: LoadedModel) -> None:
     That reads each transcoder's encoder and decoder, lazy ones from their files.
 
     Raises:
-        UnfitError: logits are not finite, or a second run gives others than the first.
+        UnfitError: logits are not finite, or a second run predicts other tokens than the first.
     """
     import steering
+    from actions.forward_pass import next_token_probabilities
 
     ids = prompts.tokenize(_TEXT, loaded.tokenizer)
-    before = _logits(loaded, ids)
+    before = next_token_probabilities(loaded, ids)
+    # One NaN or infinity among the logits leaves no probability a number.
     if not before.isfinite().all():
         raise UnfitError(
             f"{loaded.entry.label} gives logits that are not finite: its weights or the device "
@@ -118,12 +118,12 @@ def check_forward_pass(loaded: LoadedModel) -> None:
         seed=None,
         freeze_attention=False,
     )
-    change = (_logits(loaded, ids) - before).abs().max()
-    if not change <= _ROUNDING * before.abs().max():
+    change = float((_logs(next_token_probabilities(loaded, ids)) - _logs(before)).abs().max())
+    if not change <= _ROUNDING:
         raise UnfitError(
-            f"{loaded.entry.label} gives other logits on its second run than on its first (by up "
-            f"to {change:.3g}): the device computes wrong, or something of the first run is left "
-            "over; have the worker replaced"
+            f"{loaded.entry.label} predicts otherwise on its second run than on its first (log-"
+            f"probabilities change by up to {change:.2g}): the device computes wrong, or something "
+            "of the first run is left over; have the worker replaced"
         )
 
 
@@ -147,13 +147,8 @@ def check_disk(needed_bytes: int = SPOOL_BYTES) -> None:
         pass
 
 
-def _logits(loaded: LoadedModel, ids: list[int]) -> "torch.Tensor":
-    """The logits (d_vocab,) after the last token, in float32."""
-    import torch
-
-    with torch.inference_mode():
-        tokens = torch.tensor([ids], device=loaded.model.cfg.device)
-        return loaded.model(tokens, attention_mask=torch.ones_like(tokens))[0, -1].float()
+def _logs(probabilities: "torch.Tensor") -> "torch.Tensor":
+    return probabilities.clamp_min(_SMALLEST).log()
 
 
 def _in_one_sentence(check: Callable[[], Any]) -> Callable[[], None]:

@@ -239,6 +239,37 @@ def test_a_field_of_any_name_is_refused_soon(name, model_runs):
         assert_answered_or_refused_soon({**body, name: 1}, model_runs)
 
 
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        ({**STEER, "features": [FEATURE] * 5_001}, "invalid_input: features: list should have at"),
+        (
+            {**FORWARD, **dict.fromkeys(map(str, range(100)), 1)},
+            "invalid_input: an object with 10",
+        ),
+        ({**GRAPH, "signed_url": "http://h/" + "a" * 16_384}, "invalid_input: signed_url: string"),
+        (
+            {**GRAPH, "attribution_targets": ["a" * 257]},
+            "invalid_input: attribution_targets[0] h",
+        ),
+        ({**GRAPH, "batch_size": 2**53 + 1}, "invalid_input: batch_size: input should be less"),
+        ({**FORWARD, "action": [[1]]}, "invalid_input: action must be a string, got a list of 1"),
+        (
+            {"action": "forward-pass", "messages": [{"role": "user", "content": "a"}] * 65},
+            "prompt_too_long: there are 65 messages, the limit is 64 tokens",
+        ),
+        (
+            {"action": "forward-pass", "messages": [{"role": "user", "content": "a" * 9_000}] * 2},
+            "prompt_too_long: the prompt has 18000 characters",
+        ),
+    ],
+)
+def test_a_bound_is_named(body, error):
+    with pytest.raises(WorkerError) as raised:
+        ask(body)
+    assert str(raised.value).startswith(error)
+
+
 @settings(FUZZ, max_examples=300)
 @given(body=REQUESTS)
 def test_every_request_is_answered_or_refused_with_a_reason(good, model_runs, body):
