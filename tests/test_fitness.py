@@ -21,7 +21,9 @@ def loaded():
     return model_loader.load(demo_settings())
 
 
-def test_a_sound_worker_passes(loaded):
+@pytest.mark.parametrize("engine", ["transformerlens", "nnsight"])
+def test_a_sound_worker_passes(engine):
+    loaded = model_loader.load(demo_settings(model_engine=engine))
     fitness.check_device(demo_settings(), loaded)
     fitness.check_weights(loaded)
     fitness.check_forward_pass(loaded)
