@@ -8,8 +8,8 @@ Importing this module loads no model and no torch.
 
 import asyncio
 import logging
+import os
 import signal
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -119,8 +119,9 @@ def _within_limit(document: "Spooled", limit: int) -> dict[str, Any]:
 
 def main() -> None:
     """Load the model, then serve jobs until told to stop; without Runpod, run one and report."""
-    # While the model loads nothing is lost; and a container's first process ignores the default.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # While the model loads nothing is lost, and an exception might be raised where Python drops it.
+    # A container's first process ignores the default.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     try:
         settings = get_settings()
     except SettingsError as error:

@@ -47,13 +47,13 @@ class WorkerLoop(rp_scale.JobScaler):
 
     def __init__(self, config: dict[str, Any], *, shutdown_grace_s: float) -> None:
         super().__init__(config)
-        self.jobs_fetcher = self._take_jobs
         self.jobs_handler = self._run_and_post
         self._handler: Handler = config["handler"]
         self._grace_s = shutdown_grace_s
         self._told_to_end = asyncio.Event()
         self._grace_over = asyncio.Event()
         self._all_done = asyncio.Event()
+        self._room = asyncio.Event()  # set by each job that ends
         self._failures = 0  # of taking jobs, in a row
         self._stopped: set[str] = set()  # ids of jobs that were taken and have not begun
 
@@ -63,7 +63,7 @@ class WorkerLoop(rp_scale.JobScaler):
 
     async def get_jobs(self, session: ClientSession) -> None:
         """Take jobs until told to end; only then let the other loops end."""
-        await _run_until(self._told_to_end, super().get_jobs(session))
+        await _run_until(self._told_to_end, self._keep_taking(session))
         logger.info("no more jobs are taken; those that run have %.0f s", self._grace_s)
         asyncio.get_running_loop().call_later(self._grace_s, self._grace_over.set)
         self.kill_worker()
@@ -79,14 +79,42 @@ class WorkerLoop(rp_scale.JobScaler):
         finally:
             self._all_done.set()
 
-    async def _take_jobs(self, session: ClientSession, count: int) -> list[dict[str, Any]] | None:
-        """The SDK's `get_job`; after a failure it waits, since the SDK asks again at once."""
+    async def _keep_taking(self, session: ClientSession) -> None:
+        """The SDK's `get_jobs`, which waits a second whenever the worker is full.
+
+        Jobs are shorter than that, so here the end of one makes room for the next at once.
+        """
+        while True:
+            await self.set_scale()
+            self._room.clear()
+            free = self.current_concurrency - self.current_occupancy()
+            if free <= 0:
+                await self._room.wait()
+                continue
+            for job in await self._take_jobs(session, free):
+                await self.jobs_queue.put(job)
+                self.job_progress.add(job)
+                logger.info("job %s: taken", job["id"])
+
+    async def handle_job(self, session: ClientSession, job: dict[str, Any]) -> None:
+        """Run a job to its end, and let the next one be taken."""
         try:
-            jobs: list[dict[str, Any]] | None = await rp_job.get_job(session, count)
-        except Exception:
+            await super().handle_job(session, job)
+        finally:
+            self._room.set()
+
+    async def _take_jobs(self, session: ClientSession, count: int) -> list[dict[str, Any]]:
+        """The SDK's `get_job`, within its time; after a failure none, and a pause that grows."""
+        try:
+            taking = rp_job.get_job(session, count)
+            jobs = await asyncio.wait_for(taking, self.jobs_fetcher_timeout)
+        except TimeoutError:
+            return []
+        except Exception as error:
             self._failures += 1
+            logger.warning("no job could be taken: %s", type(error).__name__)
             await asyncio.sleep(0.1 * 2 ** min(self._failures, 7))
-            raise
+            return []
         self._failures = 0
         return self._new_jobs(jobs or [])
 

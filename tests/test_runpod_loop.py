@@ -1,7 +1,10 @@
-"""What becomes of a handler's answer that is none, under the SDK's real loop."""
+"""The worker loop where the SDK's own would lose time or answers."""
+
+import asyncio
 
 import pytest
 
+from runpod_loop import WorkerLoop
 from tests.control_plane import ControlPlane, running_worker
 
 PROGRAM = """
@@ -37,3 +40,43 @@ def plane(tmp_path_factory):
 def test_what_the_handler_can_not_answer_is_internal_and_tells_nothing(plane, value, error):
     assert plane.result(plane.submit(value)) == {"error": error}
     assert plane.result(plane.submit("fine")) == {"output": {"value": "fine"}}
+
+
+class Asking(WorkerLoop):
+    """A loop that notes when it asks for jobs, and whose jobs do nothing."""
+
+    def __init__(self):
+        config = {"handler": None, "concurrency_modifier": lambda _current: 1}
+        super().__init__(config, shutdown_grace_s=0)
+        self.jobs_handler = self.do_nothing
+        self.asked = asyncio.Event()
+
+    async def do_nothing(self, *_):
+        pass
+
+    async def _take_jobs(self, session, count):
+        self.asked.set()
+        await asyncio.Event().wait()
+
+
+async def turns_of_the_event_loop(n=10):
+    for _ in range(n):
+        await asyncio.sleep(0)
+
+
+def test_a_full_worker_asks_for_the_next_job_as_soon_as_one_ends():
+    async def work():
+        loop, job = Asking(), {"id": "first"}
+        await loop.set_scale()
+        loop.jobs_queue.put_nowait(job)
+        loop.job_progress.add(job)
+        loop.jobs_queue.get_nowait()
+        taking = asyncio.create_task(loop._keep_taking(None))
+        await turns_of_the_event_loop()
+        assert not loop.asked.is_set()
+        await loop.handle_job(None, job)
+        await turns_of_the_event_loop()
+        assert loop.asked.is_set()
+        taking.cancel()
+
+    asyncio.run(work())

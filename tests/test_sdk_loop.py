@@ -124,9 +124,8 @@ def test_stop_signals_are_heard_while_a_graph_is_computed(plane, worker):
 
 
 def test_a_job_stopped_before_it_has_begun_never_begins(plane, worker):
-    taken = worker.log().count("Jobs in queue: ")
     job_id = plane.submit({**LONG_GRAPH, "max_n_logits": 61})
-    until(lambda: worker.log().count("Jobs in queue: ") > taken)
+    until(lambda: f"job {job_id}: taken" in worker.log())
     plane.stop(job_id)
     until(lambda: stopped(worker, job_id))
     assert plane.jobs[job_id].results == []

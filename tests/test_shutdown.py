@@ -54,6 +54,6 @@ def test_a_job_that_ends_within_the_grace_is_answered(slow_worker):
 
 def test_a_worker_told_to_end_while_it_loads_its_model_ends(tmp_path):
     with ControlPlane() as plane, running_worker(plane, tmp_path) as worker:
-        until(lambda: "Log level set" in worker.log())
+        until(lambda: "imported the libraries" in worker.log())
         assert worker.terminate() == 0
         assert plane.requests["job-take"] == 0
