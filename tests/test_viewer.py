@@ -175,8 +175,8 @@ def test_metadata_are_found_wherever_they_stand(tmp_path):
         b'{"metadata": {"slug": "s", "scan": "s", "prompt": "p"}}',
         b'{"metadata": {"slug": "s", "scan": 1, "prompt": "p", "prompt_tokens": []}}',
         b"\x1f\x8b",
-        gzip.compress(b"[]"),
-        gzip.compress(json.dumps(GRAPH).encode())[:-20],
+        gzip.compress(b"[]", mtime=0),
+        gzip.compress(json.dumps(GRAPH).encode(), mtime=0)[:-20],
     ],
 )
 def test_a_file_that_is_no_graph_is_named(tmp_path, content):
