@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from pydantic import BaseModel
 
-import fitness
 import logs
 from errors import DeviceBroken, Internal, OutputTooLarge, WorkerError
 from loading.lean_imports import lean_imports
@@ -28,6 +27,7 @@ from settings import Settings, SettingsError, get_settings
 with lean_imports():
     from runpod.serverless.modules.rp_logger import RunPodLogger
 
+    import fitness
     import runpod_loop
     from progress import ProgressPosts
 
