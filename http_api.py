@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_BODY_BYTES = 1_000_000
+MAX_BODY_BYTES = 2_000_000  # a steer of as many features as there may be fits
 RETRY_AFTER_S = 5
 
 # zlib's levels above 3 take several times as long for a few percent.

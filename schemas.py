@@ -20,11 +20,13 @@ NonEmpty = Annotated[str, Field(min_length=1)]
 
 # Bounds beyond any use, so that a request outside them is refused in milliseconds.
 MAX_ITEMS = 5_000
+MAX_FEATURES = 10_000  # all that a graph has by default: keeping a circuit ablates the others
 MAX_FIELDS = 100
 MAX_URL_CHARACTERS = 16_384
 Whole = Annotated[int, Field(le=2**53)]  # what JSON's numbers hold exactly
 # Of a long list only the first fault is told.
 Many = Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)
+ManyFeatures = Field(min_length=1, max_length=MAX_FEATURES, fail_fast=True)
 
 
 def _refuse_many_fields(data: Any) -> Any:
@@ -123,7 +125,7 @@ class GenerateGraphRequest(_PromptRequest):
 
     @model_validator(mode="after")
     def _upload_options_need_a_url(self) -> Self:
-        if self.signed_headers is not None and self.signed_url is None:
+        if self.signed_headers and self.signed_url is None:
             raise ValueError("signed_headers is given without signed_url")
         return self
 
@@ -157,7 +159,7 @@ class SteerFeature(_Schema):
 class SteerRequest(_PromptRequest):
     """Continue a prompt twice: as the model would, and with features changed."""
 
-    features: Annotated[list[SteerFeature], Many]
+    features: Annotated[list[SteerFeature], ManyFeatures]
     n_tokens: Whole = Field(10, ge=1, description="most tokens to generate")
     top_k: Whole = Field(5, ge=0, description="predictions reported after each token")
     temperature: float = Field(0.0, ge=0, description="0 takes the likeliest token")
@@ -166,7 +168,7 @@ class SteerRequest(_PromptRequest):
         description="subtracted from a token's logit for each earlier use; below 0 is 0",
     )
     seed: int | None = Field(
-        None, ge=-(2**63), lt=2**63, description="repeats a sampled generation exactly"
+        None, ge=-(2**63), lt=2**64, description="repeats a sampled generation exactly"
     )
     freeze_attention: bool = Field(False, description="keep the prompt's attention patterns")
     steered_output_only: bool = Field(False, description="skip the default generation")

@@ -7,7 +7,7 @@ writes. Everything goes through hooks of a forward pass.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -130,14 +130,14 @@ class FeatureReader:
     def __init__(
         self, passes: Passes, layer: int, sites: Sequence[Site], silent: Collection[int]
     ) -> None:
-        positions = list(dict.fromkeys(position for position, _ in sites))
-        indices = list(dict.fromkeys(index for _, index in sites))
+        positions = _places(position for position, _ in sites)
+        indices = _places(index for _, index in sites)
         tensor = partial(torch.tensor, device=passes.model.cfg.device)
-        self._distinct_positions = tensor(positions)
+        self._distinct_positions = tensor(list(positions))
         self._distinct_silent = tensor([position in silent for position in positions])
-        self._row = tensor([positions.index(position) for position, _ in sites])
-        self._column = tensor([indices.index(index) for _, index in sites])
-        self._indices = tensor(indices)
+        self._row = tensor([positions[position] for position, _ in sites])
+        self._column = tensor([indices[index] for _, index in sites])
+        self._indices = tensor(list(indices))
         self._transcoders = passes.transcoders
         self._layer = layer
         self._encode = _encoder(passes.transcoders, layer, self._indices)
@@ -154,6 +154,11 @@ class FeatureReader:
         if rows.ndim == 2:
             rows = rows[:, None]
         return rows[self._column].transpose(0, 1)
+
+
+def _places(values: Iterable[int]) -> dict[int, int]:
+    """Each distinct value's place among them."""
+    return {value: place for place, value in enumerate(dict.fromkeys(values))}
 
 
 def _encoder(transcoders: Any, layer: int, indices: Tensor) -> Callable[[Tensor], Tensor]:

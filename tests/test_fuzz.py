@@ -41,8 +41,8 @@ HUGE = {
     "object": {f"field{i}": i for i in range(100_000)},
     "deep list": nested(1, lambda value: [value], 50_000),
     "deep object": nested(1, lambda value: {"a": value}, 50_000),
-    "features, the last bad": [FEATURE] * (schemas.MAX_ITEMS - 1) + [{}],
-    "features, the last of no layer": [FEATURE] * (schemas.MAX_ITEMS - 1)
+    "features, the last bad": [FEATURE] * (schemas.MAX_FEATURES - 1) + [{}],
+    "features, the last of no layer": [FEATURE] * (schemas.MAX_FEATURES - 1)
     + [{**FEATURE, "layer": 9}],
     "messages": [{"role": "user", "content": "a"}] * schemas.MAX_ITEMS,
     "messages, the last bad": [{"role": "user", "content": "a"}] * (schemas.MAX_ITEMS - 1) + [{}],
@@ -242,7 +242,7 @@ def test_a_field_of_any_name_is_refused_soon(name, model_runs):
 @pytest.mark.parametrize(
     ("body", "error"),
     [
-        ({**STEER, "features": [FEATURE] * 5_001}, "invalid_input: features: list should have at"),
+        ({**STEER, "features": [FEATURE] * 10_001}, "invalid_input: features: list should have at"),
         (
             {**FORWARD, **dict.fromkeys(map(str, range(100)), 1)},
             "invalid_input: an object with 10",

@@ -1,6 +1,7 @@
 """What the paths answer, over real connections to a running server."""
 
 import gzip
+import itertools
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ import requests
 import http_api
 import http_docs
 import logs
+import schemas
 from tests.demo_worker import ROOT, ask
 from tests.http_server import (
     ACTIONS,
@@ -216,12 +218,26 @@ def test_a_body_above_the_limit_is_refused_and_the_connection_lives_on(server, i
 
 @pytest.mark.parametrize(("over", "status"), [(0, 200), (1, 413)])
 @pytest.mark.parametrize("is_chunked", [False, True])
-def test_a_body_may_have_a_million_bytes_and_no_more(server, is_chunked, over, status):
+def test_a_body_may_have_the_bytes_of_the_limit_and_no_more(server, is_chunked, over, status):
     body = json.dumps(PARSE).encode().ljust(http_api.MAX_BODY_BYTES + over)
     headers = {"Content-Type": "application/json"}
     data = iter([body[:10], body[10:]]) if is_chunked else body
     url = f"{server.url}/parse-chat-prompt"
     assert requests.post(url, data=data, headers=headers, timeout=60).status_code == status
+
+
+def test_a_steer_of_as_many_features_as_there_may_be_is_answered(server):
+    """As the webapp writes them, and at their longest."""
+    feature = {"steer_generated_tokens": False, "delta": -0.12345678901234567, "ablate": False}
+    places = itertools.product(range(4), range(1024), range(1, 5))
+    features = [
+        {"layer": k, "index": i, "token_active_position": p, "steer_position": p, **feature}
+        for k, i, p in itertools.islice(places, schemas.MAX_FEATURES)
+    ]
+    assert len(features) == schemas.MAX_FEATURES
+    assert len(json.dumps(features)) > 1_000_000
+    response = post(server, "steer", {**STEER, "features": features})
+    assert response.status_code == 200, response.text
 
 
 def test_an_endless_body_is_answered_before_it_ends(server):
