@@ -13,6 +13,7 @@ from schemas import (
     SteerRequest,
     parse_request,
 )
+from settings import Settings
 
 FEATURE = {"layer": 1, "index": 2, "token_active_position": 3, "steer_position": 3, "delta": 1.5}
 
@@ -108,6 +109,20 @@ class TestDialect:
         )
         assert isinstance(request, SteerRequest)
         assert request.features[1].ablate
+
+    def test_a_steer_may_name_every_feature_that_a_graph_has_by_default(self):
+        """To keep one circuit only, a caller ablates all of a graph's other features."""
+        features = [
+            {**FEATURE, "index": i} for i in range(Settings(_env_file=None).max_feature_nodes)
+        ]
+        assert len(parse_request(steer(features=features)).features) == len(features)
+
+    @pytest.mark.parametrize("seed", [0, -1, -(2**63), 2**53 + 1, 2**63, 2**64 - 1])
+    def test_any_seed_that_torch_takes_is_accepted(self, seed):
+        assert parse_request(steer(seed=seed)).seed == seed
+
+    def test_headers_that_hold_nothing_need_no_url(self):
+        assert parse_request(graph(signed_headers={})).signed_headers == {}
 
     def test_qk_tracing_fields_are_accepted_and_only_true_is_refused(self):
         fields = {"enable_qk_tracing": False, "qk_top_fraction": 0.6, "qk_topk": 10}
@@ -211,7 +226,7 @@ REFUSED_STEERS = [
     ({"temperature": -0.5}, ["temperature", "greater than or equal to 0", "-0.5"]),
     ({"freq_penalty": "x"}, ["freq_penalty", "number", "'x'"]),
     ({"seed": 1.5}, ["seed", "integer", "1.5"]),
-    ({"seed": 2**63}, ["seed", "less than", str(2**63)]),
+    ({"seed": 2**64}, ["seed", "less than", str(2**64)]),
     ({"freeze_attention": "no"}, ["freeze_attention", "boolean", "'no'"]),
     ({"steered_output_only": 0}, ["steered_output_only", "boolean", "got 0"]),
     ({"logits_format": "rows"}, ["logits_format", "'pairs' or 'objects'", "'rows'"]),
