@@ -29,6 +29,7 @@ from tests.http_server import (
     serving,
     wait_until,
 )
+from tests.raw_server import RawServer, answer, error_xml
 
 README = (ROOT / "README.md").read_text()
 SECRET = "correct horse battery staple"
@@ -104,6 +105,24 @@ def test_an_action_s_error_has_its_class_s_status(server, changed, status, code)
     response = post(server, "forward-pass", {**FORWARD, **changed})
     assert_error(response, status, code)
     assert "Retry-After" not in response.headers
+
+
+@pytest.mark.parametrize(
+    ("url", "status", "code"),
+    [
+        ("http://169.254.169.254/key?X-Amz-Signature=feedbeef", 400, "upload_url_refused"),
+        ("http://127.0.0.1:{port}/key?X-Amz-Signature=feedbeef", 502, "upload_failed"),
+    ],
+)
+def test_a_graph_that_can_not_be_uploaded_has_the_status_of_why(url, status, code):
+    with (
+        serving(upload_allowed_hosts=("127.0.0.1",)) as server,
+        RawServer([answer(403, error_xml("AccessDenied"))]) as refusing,
+    ):
+        url = url.format(port=refusing.port)
+        response = post(server, "generate-graph", {**GRAPH, "signed_url": url})
+    assert_error(response, status, code)
+    assert "feedbeef" not in response.text
 
 
 # What callers of the API that this door is compatible with send, but for model and features.
