@@ -5,7 +5,8 @@ import itertools
 import pytest
 
 from errors import InvalidInput
-from tests.demo_worker import FORWARD, GRAPH, PROMPT, ask
+from model_loader import get_model
+from tests.demo_worker import FORWARD, GRAPH, PROMPT, ask, demo_settings
 
 TOKENS = ["Michael", " Jordan", " joue", " au"]
 LAST = 4  # position of " au"
@@ -21,6 +22,16 @@ def strongest():
     node = min(at_last, key=lambda n: n["influence"])
     layer, index, position = map(int, node["node_id"].split("_"))
     return {"layer": layer, "index": index, "token_active_position": position}
+
+
+@pytest.fixture
+def model_runs():
+    """Grows by one whenever the model is run."""
+    runs = []
+    block = get_model(demo_settings()).model.blocks[0]
+    handle = block.register_forward_pre_hook(lambda *_: runs.append(None))
+    yield runs
+    handle.remove()
 
 
 def steer(features, **fields):
@@ -156,16 +167,42 @@ def test_no_predictions_are_listed_when_none_are_wanted(strongest):
         ({"steer_position": 9}, {}, ["steer_position is 9", "5 tokens (0 to 4)"]),
         ({}, {"top_k": 10**6}, ["top_k is 1000000", "vocabulary has"]),
         ({}, {"n_tokens": 10**6}, ["n_tokens is 1000000", "room for"]),
-        ({"delta": 1e300}, {}, ["smaller deltas"]),
     ],
 )
 def test_what_the_model_or_the_prompt_does_not_have_is_refused_with_the_bound(
-    feature, fields, words
+    feature, fields, words, model_runs
 ):
     base = {"layer": 0, "index": 0, "token_active_position": 4, "steer_position": 4, "delta": 1.0}
     with pytest.raises(InvalidInput) as raised:
         steer([{**base, **feature}], **fields)
     assert [word for word in words if word not in str(raised.value)] == []
+    assert model_runs == []
+
+
+def test_the_last_feature_of_many_is_checked_before_anything_runs(model_runs):
+    base = {"layer": 0, "index": 0, "token_active_position": 4, "steer_position": 4, "delta": 1.0}
+    with pytest.raises(InvalidInput, match=r"features\[2\]\.layer is 4"):
+        steer([base, {**base, "steer_position": 0}, {**base, "layer": 4, "steer_position": 0}])
+    assert model_runs == []
+
+
+def test_a_delta_beyond_the_number_range_is_refused(strongest):
+    with pytest.raises(InvalidInput, match="smaller deltas"):
+        steer([{**strongest, "steer_position": LAST, "delta": 1e300}])
+
+
+def test_of_two_changes_of_one_feature_the_last_counts(strongest):
+    ablated = {**strongest, "steer_position": LAST, "ablate": True}
+    raised = {**strongest, "steer_position": LAST, "delta": 30.0}
+    for first, last in ((ablated, raised), (raised, ablated)):
+        assert steer([first, last]) == steer([last])
+
+
+def test_a_value_may_start_from_the_leading_token_where_every_feature_is_silent(strongest):
+    """The activation there is 0, so the value set is the delta."""
+    from_bos = {**strongest, "token_active_position": 0, "steer_position": LAST, "delta": 0}
+    ablated = {**strongest, "steer_position": LAST, "ablate": True}
+    assert steer([from_bos]) == steer([ablated])
 
 
 @pytest.mark.parametrize(
