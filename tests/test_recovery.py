@@ -257,11 +257,19 @@ def test_a_job_that_starts_after_its_deadline_is_refused(body):
         ask({**body, "deadline": time.time() - 5})
 
 
-def test_a_generation_stops_when_its_deadline_passes(model):
-    handle = model.blocks[0].register_forward_pre_hook(lambda *_: time.sleep(0.2))
+@pytest.mark.parametrize("body", [OTHER_GRAPH, STEER], ids=["graph", "steer"])
+def test_a_job_stops_when_its_deadline_passes_under_way(model, body):
+    runs = []
+
+    def run_slowly(*_):
+        runs.append(None)
+        time.sleep(0.4)
+
+    handle = model.blocks[0].register_forward_pre_hook(run_slowly)
     try:
         with pytest.raises(DeadlineExceeded):
-            ask({**STEER, "deadline": time.time() + 0.3})
+            ask({**body, "deadline": time.time() + 0.3})
+        assert runs
     finally:
         handle.remove()
 
