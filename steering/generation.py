@@ -233,7 +233,8 @@ def _top(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     probs = logits.float().softmax(dim=-1)
     if probs[0].isnan():
         raise InvalidInput(
-            "the interventions drive the model's logits out of the number range; use smaller deltas"
+            "features: their values drive the model's logits out of the number range; use smaller "
+            "deltas"
         )
     top_probs, top_ids = probs.topk(top_k)
     return top_ids, top_probs
