@@ -118,6 +118,8 @@ class _WatchedContext:
         return getattr(self._context, name)
 
     def run_forward_pass(self, input_ids: torch.Tensor, n_rows: int) -> None:
+        # No batch of features is longer, and one of more logits goes through in parts.
+        n_rows = min(n_rows, max(self._progress.total, 1))
         self._input_ids, self._n_rows = input_ids, n_rows
         while not self._fits(self._forward):
             self._halve()

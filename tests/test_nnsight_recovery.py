@@ -180,6 +180,23 @@ class TestMemory:
         assert torch.equal(halved.selected_features, whole.selected_features)
         torch.testing.assert_close(halved.adjacency_matrix, whole.adjacency_matrix)
 
+    def test_a_batch_has_no_more_rows_than_there_are_features_to_attribute(self) -> None:
+        model = shared_model("nnsight", "gemma2")
+        whole, seen = attribute(model, batch_size=40), []
+
+        def count(_module: Any, args: tuple[Any, ...]) -> None:
+            seen.append(len(args[0]))
+            assert len(args[0]) <= 40
+
+        handle = model._module.model.layers[1].register_forward_pre_hook(count)
+        try:
+            graph = attribute(model, batch_size=2**53)
+        finally:
+            handle.remove()
+        assert seen == [1, 40]
+        assert torch.equal(graph.selected_features, whole.selected_features)
+        torch.testing.assert_close(graph.adjacency_matrix, whole.adjacency_matrix)
+
     def test_a_batch_whose_gradients_do_not_fit_is_split_too(self, monkeypatch) -> None:
         model, sizes = shared_model("nnsight", "gemma2"), []
         whole = attribute(model)
