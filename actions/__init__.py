@@ -68,7 +68,7 @@ def answer(
         job.check()
         response = ACTIONS[type(request)](request, get_model(settings), job)
     except Exception as error:
-        failure = _as_worker_error(error, event)
+        failure = _as_worker_error(error, event, _gpu(settings))
         level = logging.ERROR if isinstance(failure, Internal) else logging.INFO
         _log(level, f"job failed: {failure.code}", event, job, started)
         raise failure from None
@@ -76,7 +76,7 @@ def answer(
     return response
 
 
-def _as_worker_error(error: Exception, event: dict[str, Any]) -> WorkerError:
+def _as_worker_error(error: Exception, event: dict[str, Any], gpu: str) -> WorkerError:
     """What a caller is told of an exception; the log gets the place of one that is the worker's."""
     if isinstance(error, WorkerError):
         return error
@@ -91,7 +91,7 @@ def _as_worker_error(error: Exception, event: dict[str, Any]) -> WorkerError:
         place,
         extra={"event": {"job_id": event["job_id"]}},
     )
-    if _is_broken_device(error):
+    if _is_broken_device(error, gpu):
         return DeviceBroken(
             "the worker's CUDA device failed and the worker is being replaced; send the job again"
         )
@@ -108,7 +108,7 @@ def _log(level: int, message: str, event: dict[str, Any], job: Job, started: flo
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         # Since the worker began: resetting it for each job would wait for the device.
-        event["peak_device_bytes"] = torch.cuda.max_memory_allocated()
+        event["peak_device_bytes"] = torch.cuda.max_memory_allocated(_gpu(job.settings))
     logger.log(level, message, extra={"event": event})
 
 
@@ -128,7 +128,13 @@ def _is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _is_broken_device(error: BaseException) -> bool:
+def _gpu(settings: Settings) -> str:
+    """The GPU that the model is on, if it is on one: not always torch's default, the first."""
+    device = settings.device
+    return device if device is not None and device.startswith("cuda") else "cuda"
+
+
+def _is_broken_device(error: BaseException, gpu: str) -> bool:
     """Whether a CUDA error has broken the context. Only some do; a synchronised call tells."""
     import torch
 
@@ -139,7 +145,7 @@ def _is_broken_device(error: BaseException) -> bool:
     if not torch.cuda.is_initialized():
         return True
     try:
-        torch.zeros(1, device="cuda").add_(1).item()
+        torch.zeros(1, device=gpu).add_(1).item()
     except RuntimeError as after:
         return not _is_out_of_memory(after)
     return False

@@ -61,7 +61,8 @@ def hooked_model(
     state = get_pretrained_state_dict(any_path, cfg, hf_model=hf_model, dtype=dtype)
     _take(model, state, device)
     lay_out_weights(model)
-    return model.to(device, print_details=False).eval()
+    # As a string: of a torch.device TransformerLens notes the type alone, "cuda" for "cuda:1".
+    return model.to(str(device), print_details=False).eval()
 
 
 def _build(cls: Any, cfg: HookedTransformerConfig) -> Any:

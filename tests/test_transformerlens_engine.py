@@ -50,3 +50,10 @@ def test_layers_of_a_kind_share_their_masks_and_weights_are_not_copied():
     assert not torch.equal(local.mask, other.mask)
     theirs = hf_model.model.layers[0].mlp.up_proj.weight
     assert model.blocks[0].mlp.W_in.data_ptr() == theirs.data_ptr()
+
+
+def test_the_model_says_which_device_it_is_on_not_only_of_what_type():
+    hf_model = hugging_face_model(CONFIGS["qwen3"])
+    device = torch.device("cpu:0")
+    model = hooked_model(HookedTransformer, hf_model, "tiny", device, torch.float32)
+    assert model.cfg.device == str(device)
