@@ -55,6 +55,7 @@ class WorkerLoop(rp_scale.JobScaler):
         self._all_done = asyncio.Event()
         self._room = asyncio.Event()  # set by each job that ends
         self._failures = 0  # of taking jobs, in a row
+        self._begun: set[str] = set()  # ids of jobs
         self._stopped: set[str] = set()  # ids of jobs that were taken and have not begun
 
     def handle_shutdown(self, signum: int, frame: object) -> None:  # noqa: ARG002 - a signal handler
@@ -98,9 +99,11 @@ class WorkerLoop(rp_scale.JobScaler):
 
     async def handle_job(self, session: ClientSession, job: dict[str, Any]) -> None:
         """Run a job to its end, and let the next one be taken."""
+        self._begun.add(job["id"])
         try:
             await super().handle_job(session, job)
         finally:
+            self._begun.discard(job["id"])
             self._room.set()
 
     async def _take_jobs(self, session: ClientSession, count: int) -> list[dict[str, Any]]:
@@ -131,9 +134,12 @@ class WorkerLoop(rp_scale.JobScaler):
         return list(new.values())
 
     async def stop_job(self, job_id: str) -> bool:
-        """Stop a job, also one that was taken a moment ago and has not begun."""
-        if await super().stop_job(job_id):
-            return True
+        """Stop a job, also one that was taken a moment ago and has not begun.
+
+        That one isn't cancelled: a task that never began gives its place back to nobody.
+        """
+        if job_id in self._begun:
+            return await super().stop_job(job_id)
         if self.job_progress.get(job_id) is not None:
             self._stopped.add(job_id)
         return job_id in self._stopped

@@ -80,3 +80,21 @@ def test_a_full_worker_asks_for_the_next_job_as_soon_as_one_ends():
         taking.cancel()
 
     asyncio.run(work())
+
+
+def test_a_job_stopped_when_its_task_has_not_begun_makes_room_for_the_next():
+    async def work():
+        loop, job = Asking(), {"id": "stopped"}
+        loop.jobs_handler = loop._run_and_post
+        await loop.set_scale()
+        loop.jobs_queue.put_nowait(job)
+        loop.job_progress.add(job)
+        loop.jobs_queue.get_nowait()
+        task = asyncio.create_task(loop.handle_job(None, job))
+        loop.jobs_tasks[job["id"]] = task
+        assert await loop.stop_job(job["id"])
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert loop.current_occupancy() == 0
+
+    asyncio.run(work())
