@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+from uuid import uuid4
 
 import requests
 import tenacity
@@ -30,7 +31,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import disable_progress_bars
 
 from loading.download_progress import shown
-from loading.references import Reference, WeightsError, repository_folder
+from loading.references import Reference, WeightsError, download_folder
 
 logger = logging.getLogger(__name__)
 
@@ -101,28 +102,38 @@ def fetch(hub: Listing, names: list[str], cache: Path, token: str | None) -> Pat
                 f"{hub.reference.repository} has no {name} at {hub.reference.revision}: check the "
                 "folder and the revision of its name"
             )
-    folder = repository_folder(cache, hub.reference.repository)
+    folder = download_folder(cache, hub.reference.repository)
     snapshot = folder / "snapshots" / hub.commit
-    absent = [name for name in names if not (snapshot / name).exists()]
-    if not absent:
-        return snapshot
-    _check_room(hub, absent, folder, cache)
-    disable_progress_bars()  # one bar for all files instead
-    blobs = {folder / "blobs" / hub.files[name].blob: hub.files[name].size for name in absent}
-    small = [name for name in absent if hub.files[name].size <= _SMALL_BYTES]
-    large = [name for name in absent if hub.files[name].size > _SMALL_BYTES]
-    with _explained(hub.reference, token, cache), shown(str(hub.reference), blobs):
-        for group in (small, large):
-            _download(hub, group, cache, token)
+    with _explained(hub.reference, token, cache):
+        absent = [name for name in names if not (snapshot / name).exists()]
+        if not absent:
+            return snapshot
+        _check_room(hub, absent, folder, cache)
+        disable_progress_bars()  # one bar for all files instead
+        blobs = {folder / "blobs" / hub.files[name].blob: hub.files[name].size for name in absent}
+        small = [name for name in absent if hub.files[name].size <= _SMALL_BYTES]
+        large = [name for name in absent if hub.files[name].size > _SMALL_BYTES]
+        with shown(str(hub.reference), blobs):
+            for group in (small, large):
+                _download(hub, group, cache, token)
     return snapshot
 
 
 def record(hub: Listing, cache: Path) -> None:
-    """Note in a cache which commit a revision is: everything needed of it is there."""
-    refs = repository_folder(cache, hub.reference.repository) / "refs" / hub.reference.revision
-    if hub.reference.revision != hub.commit:
-        refs.parent.mkdir(parents=True, exist_ok=True)
-        refs.write_text(hub.commit)
+    """Note in a cache which commit a revision is: everything needed of it is there.
+
+    Raises:
+        WeightsError: the cache can't be written, or the disk is full.
+    """
+    if hub.reference.revision == hub.commit:
+        return
+    ref = download_folder(cache, hub.reference.repository) / "refs" / hub.reference.revision
+    # Other workers on the same volume read the old one or the new one, never half of one.
+    written = ref.with_name(f"{ref.name}.{uuid4().hex}")
+    with _explained(hub.reference, None, cache):
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        written.write_text(hub.commit)
+        written.replace(ref)
 
 
 def _download(hub: Listing, names: list[str], cache: Path, token: str | None) -> None:
@@ -152,7 +163,11 @@ def _is_passing(error: BaseException) -> bool:
         return status >= 500 or status == 429  # too many requests
     return isinstance(
         error,
-        requests.ConnectionError | requests.Timeout | requests.exceptions.ChunkedEncodingError,
+        requests.ConnectionError
+        | requests.Timeout
+        | requests.exceptions.ChunkedEncodingError
+        | ConnectionError  # Xet's
+        | TimeoutError,
     )
 
 

@@ -67,9 +67,14 @@ def snapshot(cache: Path, reference: Reference) -> Path | None:
     return path if path.is_dir() else None
 
 
+def download_folder(cache: Path, repository: str) -> Path:
+    """Where the hub's client keeps a repository in a cache."""
+    return cache / f"models--{repository.replace('/', '--')}"
+
+
 def repository_folder(cache: Path, repository: str) -> Path:
     """Where a cache keeps a repository, whether it is there or not."""
-    folder = cache / f"models--{repository.replace('/', '--')}"
+    folder = download_folder(cache, repository)
     if not folder.is_dir() and cache.is_dir():
         # Runpod writes names in small letters; on the hub they differ by more than that.
         same = [p for p in cache.iterdir() if p.name.lower() == folder.name.lower()]
@@ -79,8 +84,8 @@ def repository_folder(cache: Path, repository: str) -> Path:
 
 def _commit(folder: Path, revision: str) -> str | None:
     reference = folder / "refs" / revision
-    if reference.is_file():
-        return reference.read_text().strip()
+    if reference.is_file() and (commit := reference.read_text().strip()):
+        return commit  # an empty one is what a full disk leaves
     if _COMMIT.fullmatch(revision):
         return revision
     snapshots = folder / "snapshots"

@@ -125,6 +125,27 @@ class TestHub:
         assert answer["source"] == "hub"
         assert len(answer["layers"]) == 2
 
+    def test_half_a_model_in_small_letters_does_not_hide_the_download(self, hub, client, caches):
+        hub.repositories["Qwen/Qwen3-4B"] = Repository(MODEL)
+        home = cache_paths(caches)[-1]
+        config = {"config.json": MODEL["config.json"]}
+        write_repository(home, "qwen/qwen3-4b", config, refs=False)
+        answer = client.ask("model", "Qwen/Qwen3-4B", **caches)
+        assert files_of(Path(answer["folder"])) == MODEL
+        assert client.ask("model", "Qwen/Qwen3-4B", **caches)["source"] == "HF_HOME"
+
+    def test_a_ref_is_replaced_whole(self, hub, client, caches, tmp_path):
+        config = {"config.json": MODEL["config.json"]}
+        snapshot = write_repository(cache_paths(caches)[-1], NAME, config)
+        ref = snapshot.parent.parent / "refs/main"
+        ref.write_text("0" * 40)
+        being_read = tmp_path / "ref"
+        being_read.hardlink_to(ref)
+        assert client.ask("model", NAME, **caches)["source"] == "hub"
+        assert ref.read_text() == commit_of(NAME)
+        assert being_read.read_text() == "0" * 40
+        assert list(ref.parent.iterdir()) == [ref]
+
     def test_a_gated_repository_is_told_with_where_to_ask(self, hub, client, caches):
         hub.repositories[NAME].gated = True
         refused = client.ask("model", NAME, **caches)["error"]
@@ -186,6 +207,20 @@ class TestHub:
         error = client.ask("model", NAME, **caches)["error"]
         cache = tmp_path / "file" / "hub"
         assert error == f"{cache} can't be written: set HF_HOME to a directory that can"
+
+
+@pytest.mark.parametrize("kind", [ConnectionError, TimeoutError])
+def test_what_xet_raises_for_a_network_that_fails_is_tried_again(kind):
+    from loading import hub  # with the client, which not every test needs
+
+    failures = [kind("reset"), None]
+
+    def fetch():
+        if error := failures.pop(0):
+            raise error
+        return "whole"
+
+    assert hub._retried(fetch) == "whole"
 
 
 class TestCommands:

@@ -92,6 +92,11 @@ class TestCacheLayout:
         snapshot = write_repository(home, NAME, MODEL, refs=False)
         assert sources.model_directory(NAME, places(caches)) == snapshot
 
+    def test_an_empty_ref_is_none(self, caches):
+        snapshot = write_repository(cache_paths(caches)[-1], NAME, MODEL)
+        (snapshot.parent.parent / "refs/main").write_text("")
+        assert sources.find_model(NAME, places(caches)) == (snapshot, "HF_HOME")
+
     def test_names_in_small_letters_are_found(self, caches):
         runpod = cache_paths(caches)[1]
         write_repository(runpod, "qwen/qwen3-4b", MODEL)
