@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import atexit
-import contextlib
 import logging
 import os
 import sys
@@ -311,14 +310,17 @@ def import_libraries(settings: Settings) -> None:
 def read_weights_ahead(settings: Settings) -> None:
     """Start to bring the weights into memory that are on this machine, for `load` to find there.
 
-    What the settings name wrongly is left for `load` to refuse.
+    What can't be found or read is left for `load`, which says why.
     """
-    with contextlib.suppress(SettingsError, WeightsError):
+    try:
         entry = entry_for(settings)
         weights = find(entry.model, entry.transcoder_set, places_of(settings))
-        if weights is not None:
-            lazy = {"W_enc": entry.lazy_encoder, "W_dec": entry.lazy_decoder}
-            read_ahead(weights.files, skip=[name for name, is_lazy in lazy.items() if is_lazy])
+    except Exception as error:
+        logger.debug("no weights are read ahead: %s", type(error).__name__)
+        return
+    if weights is not None:
+        lazy = {"W_enc": entry.lazy_encoder, "W_dec": entry.lazy_decoder}
+        read_ahead(weights.files, skip=[name for name, is_lazy in lazy.items() if is_lazy])
 
 
 _loaded: LoadedModel | None = None

@@ -76,14 +76,19 @@ def stored_dtype(folder: Path) -> str:
 
 def _model_config(folder: Path) -> dict[str, Any]:
     config = _read_json(folder / "config.json")
-    return config | config.get("text_config", {})
+    return config | (config.get("text_config") or {})
 
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text())
+        content = json.loads(file.read_text())
+    except OSError as error:
+        raise WeightsError(f"{file} can't be read: {error.strerror}") from None
     except ValueError as error:
         raise WeightsError(f"{file} is no JSON: replace it ({error})") from None
+    if not isinstance(content, dict):
+        raise WeightsError(f"{file} is no JSON object: replace it")
+    return content
 
 
 def read_transcoder_config(folder: Path) -> TranscoderConfig:
@@ -99,6 +104,8 @@ def read_transcoder_config(folder: Path) -> TranscoderConfig:
         raise WeightsError(
             f"{folder} holds no {CONFIG}: name transcoders in circuit-tracer's format"
         ) from None
+    except OSError as error:
+        raise WeightsError(f"{file} can't be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise WeightsError(f"{file} is no YAML: replace it ({type(error).__name__})") from None
     config = config if isinstance(config, dict) else {}

@@ -96,3 +96,11 @@ def test_a_worker_reads_its_model_and_its_transcoders_ahead(monkeypatch):
         "demo/model/model.safetensors",
     ]
     assert skip == ["W_dec"]
+
+
+def test_weights_that_can_not_be_looked_for_are_left_to_load(monkeypatch, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": []}')
+    monkeypatch.setattr("model_loader.read_ahead", lambda *_: pytest.fail("there is nothing"))
+    read_weights_ahead(demo_settings(model_id=str(tmp_path), transcoder_set="some/thing"))

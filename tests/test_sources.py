@@ -170,6 +170,24 @@ class TestSentences:
         with pytest.raises(WeightsError, match=f"{damaged} is no JSON: replace it"):
             sources.locate(str(tmp_path), SET, places(caches))
 
+    @pytest.mark.parametrize("damaged", ["config.json", "model.safetensors.index.json"])
+    def test_json_that_is_no_object_is_named(self, caches, tmp_path, damaged):
+        for name, content in MODEL.items():
+            (tmp_path / name).write_bytes(b"[]" if name == damaged else content)
+        with pytest.raises(WeightsError, match=f"{damaged} is no JSON object: replace it"):
+            sources.locate(str(tmp_path), SET, places(caches))
+
+    def test_a_file_that_can_not_be_read_is_named(self, caches, tmp_path):
+        for name, content in MODEL.items():
+            (tmp_path / name).write_bytes(content)
+        (tmp_path / "config.json").unlink()
+        (tmp_path / "config.json").mkdir()
+        (tmp_path / "config.yaml").mkdir()
+        with pytest.raises(WeightsError, match=r"config\.json can't be read: Is a directory"):
+            sources.locate(str(tmp_path), SET, places(caches))
+        with pytest.raises(WeightsError, match=r"config\.yaml can't be read: Is a directory"):
+            sources.transcoder_files(str(tmp_path), places(caches))
+
     @pytest.mark.parametrize(
         ("text", "complaint"),
         [
