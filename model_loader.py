@@ -301,6 +301,7 @@ def import_libraries(settings: Settings) -> None:
         SettingsError: the settings name no model.
     """
     started = time.perf_counter()
+    settings.export_hub_variables()
     lean = entry_for(settings).engine == "transformerlens"
     engine = ["loading.transformerlens_engine"] if lean else []
     import_lean("actions", "loading.build", *engine)

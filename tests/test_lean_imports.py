@@ -128,7 +128,9 @@ import handler
 from loading.lean_imports import DEFERRED, REFUSED, _StandIn
 from model_loader import import_libraries
 from settings import Settings
-import_libraries(Settings(_env_file=None, device="cpu"))
+import_libraries(Settings(_env_file=None, device="cpu", hf_home="/as/settings/say"))
+import huggingface_hub.constants
+print(json.dumps(huggingface_hub.constants.HF_HOME))
 from tests.demo_worker import ask
 jobs = json.loads({json.dumps(json.dumps(JOBS))})
 print(json.dumps([ask(job) for job in jobs]))
@@ -177,25 +179,29 @@ def alone():
 
 
 def test_a_lean_worker_answers_every_action_as_any_process_does(worker):
-    assert [comparable(output) for output in worker[0]] == [comparable(ask(job)) for job in JOBS]
+    assert [comparable(output) for output in worker[1]] == [comparable(ask(job)) for job in JOBS]
+
+
+def test_the_hub_s_client_keeps_its_files_where_the_settings_say(worker):
+    assert worker[0] == "/as/settings/say"
 
 
 def test_after_its_jobs_nothing_deferred_is_imported_and_no_stand_in_is_found(worker):
-    assert worker[1] == []
     assert worker[2] == []
-    assert worker[3] is True  # garbage is collected again
+    assert worker[3] == []
+    assert worker[4] is True  # garbage is collected again
 
 
 def test_whoever_uses_what_was_deferred_gets_the_real_thing(worker):
-    assert worker[5] == [True, True]
-    assert worker[6] is True
-    difference, is_a_class = worker[7]
+    assert worker[6] == [True, True]
+    assert worker[7] is True
+    difference, is_a_class = worker[8]
     assert difference < 1e-4
     assert is_a_class
 
 
 def test_transformers_offers_what_it_always_does(worker, alone):
-    assert worker[4] == alone[2]
+    assert worker[5] == alone[2]
 
 
 def test_the_mathematics_alone_leaves_the_process_s_imports_as_they_are(alone):
