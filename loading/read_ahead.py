@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -17,12 +18,18 @@ logger = logging.getLogger(__name__)
 # Bytes asked for at once. The system takes its time over each, and reads no more of large ones.
 _CHUNK = 8 << 20
 
+# Where a container reads how much memory it may have: Linux's control groups, version 2 and 1.
+_MEMORY_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+
 
 def read_ahead(files: Sequence[Path], skip: Sequence[str] = ()) -> threading.Thread:
     """Start to have files read, in their order, and return the thread that asks for it.
 
-    It ends by itself: when all is asked for, or half of the machine's memory, beyond which what
-    came first would be gone before it is used. A file that can't be read is left to whoever loads
+    It ends by itself: when all is asked for, or half of the memory, beyond which what came
+    first would be gone before it is used. A file that can't be read is left to whoever loads
     it, whose error says more. Systems that can't be asked, such as macOS, are not.
 
     Args:
@@ -39,7 +46,7 @@ def _ask(files: tuple[Path, ...], skip: tuple[str, ...]) -> None:
     if not hasattr(os, "posix_fadvise"):
         return
     started = time.perf_counter()
-    limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    limit = memory_bytes() // 2
     n_bytes = 0
     for path in files:
         try:
@@ -57,6 +64,19 @@ def _ask(files: tuple[Path, ...], skip: tuple[str, ...]) -> None:
             logger.debug("%s is not read ahead: %s", path.name, error)
     seconds = time.perf_counter() - started
     logger.debug("asked for %.6f MB of weights ahead in %.1f s", n_bytes / 1e6, seconds)
+
+
+def memory_bytes(limits: Sequence[Path] = _MEMORY_LIMITS) -> int:
+    """The machine's memory, or what a container may have of it; file pages count there too.
+
+    Args:
+        limits: files that hold a limit in bytes, or "max", or aren't there.
+    """
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in limits:
+        with suppress(OSError, ValueError):
+            found.append(int(path.read_text()))
+    return min(found)
 
 
 def wanted_ranges(path: Path, skip: tuple[str, ...]) -> Iterator[tuple[int, int]]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from loading.read_ahead import read_ahead, wanted_ranges
+from loading.read_ahead import memory_bytes, read_ahead, wanted_ranges
 from model_loader import read_weights_ahead
 from tests.demo_worker import ROOT, demo_settings
 
@@ -49,6 +49,15 @@ def test_ranges_are_where_the_tensors_are(transcoder):
     found = b"".join(content[begin:end] for begin, end in wanted_ranges(transcoder, ("W_",)))
     with safe_open(transcoder, "pt") as file:
         assert found == file.get_tensor("b_enc").numpy().tobytes()
+
+
+def test_a_container_s_limit_counts_where_it_is_below_the_machine_s_memory(tmp_path):
+    machine = memory_bytes([])
+    limit = tmp_path / "memory.max"
+    assert memory_bytes([limit]) == machine
+    for text, expected in (("1000000\n", 10**6), ("max\n", machine), (str(2**63 - 4096), machine)):
+        limit.write_text(text)
+        assert memory_bytes([tmp_path / "none", limit]) == expected
 
 
 def test_a_file_that_cannot_be_read_is_passed_over(caplog, transcoder, tmp_path):
