@@ -92,6 +92,20 @@ def test_something_left_over_by_the_first_run_is_unfit(loaded):
         fitness.check_forward_pass(loaded)
 
 
+def test_the_last_bit_of_a_logit_in_bfloat16_is_no_fault(loaded):
+    last_bit = torch.finfo(torch.bfloat16).eps * 32
+    runs = []
+
+    def rounded_the_other_way(_module, _inputs, logits):
+        runs.append(None)
+        logits = logits.clone()
+        logits[..., 7] += last_bit * (len(runs) > 1)
+        return logits
+
+    loaded.model.unembed.register_forward_hook(rounded_the_other_way)
+    fitness.check_forward_pass(loaded)
+
+
 def test_a_disk_without_room_for_a_graph_is_unfit(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     more_than_there_is = shutil.disk_usage(tmp_path).total + 1
