@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-INDEX = "model.safetensors.index.json"
-SINGLE_FILE = "model.safetensors"
+from loading.layouts import INDEX, SINGLE_FILE
 
 # Of a multimodal checkpoint the language model alone is of interest; in both layouts that there
 # are, `model.language_model.layers` and `language_model.model.layers`, it becomes `model.layers`.
@@ -27,14 +26,14 @@ _EMBEDDINGS = {"GPT2LMHeadModel": "transformer.wte.weight"}
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a model's directory.
+    """The safetensors files of a model's directory: the single one before those of an index.
 
     Raises:
         FileNotFoundError: there are none, or one that the index names is missing.
     """
     index = directory / INDEX
     names = [SINGLE_FILE]
-    if index.is_file():
+    if index.is_file() and not (directory / SINGLE_FILE).is_file():
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     for name in names:
         if not (directory / name).is_file():

@@ -15,7 +15,8 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from loading.checkpoint import INDEX, SINGLE_FILE, open_checkpoint, weight_files
+from loading.checkpoint import open_checkpoint, weight_files
+from loading.layouts import INDEX, SINGLE_FILE, missing_from_model, model_files
 from loading.transformerlens_engine import MissingWeightsError, hooked_model
 from tests.test_hooked_config import CONFIGS, SHAPE, hugging_face_model
 
@@ -104,7 +105,8 @@ def test_a_directory_without_safetensors_is_named(tmp_path):
 
 def test_a_part_that_the_index_names_and_that_is_missing_is_named(tmp_path):
     saved_llama(tmp_path)
-    parts = {"a": SINGLE_FILE, "b": "model-00002-of-00002.safetensors"}
+    first = (tmp_path / SINGLE_FILE).rename(tmp_path / "model-00001-of-00002.safetensors")
+    parts = {"a": first.name, "b": "model-00002-of-00002.safetensors"}
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": parts}))
     with pytest.raises(FileNotFoundError, match="no model-00002-of-00002"):
         weight_files(tmp_path)
@@ -140,3 +142,13 @@ def test_weights_that_a_converter_leaves_out_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(f"{engine}.get_pretrained_state_dict", lambda *_, **__: {})
     with pytest.raises(MissingWeightsError, match=r"embed.W_E.*blocks.0.attn.W_Q"):
         hooked_model(HookedTransformer, hf_model, "tiny", CPU, torch.float32)
+
+
+def test_a_single_file_beside_an_index_is_what_is_downloaded_found_and_read(tmp_path):
+    shard = "model-00001-of-00001.safetensors"
+    there = [SINGLE_FILE, INDEX, shard, "config.json", "tokenizer.json"]
+    for name in model_files(there):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": shard}}))
+    assert missing_from_model(tmp_path) == []
+    assert weight_files(tmp_path) == [tmp_path / SINGLE_FILE]
