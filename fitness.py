@@ -1,8 +1,9 @@
 """Whether this worker is fit for jobs: its device, its weights, a run of the model, its disk.
 
-The SDK runs what is registered here once, before the first job is taken, and not in a local run;
-its own checks (memory, disk, network, GPU) follow. A check that raises ends the process with code
-1: the SDK logs the sentence, tells Runpod, and Runpod replaces the worker.
+The device is checked before the model is loaded. What is registered here the SDK runs once, before
+the first job is taken, and not in a local run; its own checks (memory, disk, network, GPU) follow.
+A check that raises ends the process with code 1: the SDK logs the sentence, tells Runpod, and
+Runpod replaces the worker.
 """
 
 import shutil
@@ -37,9 +38,6 @@ class UnfitError(Exception):
 def register(settings: Settings) -> None:
     """Have the SDK check the worker before it takes jobs."""
 
-    def device() -> None:
-        check_device(settings, get_model(settings))
-
     def weights() -> None:
         check_weights(get_model(settings))
 
@@ -49,27 +47,29 @@ def register(settings: Settings) -> None:
     def disk() -> None:
         check_disk()
 
-    for check in (device, weights, self_test, disk):
+    for check in (weights, self_test, disk):
         runpod.serverless.register_fitness_check(_in_one_sentence(check))
 
 
-def check_device(settings: Settings, loaded: LoadedModel) -> None:
-    """Raise UnfitError when a GPU was expected and the model isn't on one."""
+def check_device(settings: Settings) -> None:
+    """Raise UnfitError when a GPU was expected and torch finds none.
+
+    To be called before the model is loaded, which in float32 may be more than the memory takes.
+    """
     import torch
 
     if settings.device is not None:
-        expected = settings.device if settings.device.startswith("cuda") else None
-        why = f"DEVICE is {expected}"
+        expected = settings.device.startswith("cuda")
+        why = f"DEVICE is {settings.device}"
     else:
-        expected = "cuda" if settings.runpod_gpu_count else None
+        expected = bool(settings.runpod_gpu_count)
         why = f"Runpod gave the worker {settings.runpod_gpu_count} of them"
-    device = torch.device(loaded.model.cfg.device)
-    if expected is not None and device.type != "cuda":
+    if expected and not torch.cuda.is_available():
         build = torch.version.cuda
         remedy = f"choose hosts with CUDA {build} or newer" if build else "install a CUDA build"
         raise UnfitError(
-            f"a GPU was expected ({why}) and the model is on the {device}: torch "
-            f"{torch.__version__} finds none; {remedy}, or set DEVICE=cpu"
+            f"a GPU was expected ({why}), and torch {torch.__version__} finds none; {remedy}, "
+            "or set DEVICE=cpu"
         )
 
 

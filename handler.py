@@ -133,8 +133,9 @@ def main() -> None:
     try:
         read_weights_ahead(settings)
         import_libraries(settings)
+        fitness.check_device(settings)
         get_model(settings)
-    except (SettingsError, ModelLoadError) as error:
+    except (SettingsError, ModelLoadError, fitness.UnfitError) as error:
         raise SystemExit(f"start: {error}") from None
     import local_run
 

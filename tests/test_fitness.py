@@ -1,8 +1,11 @@
 """What a worker is checked for before it takes jobs, and how an unfit one ends."""
 
+import os
 import re
 import resource
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ import fitness
 import model_loader
 from fitness import UnfitError
 from tests.control_plane import ControlPlane, running_worker
-from tests.demo_worker import FORWARD, demo_settings
+from tests.demo_worker import FORWARD, ROOT, demo_settings
 
 
 @pytest.fixture
@@ -24,7 +27,7 @@ def loaded():
 @pytest.mark.parametrize("engine", ["transformerlens", "nnsight"])
 def test_a_sound_worker_passes(engine):
     loaded = model_loader.load(demo_settings(model_engine=engine))
-    fitness.check_device(demo_settings(), loaded)
+    fitness.check_device(demo_settings())
     fitness.check_weights(loaded)
     fitness.check_forward_pass(loaded)
     fitness.check_disk(needed_bytes=1_000_000)
@@ -37,18 +40,35 @@ def test_a_sound_worker_passes(engine):
         ({"device": None, "runpod_gpu_count": 2}, "Runpod gave the worker 2"),
     ],
 )
-def test_a_model_on_the_cpu_where_a_gpu_was_expected_is_unfit(loaded, chosen, words):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_worker_without_the_gpu_that_was_expected_is_unfit(chosen, words):
     settings = demo_settings().model_copy(update=chosen)
     with pytest.raises(UnfitError, match=f"{words}.*set DEVICE=cpu"):
-        fitness.check_device(settings, loaded)
+        fitness.check_device(settings)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_worker_without_its_gpu_ends_before_it_loads_the_model(tmp_path):
+    environment = {**os.environ, "RUNPOD_GPU_COUNT": "1", "MODEL_ID": "demo", "DEVICE": ""}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "handler.py")],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "start: a GPU was expected (Runpod gave the worker 1 of them)" in done.stderr
+    assert "loaded" not in done.stderr
 
 
 @pytest.mark.parametrize(
     "chosen",
     [{"device": "cpu", "runpod_gpu_count": 1}, {"device": None, "runpod_gpu_count": 0}],
 )
-def test_a_model_on_the_cpu_where_that_was_asked_for_is_fit(loaded, chosen):
-    fitness.check_device(demo_settings().model_copy(update=chosen), loaded)
+def test_a_worker_without_a_gpu_where_that_was_asked_for_is_fit(chosen):
+    fitness.check_device(demo_settings().model_copy(update=chosen))
 
 
 @pytest.mark.parametrize("name", ["blocks.3.attn.W_Q", "transcoders.1.W_enc"])
