@@ -8,17 +8,18 @@ AS_WORKER="setpriv --reuid $WORKER --regid $WORKER --clear-groups --no-new-privs
 if [ "$(id -u)" -ne 0 ]; then
     exec "$@"
 fi
-if [ ! -e "$HF_HOME" ] && mkdir -p "$HF_HOME"; then
-    chown "$WORKER:$WORKER" "$HF_HOME" || true
+weights=${HF_HUB_CACHE:-$HF_HOME}
+if [ ! -e "$weights" ] && mkdir -p "$weights"; then
+    chown "$WORKER:$WORKER" "$weights" || true
 fi
-# What the hub client writes to: its own folder, once there is one.
-cache=$HF_HOME
-if [ -d "$HF_HOME/hub" ]; then
+# What the hub client writes to: in HF_HOME its own folder, once there is one.
+cache=$weights
+if [ -z "${HF_HUB_CACHE:-}" ] && [ -d "$HF_HOME/hub" ]; then
     cache=$HF_HOME/hub
 fi
 # Where root can't write either, nothing is won by staying root.
 if $AS_WORKER test -w "$cache" || [ ! -w "$cache" ]; then
     exec $AS_WORKER "$@"
 fi
-echo "running as root: user $WORKER can't write to $cache (chown -R $WORKER $HF_HOME lets it)" >&2
+echo "running as root: user $WORKER can't write to $cache (chown -R $WORKER $weights lets it)" >&2
 exec "$@"

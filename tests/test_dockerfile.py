@@ -212,12 +212,14 @@ def public_directory(tmp_path_factory):
     shutil.rmtree(directory)
 
 
-def user_of_the_command(hf_home: Path, started_as: int = 0) -> tuple[int, str]:
+def user_of_the_command(
+    hf_home: Path, started_as: int = 0, hf_hub_cache: str | Path = ""
+) -> tuple[int, str]:
     """The user that the entry point runs its command as, and what it says on the way."""
     done = subprocess.run(
         ["/bin/sh", "-s", "id", "-u"],
         input=(ROOT / "entrypoint.sh").read_text(),
-        env={**os.environ, "HF_HOME": str(hf_home)},
+        env={**os.environ, "HF_HOME": str(hf_home), "HF_HUB_CACHE": str(hf_hub_cache)},
         cwd="/",
         user=started_as,
         capture_output=True,
@@ -242,6 +244,17 @@ def test_root_is_kept_and_said_where_only_root_can_write_weights(public_director
     user, said = user_of_the_command(public_directory)
     assert user == 0
     assert f"chown -R 10001 {public_directory}" in said
+
+
+@AS_ROOT
+def test_the_folder_of_downloads_decides_where_it_is_set_apart(public_directory):
+    downloads = public_directory / "downloads"
+    assert user_of_the_command(Path("/"), hf_hub_cache=downloads) == (10001, "")
+    assert downloads.stat().st_uid == 10001
+    os.chown(downloads, 0, 0)
+    user, said = user_of_the_command(public_directory / "home", hf_hub_cache=downloads)
+    assert user == 0
+    assert f"chown -R 10001 {downloads}" in said
 
 
 @AS_ROOT
