@@ -18,10 +18,10 @@ from schemas import (
 
 _STYLE: dict[str, Any] = {"title_justify": "left", "box": None, "padding": (0, 2, 0, 0)}
 _KINDS = {
-    "cross layer transcoder": "features",
-    "mlp reconstruction error": "errors",
-    "embedding": "tokens",
-    "logit": "logits",
+    "cross layer transcoder": "feature",
+    "mlp reconstruction error": "error",
+    "embedding": "token",
+    "logit": "logit",
 }
 
 
@@ -44,13 +44,15 @@ def print_output(console: Console, output: dict[str, Any], path: Path | None = N
 def print_graph(console: Console, graph: dict[str, Any], path: Path) -> None:
     """What a graph document says, and where it was written."""
     metadata = graph["metadata"]
-    console.print(f"\n[bold]{shown(metadata['prompt'])}[/bold]  ({metadata['scan']})\n")
+    console.print(f"\n[bold]{shown(metadata['prompt'])}[/bold]  ({shown(metadata['scan'])})\n")
     console.print(_predictions(graph))
     console.print()
     console.print(_strongest_features(graph))
 
     counts = {kind: len(_of_type(graph, kind)) for kind in _KINDS}
-    shares = ", ".join(f"{count} {_KINDS[kind]}" for kind, count in counts.items())
+    shares = ", ".join(
+        f"{count} {_KINDS[kind]}{'' if count == 1 else 's'}" for kind, count in counts.items()
+    )
     scores = metadata["graph_scores"]
     console.print(
         f"\nnodes   {len(graph['nodes'])}: {shares}"
@@ -158,9 +160,9 @@ def _strongest_features(graph: dict[str, Any], count: int = 8) -> Table:
     for node in sorted(features, key=lambda node: node["influence"])[:count]:
         position = node["ctx_idx"]
         table.add_row(
-            node["layer"],
-            node["node_id"].split("_")[1],
-            f"{position} {escape(repr(tokens[position]))}",
+            shown(node["layer"]),
+            shown(node["node_id"].split("_")[1]),
+            f"{position} {quoted(tokens[position])}",
             f"{node['activation']:.2f}",
         )
     return table
