@@ -89,11 +89,10 @@ def _connect(args: Namespace) -> Client:
 def _run(args: Namespace, out: Console, err: Console) -> None:
     """An action: its output, shown as it comes along and then in short."""
     started = time.monotonic()
-    if args.endpoint is not None and args.command == "graph" and "signed_url" not in args.job:
-        err.print(
-            "without --signed-url Runpod carries graphs of up to 10 MB", style="dim", soft_wrap=True
-        )
     with _connect(args) as client, display(err) as shows:
+        if args.endpoint is not None and args.command == "graph" and "signed_url" not in args.job:
+            words = "without --signed-url Runpod carries graphs of up to 10 MB"
+            err.print(words, style="dim", soft_wrap=True)
         output = client.run(args.job, shows, args.timeout)
         path = _keep_graph(args, output, shows)
     _print_output(args, output, path, out)

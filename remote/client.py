@@ -220,7 +220,7 @@ class Client:
         if not isinstance(self.server, RunpodEndpoint):
             raise WrongTarget(
                 f"{self.server.connection.name} has no jobs to ask for, it answers each within "
-                "its request; only a Runpod endpoint has"
+                "its request; only a Runpod endpoint has; name one with --endpoint"
             )
         return self.server
 

@@ -204,6 +204,11 @@ class SdkApi:
             raise Interrupted(
                 "the SDK's local API can't cancel a job: the worker finishes it, answer or not"
             ) from None
+        if answer.status == 404:
+            raise WrongTarget(
+                f"{self.connection.name} is not the SDK's local API, it has no /runsync; leave out "
+                "--server to have it asked what it is"
+            )
         return read_status(answer, self.connection.name).result()
 
     def health(self) -> dict[str, Any]:

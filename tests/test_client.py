@@ -154,7 +154,8 @@ def test_messages_are_read_from_a_file(tmp_path):
         ("graph hello --url ftp://host", 2, "'ftp://host' is no http(s) URL"),
         ("graph hello --endpoint abc", 2, "set RUNPOD_API_KEY"),
         ("forward-pass " + "a" * 400, 1, "prompt_too_long: "),
-        ("status abc", 2, "only a Runpod endpoint has"),
+        ("graph hello --server sdk", 2, "is not the SDK's local API"),
+        ("status abc", 2, "only a Runpod endpoint has; name one with --endpoint"),
         ("graph hello -o /proc/none/graph.json", 2, "/proc/none"),
     ],
 )
