@@ -1,6 +1,6 @@
 # make run    the worker on test_input.json, with a summary
 # make view   the same, and its graph in the browser
-# make test   the whole suite
+# make test   the test suite
 # make soak   what takes minutes: a thousand jobs, SIGTERM in each stage, ten thousand requests
 # make lint   style, types and the Dockerfile
 # make image-check   the image's build without a container: install, import, prefetch, a job
