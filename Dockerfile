@@ -44,12 +44,14 @@ LABEL org.opencontainers.image.title="attribution-worker" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 
-# The same with a model's weights inside. The token is read from the secret, and is in no layer.
+# The same with a model's weights inside. The token is read from the secret, and is in no layer; nor
+# are the hub client's logs, which would leave a folder of root's where weights go at run time.
 FROM runtime AS baked
 ARG MODEL_ID=""
 ARG TRANSCODER_SET=""
 ENV MODEL_ID=${MODEL_ID} TRANSCODER_SET=${TRANSCODER_SET}
 RUN --mount=type=secret,id=hf_token \
-    HF_HUB_CACHE="$PWD/weights" python model_loader.py prefetch
+    HF_HUB_CACHE="$PWD/weights" HF_HOME="$PWD/hub-client" python model_loader.py prefetch \
+    && rm -rf hub-client
 
 FROM runtime AS worker
