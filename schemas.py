@@ -51,7 +51,8 @@ class _Schema(BaseModel):
     def _drop_nulls(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        _refuse_many_fields(data)
+        if len(data) > MAX_FIELDS:
+            _refuse_many_fields(data)
         if None in data.values():
             return {key: value for key, value in data.items() if value is not None}
         return data

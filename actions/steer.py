@@ -41,26 +41,16 @@ def run(request: SteerRequest, loaded: LoadedModel, job: Job) -> SteerResponse:
 
 def _check(request: SteerRequest, loaded: LoadedModel, prompt: Prompt) -> None:
     """Raise InvalidInput for what the model or the prompt doesn't have, naming the bound."""
-    n_tokens = len(prompt.ids)
-    bounds = {
-        "layer": (loaded.n_layers, "layers"),
-        "index": (loaded.n_features, "features a layer"),
-    }
+    n_tokens, n_layers, n_features = len(prompt.ids), loaded.n_layers, loaded.n_features
     for i, feature in enumerate(request.features):
-        for name, (bound, what) in bounds.items():
-            value = getattr(feature, name)
-            if value >= bound:
-                raise InvalidInput(
-                    f"features[{i}].{name} is {value}, the model has {bound} {what} (0 to "
-                    f"{bound - 1})"
-                )
-        for name in ("token_active_position", "steer_position"):
-            position = getattr(feature, name)
-            if position is not None and position >= n_tokens:
-                raise InvalidInput(
-                    f"features[{i}].{name} is {position}, the prompt has {n_tokens} tokens (0 to "
-                    f"{n_tokens - 1})"
-                )
+        position = feature.steer_position
+        if (
+            feature.layer >= n_layers
+            or feature.index >= n_features
+            or feature.token_active_position >= n_tokens
+            or (position is not None and position >= n_tokens)
+        ):
+            raise _out_of_bounds(f"features[{i}]", feature, loaded, n_tokens)
     if request.top_k > loaded.d_vocab:
         raise InvalidInput(
             f"top_k is {request.top_k}, the model's vocabulary has {loaded.d_vocab} tokens"
@@ -70,6 +60,24 @@ def _check(request: SteerRequest, loaded: LoadedModel, prompt: Prompt) -> None:
             f"n_tokens is {request.n_tokens}, after {n_tokens} prompt tokens the model has room "
             f"for {loaded.n_context - n_tokens}"
         )
+
+
+def _out_of_bounds(
+    name: str, feature: SteerFeature, loaded: LoadedModel, n_tokens: int
+) -> InvalidInput:
+    """Which of a feature's numbers the model or the prompt doesn't have."""
+    bounds = {
+        "layer": (loaded.n_layers, "the model has {} layers"),
+        "index": (loaded.n_features, "the model has {} features a layer"),
+        "token_active_position": (n_tokens, "the prompt has {} tokens"),
+        "steer_position": (n_tokens, "the prompt has {} tokens"),
+    }
+    values = {field: getattr(feature, field) for field in bounds}
+    field = next(f for f, value in values.items() if value is not None and value >= bounds[f][0])
+    bound, there_are = bounds[field]
+    return InvalidInput(
+        f"{name}.{field} is {values[field]}, {there_are.format(bound)} (0 to {bound - 1})"
+    )
 
 
 def _interventions(
