@@ -1,6 +1,7 @@
 """A job's progress on a terminal: a bar, or now and then a line where there is no terminal."""
 
 import time
+from abc import ABC, abstractmethod
 from typing import Self
 
 from rich.console import Console
@@ -18,7 +19,7 @@ _FIRST_SHARE = 0.02
 _FIRST_S = 1.0
 
 
-class Display:
+class Display(ABC):
     """Shows `Progress` as it comes. A context manager, to be called with each."""
 
     def __init__(self, console: Console) -> None:
@@ -39,8 +40,9 @@ class Display:
             self._console.print(f"job {escape(progress.job_id)}", style="dim", soft_wrap=True)
         self._show(progress, self._end(progress.share))
 
+    @abstractmethod
     def _show(self, progress: Progress, end: float | None) -> None:
-        raise NotImplementedError
+        """Show it; `end` is the `time.monotonic()` at which the job is expected to end."""
 
     def _end(self, share: float | None) -> float | None:
         """The `time.monotonic()` of the end, if the rest goes as what was seen of it."""

@@ -207,7 +207,7 @@ def assert_a_good_error(error):
 
 def assert_answered_or_refused_soon(body, model_runs):
     spent = []
-    for _ in range(5):  # of which the least counts: a collection of garbage is not the request's
+    for _ in range(3):  # of which the least counts: a collection of garbage is not the request's
         model_runs.clear()
         started = time.thread_time()
         try:

@@ -111,19 +111,21 @@ def test_parsing_a_prompt_does_not_wait_however_many_graphs_do(plane, worker):
     for graph in graphs:
         plane.stop(graph)
     until(lambda: all(stopped(worker, graph) or plane.jobs[graph].results for graph in graphs))
-    assert waiting
+    # A parse behind them in a pool would wait for all but as many as the pool has threads.
+    assert len(waiting) > len(graphs) // 2
 
 
 def test_stop_signals_are_heard_while_a_graph_is_computed(plane, worker):
-    graph = plane.submit({**LONG_GRAPH, "max_n_logits": 60})
-    until(lambda: in_mid_stage(plane, graph, "attribute"))
-    round_trips = []
-    while not plane.jobs[graph].results and len(round_trips) < 15:
-        round_trips.append(plane.poll_round_trip())
-    assert len(round_trips) > 2
+    round_trips: list[float] = []
+    graphs = (plane.submit({**LONG_GRAPH, "max_n_logits": n}) for n in range(70, 100))
+    while len(round_trips) < 15:
+        graph = next(graphs)
+        until(lambda: in_mid_stage(plane, graph, "attribute"))  # noqa: B023 - called here only
+        while not plane.jobs[graph].results and len(round_trips) < 15:
+            round_trips.append(plane.poll_round_trip())
+        plane.stop(graph)
+        until(lambda: stopped(worker, graph) or plane.jobs[graph].results)  # noqa: B023
     assert median(round_trips) < 0.1
-    plane.stop(graph)
-    until(lambda: stopped(worker, graph) or plane.jobs[graph].results)
 
 
 def test_a_job_stopped_before_it_has_begun_never_begins(plane, worker):
