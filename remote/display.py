@@ -31,7 +31,7 @@ class Display(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:  # noqa: B027 - lines have nothing to close
         pass
 
     def __call__(self, progress: Progress) -> None:
