@@ -1,5 +1,5 @@
-# No CUDA base: torch's own wheels carry CUDA 13.0, and a second copy would add gigabytes. What has
-# to fit is the host's driver, 580 or newer: on Runpod the allowed CUDA version 13.0.
+# No CUDA base: torch's own wheels carry CUDA 12.8, and a second copy would add gigabytes. What has
+# to fit is the host's driver, 570 or newer: on Runpod the allowed CUDA versions 12.8 to 13.0.
 ARG PYTHON_IMAGE=python:3.12.12-slim-bookworm@sha256:593bd06efe90efa80dc4eee3948be7c0fde4134606dd40d8dd8dbcade98e669c
 
 FROM ${PYTHON_IMAGE} AS build

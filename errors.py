@@ -10,6 +10,7 @@
      ├── UploadUrlRefused    the signed URL points where the worker must not go
      ├── UploadFailed        the store did not take the graph
      ├── OutOfMemory         the device has no room for the job
+     ├── NotFinite           the model's numbers overflow on this job
      ├── Cancelled           the job was stopped by its caller
      └── Internal            a fault of the worker's own
           └── DeviceBroken   its device can't be used any more: the worker has to be replaced
@@ -79,6 +80,11 @@ class UploadFailed(WorkerError):
 class OutOfMemory(WorkerError):
     code = "out_of_memory"
     http_status = 503
+
+
+class NotFinite(WorkerError):
+    code = "not_finite"
+    http_status = 422
 
 
 class Cancelled(WorkerError):

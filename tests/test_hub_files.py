@@ -152,9 +152,9 @@ def test_the_presets_set_nothing_that_is_not_offered():
 @pytest.mark.parametrize("config", [HUB["config"], TESTS["config"]])
 def test_only_hosts_that_can_run_torch_s_cuda_are_allowed(config):
     lock = (ROOT / "requirements-cuda.lock").read_text()
-    toolkit = re.search(r"^cuda-toolkit==(\d+\.\d+)", lock, re.M)
-    assert toolkit is not None
-    lowest = tuple(map(int, toolkit[1].split(".")))
+    runtime = re.search(r"^nvidia-cuda-runtime-cu12==(\d+\.\d+)", lock, re.M)
+    assert runtime is not None
+    lowest = tuple(map(int, runtime[1].split(".")))
     assert config["allowedCudaVersions"]
     for version in config["allowedCudaVersions"]:
         assert tuple(map(int, version.split("."))) >= lowest

@@ -14,11 +14,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 CUDA_PACKAGE = re.compile(r"^(nvidia-|cuda-|triton)")
-# torch 2.13.0+cpu for Python 3.11 on x86-64 Linux, which pip prefers where it is offered it
-# (PIP_FIND_LINKS, PIP_EXTRA_INDEX_URL): a laptop or a CI machine saves gigabytes.
-CPU_BUILDS = {
-    "torch": ["sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"],
-}
 
 
 def compile_lock(source: str) -> list[str]:
@@ -33,16 +28,11 @@ def compile_lock(source: str) -> list[str]:
         capture_output=True,
     )
     entries = re.split(r"^(?=[a-z0-9])", done.stdout, flags=re.MULTILINE)
-    return [_with_cpu_builds(entry) for entry in entries if entry.strip()]
+    return [entry for entry in entries if entry.strip()]
 
 
 def _name(entry: str) -> str:
     return entry.split("==")[0]
-
-
-def _with_cpu_builds(entry: str) -> str:
-    hashes = CPU_BUILDS.get(_name(entry), [])
-    return entry.rstrip() + "".join(f" \\\n    --hash={value}" for value in hashes) + "\n"
 
 
 def main() -> None:
