@@ -1,0 +1,107 @@
+"""A tensor that says it is on `cuda:0` and keeps its numbers in a tensor on the CPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+
+if TYPE_CHECKING:
+    from benchmarks.emulated_cuda.device import EmulatedCuda
+
+DEVICE = torch.device("cuda:0")
+
+
+class DeviceTensor(torch.Tensor):
+    """What every operation on the device takes and gives.
+
+    torch's own dispatcher, autograd and composite operations see a CUDA tensor. Below them
+    `__torch_dispatch__` hands the operation to the emulated device.
+    """
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+    _host: torch.Tensor
+    _emulation: EmulatedCuda
+    _allocations: tuple[object, ...]  # refers to them, and so keeps them from being free
+
+    @staticmethod
+    def __new__(cls, host: torch.Tensor, emulation: EmulatedCuda) -> DeviceTensor:
+        layout: dict[str, Any] = {"layout": host.layout}
+        if host.layout == torch.strided:
+            layout = {"strides": host.stride(), "storage_offset": host.storage_offset()}
+        allocations = emulation.memory.allocation_of(host)
+        tensor: DeviceTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, host.size(), dtype=host.dtype, device=DEVICE, **layout
+        )
+        tensor._host, tensor._emulation, tensor._allocations = host, emulation, allocations
+        return tensor
+
+    def __init__(self, *_: object) -> None:
+        """Made by `__new__`."""
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        from benchmarks.emulated_cuda.device import running
+
+        return running().dispatch(func, args, kwargs or {})
+
+    def take_host_shape(self) -> None:
+        """Take over the shape that an operation in place has given to the host's tensor."""
+        host = self._host
+        self._allocations = self._emulation.memory.allocation_of(host)
+        if (self.size(), self.stride()) == (host.size(), host.stride()):
+            return
+        with torch._C._DisableTorchDispatch():
+            self.resize_(host.size())
+            self.as_strided_(host.size(), host.stride(), host.storage_offset())
+
+    @property  # type: ignore[misc]
+    def data(self) -> torch.Tensor:  # type: ignore[override]
+        return torch.Tensor.data.__get__(self)  # type: ignore[attr-defined,no-any-return]
+
+    @data.setter
+    def data(self, new: torch.Tensor) -> None:
+        if not isinstance(new, DeviceTensor):
+            raise RuntimeError(
+                "Attempted to call `variable.set_data(tensor)`, but `variable` and `tensor` have "
+                "incompatible tensor type."
+            )
+        torch.Tensor.data.__set__(self, new)  # type: ignore[attr-defined]
+        self._host, self._allocations = new._host, new._allocations
+
+    def numpy(self, **_: object) -> NoReturn:  # type: ignore[override]
+        raise TypeError(
+            "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor "
+            "to host memory first."
+        )
+
+    def tolist(self) -> Any:
+        self._emulation.count_read("tolist")
+        return self._host.tolist()
+
+    def data_ptr(self) -> int:
+        return self._host.data_ptr()
+
+    def untyped_storage(self) -> Any:
+        """The host's storage: its size and address are the device's, its device is not."""
+        return self._host.untyped_storage()
+
+    def backward(self, *_: object, **__: object) -> NoReturn:  # type: ignore[override]
+        raise NotImplementedError(
+            "there are no gradients on the emulated CUDA device: torch's autograd asks the driver "
+            "for the streams of a CUDA tensor's gradient"
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if id(self) not in memo:
+            copied = self.detach().clone().requires_grad_(self.requires_grad)
+            if getattr(self, "_is_param", False):
+                copied._is_param = True
+            memo[id(self)] = copied
+        return memo[id(self)]
+
+    def __repr__(self, **_: object) -> str:  # type: ignore[override]
+        self._emulation.count_read("repr")
+        return f"{repr(self._host)[:-1]}, device='{DEVICE}')"
