@@ -243,15 +243,12 @@ def _product_into(
     op: Operation, out_dtype: torch.dtype, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> torch.Tensor:
     """A product of 16-bit matrices whose sums stay in float32, as CUDA's are."""
-    plain = {
-        "mm": torch.mm,
-        "bmm": torch.bmm,
-        "addmm": torch.addmm,
-        "baddbmm": torch.baddbmm,
-    }[op.name]
+    plain = getattr(torch, op.name)
     n_operands = 3 if op.name in ("addmm", "baddbmm") else 2
     factors = {name: kwargs[name] for name in ("beta", "alpha") if name in kwargs}
-    product = plain(*(operand.to(out_dtype) for operand in args[:n_operands]), **factors)
+    product: torch.Tensor = plain(
+        *(operand.to(out_dtype) for operand in args[:n_operands]), **factors
+    )
     if "out" not in kwargs:
         return product
     out: torch.Tensor = kwargs["out"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -20,19 +21,17 @@ class DeviceGenerator(torch.Generator):
     _as_dispatched: torch.Generator
 
     def __new__(cls) -> DeviceGenerator:
-        generator: DeviceGenerator = super().__new__(cls, "cpu")
+        generator: DeviceGenerator = super().__new__(cls, "cpu")  # type: ignore[call-arg]
         with _Catch() as catch:
             torch.randperm(1, generator=generator)
         assert catch.generator is not None
         generator._as_dispatched = catch.generator
         _dispatched.add(id(catch.generator))
+        weakref.finalize(generator, _dispatched.discard, id(catch.generator))
         return generator
 
     def __init__(self) -> None:
         """Made by `__new__`."""
-
-    def __del__(self) -> None:
-        _dispatched.discard(id(self._as_dispatched))
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]

@@ -10,9 +10,27 @@ import torch
 
 # Views that their schema doesn't call so, and questions that the host answers by itself.
 _WITHOUT_KERNEL = frozenset(
-    "_unsafe_view is_coalesced _nnz sparse_dim dense_dim _dimI _dimV resize_ set_ is_pinned "
-    "is_same_size lift lift_fresh _coalesced_ sym_size sym_stride sym_numel sym_storage_offset "
-    "is_contiguous".split()
+    [
+        "_unsafe_view",
+        "is_coalesced",
+        "_nnz",
+        "sparse_dim",
+        "dense_dim",
+        "_dimI",
+        "_dimV",
+        "resize_",
+        "set_",
+        "is_pinned",
+        "is_same_size",
+        "lift",
+        "lift_fresh",
+        "_coalesced_",
+        "sym_size",
+        "sym_stride",
+        "sym_numel",
+        "sym_storage_offset",
+        "is_contiguous",
+    ]
 )
 # How often the host waits in each. Those whose arguments decide are in `_waits`.
 _SYNCHRONISATIONS = {
@@ -29,11 +47,12 @@ _SYNCHRONISATIONS = {
     "_to_sparse": 1,
     "_coalesce": 1,
     "equal": 1,
+    "allclose": 1,
     "is_nonzero": 1,
     "bincount": 2,  # the least and the greatest value
     "multinomial": 2,  # whether the probabilities are some
 }
-_INDEXING = frozenset("index _unsafe_index index_put index_put_ _index_put_impl_".split())
+_INDEXING = frozenset({"index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_"})
 _MASKS = (torch.bool, torch.uint8)
 
 

@@ -40,22 +40,22 @@ def patched(emulation: EmulatedCuda) -> Iterator[None]:
     One thing stays: where there is no GPU, torch's C++ code has been told to ask no driver when an
     operation's device is CUDA, which nothing but an operation on such a device could tell.
     """
-    torch._C._ensureCUDADeviceGuardSet()  # type: ignore[attr-defined]
-    lifts = torch._C._only_lift_cpu_tensors()  # type: ignore[attr-defined]
+    torch._C._ensureCUDADeviceGuardSet()
+    lifts = torch._C._only_lift_cpu_tensors()
     overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
     with ExitStack() as stack:
         for name, answer in _answers(emulation).items():
             stack.enter_context(patch.object(torch.cuda, name, answer))
         stack.enter_context(patch.object(torch, "Generator", _Generator))
         # `torch.tensor(..., device="cuda")` makes a CPU tensor that is then moved, as seen here.
-        torch._C._set_only_lift_cpu_tensors(True)  # type: ignore[attr-defined]
+        torch._C._set_only_lift_cpu_tensors(True)
         # A parameter that moves is replaced; torch would put the new numbers into the old one.
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         try:
             yield
         finally:
             torch.__future__.set_overwrite_module_params_on_conversion(overwrites)
-            torch._C._set_only_lift_cpu_tensors(lifts)  # type: ignore[attr-defined]
+            torch._C._set_only_lift_cpu_tensors(lifts)
 
 
 def _answers(emulation: EmulatedCuda) -> dict[str, Any]:
@@ -65,25 +65,26 @@ def _answers(emulation: EmulatedCuda) -> dict[str, Any]:
         name=NAME, total_memory=memory.total, major=9, minor=0, multi_processor_count=132
     )
 
-    def reset_peak(device: object = None) -> None:
+    def reset_peak(*_: object) -> None:
         memory.peak = memory.allocated
 
-    def synchronize(device: object = None) -> None:
+    def synchronize(*_: object) -> None:
         emulation.counts.synchronisations["synchronize"] += 1
-
-    def nothing(*_: object, **__: object) -> None:
-        """Seeding the device, whose numbers are the CPU's; emptying caches that aren't there."""
 
     def answer(value: Any) -> Any:
         return lambda *_, **__: value
 
+    def nothing() -> Any:
+        """Seeding the device, whose numbers are the CPU's; emptying caches that aren't there."""
+        return answer(None)
+
     return {
-        "_lazy_init": nothing,
+        "_lazy_init": nothing(),
         "is_available": answer(True),
         "is_initialized": answer(True),
         "device_count": answer(1),
         "current_device": answer(0),
-        "set_device": nothing,
+        "set_device": nothing(),
         "device": answer(nullcontext()),
         "get_device_name": answer(NAME),
         "get_device_properties": answer(properties),
@@ -96,10 +97,10 @@ def _answers(emulation: EmulatedCuda) -> dict[str, Any]:
         "max_memory_allocated": lambda *_: memory.peak,
         "max_memory_reserved": lambda *_: memory.peak,
         "reset_peak_memory_stats": reset_peak,
-        "empty_cache": nothing,
-        "ipc_collect": nothing,
-        "manual_seed": nothing,
-        "manual_seed_all": nothing,
-        "seed": nothing,
-        "seed_all": nothing,
+        "empty_cache": nothing(),
+        "ipc_collect": nothing(),
+        "manual_seed": nothing(),
+        "manual_seed_all": nothing(),
+        "seed": nothing(),
+        "seed_all": nothing(),
     }

@@ -10,28 +10,72 @@ import torch
 from benchmarks.emulated_cuda.operations import Operation
 
 _PRODUCTS = frozenset(
-    "mm bmm addmm addmm_ baddbmm baddbmm_ addmv addmv_ mv dot vdot addbmm addbmm_ addr addr_ "
-    "_addmm_activation".split()
+    [
+        "mm",
+        "bmm",
+        "addmm",
+        "addmm_",
+        "baddbmm",
+        "baddbmm_",
+        "addmv",
+        "addmv_",
+        "mv",
+        "dot",
+        "vdot",
+        "addbmm",
+        "addbmm_",
+        "addr",
+        "addr_",
+        "_addmm_activation",
+    ]
 )
 _16_BITS = (torch.float16, torch.bfloat16)
 
 # Operations whose result on CUDA depends on the order in which threads come: those that
 # `torch.use_deterministic_algorithms` has no other kernel for,
 _NEVER_DETERMINISTIC = frozenset(
-    "put put_ kthvalue histc max_unpool2d max_unpool3d nll_loss_forward nll_loss2d_forward "
-    "avg_pool3d_backward _adaptive_avg_pool2d_backward _adaptive_avg_pool3d_backward "
-    "max_pool3d_with_indices_backward adaptive_max_pool2d_backward "
-    "fractional_max_pool2d_backward fractional_max_pool3d_backward "
-    "upsample_linear1d_backward upsample_bilinear2d_backward upsample_bicubic2d_backward "
-    "upsample_trilinear3d_backward reflection_pad1d_backward reflection_pad2d_backward "
-    "reflection_pad3d_backward _ctc_loss_backward grid_sampler_2d_backward "
-    "grid_sampler_3d_backward".split()
+    [
+        "put",
+        "put_",
+        "kthvalue",
+        "histc",
+        "max_unpool2d",
+        "max_unpool3d",
+        "nll_loss_forward",
+        "nll_loss2d_forward",
+        "avg_pool3d_backward",
+        "_adaptive_avg_pool2d_backward",
+        "_adaptive_avg_pool3d_backward",
+        "max_pool3d_with_indices_backward",
+        "adaptive_max_pool2d_backward",
+        "fractional_max_pool2d_backward",
+        "fractional_max_pool3d_backward",
+        "upsample_linear1d_backward",
+        "upsample_bilinear2d_backward",
+        "upsample_bicubic2d_backward",
+        "upsample_trilinear3d_backward",
+        "reflection_pad1d_backward",
+        "reflection_pad2d_backward",
+        "reflection_pad3d_backward",
+        "_ctc_loss_backward",
+        "grid_sampler_2d_backward",
+        "grid_sampler_3d_backward",
+    ]
 )
 # and those whose usual kernel it replaces by a slower one.
 _DETERMINISTIC_IF_ASKED = frozenset(
-    "index_add index_add_ scatter_add scatter_add_ index_reduce index_reduce_ "
-    "_unsafe_masked_index_put_accumulate replication_pad1d_backward replication_pad2d_backward "
-    "replication_pad3d_backward".split()
+    [
+        "index_add",
+        "index_add_",
+        "scatter_add",
+        "scatter_add_",
+        "index_reduce",
+        "index_reduce_",
+        "_unsafe_masked_index_put_accumulate",
+        "replication_pad1d_backward",
+        "replication_pad2d_backward",
+        "replication_pad3d_backward",
+    ]
 )
 
 

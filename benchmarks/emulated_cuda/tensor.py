@@ -19,7 +19,7 @@ class DeviceTensor(torch.Tensor):
     `__torch_dispatch__` hands the operation to the emulated device.
     """
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
     _host: torch.Tensor
     _emulation: EmulatedCuda
     _allocations: tuple[object, ...]  # refers to them, and so keeps them from being free
@@ -30,7 +30,7 @@ class DeviceTensor(torch.Tensor):
         if host.layout == torch.strided:
             layout = {"strides": host.stride(), "storage_offset": host.storage_offset()}
         allocations = emulation.memory.allocation_of(host)
-        tensor: DeviceTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        tensor: DeviceTensor = torch.Tensor._make_wrapper_subclass(
             cls, host.size(), dtype=host.dtype, device=DEVICE, **layout
         )
         tensor._host, tensor._emulation, tensor._allocations = host, emulation, allocations
@@ -40,7 +40,7 @@ class DeviceTensor(torch.Tensor):
         """Made by `__new__`."""
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         from benchmarks.emulated_cuda.device import running
@@ -50,16 +50,14 @@ class DeviceTensor(torch.Tensor):
     def take_host_shape(self) -> None:
         """Take over the shape that an operation in place has given to the host's tensor."""
         host = self._host
-        self._allocations = self._emulation.memory.allocation_of(host)
-        if (self.size(), self.stride()) == (host.size(), host.stride()):
-            return
-        with torch._C._DisableTorchDispatch():
-            self.resize_(host.size())
-            self.as_strided_(host.size(), host.stride(), host.storage_offset())
+        reshaped = DeviceTensor(host, self._emulation)
+        self._allocations = reshaped._allocations
+        if (self.size(), self.stride()) != (host.size(), host.stride()):
+            torch.Tensor.data.__set__(self, reshaped)  # type: ignore[attr-defined]
 
-    @property  # type: ignore[misc]
-    def data(self) -> torch.Tensor:  # type: ignore[override]
-        return torch.Tensor.data.__get__(self)  # type: ignore[attr-defined,no-any-return]
+    @property
+    def data(self) -> torch.Tensor:
+        return torch.Tensor.data.__get__(self)  # type: ignore[attr-defined]
 
     @data.setter
     def data(self, new: torch.Tensor) -> None:
@@ -71,7 +69,7 @@ class DeviceTensor(torch.Tensor):
         torch.Tensor.data.__set__(self, new)  # type: ignore[attr-defined]
         self._host, self._allocations = new._host, new._allocations
 
-    def numpy(self, **_: object) -> NoReturn:  # type: ignore[override]
+    def numpy(self, **_: object) -> NoReturn:
         raise TypeError(
             "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor "
             "to host memory first."
@@ -88,7 +86,7 @@ class DeviceTensor(torch.Tensor):
         """The host's storage: its size and address are the device's, its device is not."""
         return self._host.untyped_storage()
 
-    def backward(self, *_: object, **__: object) -> NoReturn:  # type: ignore[override]
+    def backward(self, *_: object, **__: object) -> NoReturn:
         raise NotImplementedError(
             "there are no gradients on the emulated CUDA device: torch's autograd asks the driver "
             "for the streams of a CUDA tensor's gradient"
@@ -102,6 +100,6 @@ class DeviceTensor(torch.Tensor):
             memo[id(self)] = copied
         return memo[id(self)]
 
-    def __repr__(self, **_: object) -> str:  # type: ignore[override]
+    def __repr__(self, *, tensor_contents: object = None) -> str:
         self._emulation.count_read("repr")
         return f"{repr(self._host)[:-1]}, device='{DEVICE}')"
