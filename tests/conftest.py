@@ -6,3 +6,5 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# On a CUDA device, so that cuBLAS gives the same numbers each time; read when it is first used.
+os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
