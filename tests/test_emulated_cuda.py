@@ -476,7 +476,7 @@ def test_another_thread_makes_tensors_once_it_has_entered_the_mode(cuda):
 
     @cuda.in_thread
     def work():
-        return (torch.ones(3, device="cuda") + x).sum()
+        return (torch.tensor([1.0, 1, 1], device="cuda") + x).sum()
 
     assert torch.equal(in_another_thread(work)[0], work())
     assert in_another_thread(lambda: type(x + x)) == [DeviceTensor]

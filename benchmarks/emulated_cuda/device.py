@@ -56,12 +56,20 @@ class EmulatedCuda:
         self.deterministic = deterministic
         self.counts = Counts()
 
-    def mode(self) -> TorchDispatchMode:
+    @contextmanager
+    def mode(self) -> Iterator[None]:
         """A context in which the thread's operations reach the device, new tensors too.
 
-        A mode holds in the thread that enters it. `emulated_cuda()` enters one in its own.
+        It holds in the thread that enters it. `emulated_cuda()` enters one in its own.
         """
-        return _Mode(self)
+        lifts = torch._C._only_lift_cpu_tensors()
+        # `torch.tensor(..., device="cuda")` makes a CPU tensor that is then moved, as seen here.
+        torch._C._set_only_lift_cpu_tensors(True)
+        try:
+            with _Mode(self):
+                yield
+        finally:
+            torch._C._set_only_lift_cpu_tensors(lifts)
 
     def in_thread(self, function: Callable[P, T]) -> Callable[P, T]:
         """The function, for whichever thread calls it, with the mode entered."""
@@ -108,7 +116,7 @@ class EmulatedCuda:
             return func(*args, **_without_pinning(kwargs))
         op = Operation.of(func)
         if op.is_composite:
-            with self.mode():
+            with _Mode(self):
                 return func.decompose(*args, **kwargs)
         if hosts and devices:
             rules.check_devices(op, hosts, args, kwargs)

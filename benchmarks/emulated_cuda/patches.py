@@ -41,21 +41,17 @@ def patched(emulation: EmulatedCuda) -> Iterator[None]:
     operation's device is CUDA, which nothing but an operation on such a device could tell.
     """
     torch._C._ensureCUDADeviceGuardSet()
-    lifts = torch._C._only_lift_cpu_tensors()
     overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
     with ExitStack() as stack:
         for name, answer in _answers(emulation).items():
             stack.enter_context(patch.object(torch.cuda, name, answer))
         stack.enter_context(patch.object(torch, "Generator", _Generator))
-        # `torch.tensor(..., device="cuda")` makes a CPU tensor that is then moved, as seen here.
-        torch._C._set_only_lift_cpu_tensors(True)
         # A parameter that moves is replaced; torch would put the new numbers into the old one.
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         try:
             yield
         finally:
             torch.__future__.set_overwrite_module_params_on_conversion(overwrites)
-            torch._C._set_only_lift_cpu_tensors(lifts)
 
 
 def _answers(emulation: EmulatedCuda) -> dict[str, Any]:

@@ -1,0 +1,195 @@
+"""What a graph and a steer ask of a CUDA device: kernels, copies and synchronisations by stage.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.kernels
+    OMP_NUM_THREADS=1 python -m benchmarks.kernels --by-operation
+
+Counted on the emulated device (`benchmarks.emulated_cuda`), so no GPU is needed. The model has
+Gemma-2-2B's layers and is narrow: what is launched depends on layers, tokens and numbers of
+features, not on widths.
+"""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from importlib import import_module
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+import attribution
+import steering
+from attribution import expansion, freezing, ranking
+from benchmarks.emulated_cuda import Counts, EmulatedCuda, emulated_cuda
+from benchmarks.reference_workload import build
+from steering import Intervention, generation, passes
+
+Stages = dict[str, Counts]
+
+# Functions whose counts are a stage's, but for what a stage within them counts.
+_OF_A_GRAPH: list[tuple[str, Any, str]] = [
+    ("forward pass", freezing, "_run_and_record"),
+    # The module: in the package its name is the function's.
+    (
+        "encoding and freezing",
+        import_module("attribution.attribute"),
+        "build_local_replacement_model",
+    ),
+    ("ranking", ranking.Ranking, "influence"),
+    ("sweep", expansion, "attribution_rows"),
+    ("pruning", attribution, "prune"),
+]
+_OF_A_STEER: list[tuple[str, Any, str]] = [
+    ("reading activations", steering, "feature_activations"),
+    ("hooks and dictionaries", generation, "_hooks"),
+]
+N_STEERED, N_TOKENS = 6, 30
+
+
+@contextmanager
+def staged(
+    cuda: EmulatedCuda, functions: list[tuple[str, Any, str]], rest: str
+) -> Iterator[Stages]:
+    """Count by stage meanwhile; what none of the functions does is `rest`."""
+    stages: Stages = {name: Counts() for name, _, _ in functions} | {rest: Counts()}
+    running, last = [rest], cuda.counts.copy()
+
+    def close() -> None:
+        nonlocal last
+        stages[running[-1]] += cuda.counts - last
+        last = cuda.counts.copy()
+
+    def counted(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            close()
+            running.append(name)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                close()
+                running.pop()
+
+        return call
+
+    with ExitStack() as stack:
+        for name, owner, attribute_name in functions:
+            function = counted(getattr(owner, attribute_name), name)
+            stack.enter_context(patch.object(owner, attribute_name, function))
+        try:
+            yield stages
+        finally:
+            close()
+
+
+def graph_counts(
+    cuda: EmulatedCuda, model: Any, tokens: torch.Tensor, **settings: Any
+) -> tuple[Any, Stages]:
+    """A prompt's graph, pruned, and its counts by stage."""
+    with staged(cuda, _OF_A_GRAPH, "the rest") as stages:
+        graph = attribution.attribute(tokens, model, **settings)
+        attribution.prune(graph)
+    return graph, stages
+
+
+def steer_counts(cuda: EmulatedCuda, model: Any, tokens: torch.Tensor, n_tokens: int) -> Stages:
+    """The counts of a steer of six features by stage, default and steered side, as a request's."""
+    prompt, n_layers = tokens.tolist(), model.cfg.n_layers
+    features = [
+        (layer * (n_layers - 1) // (N_STEERED - 1), len(prompt) - 1 - layer, 5 + layer)
+        for layer in range(N_STEERED)
+    ]
+    with staged(cuda, _OF_A_STEER, "passes and sampling") as stages:
+        values = steering.feature_activations(model, prompt, features)
+        interventions = [
+            Intervention(layer, index, None if i % 2 else position, value + 2)
+            for i, ((layer, position, index), value) in enumerate(
+                zip(features, values, strict=True)
+            )
+        ]
+        steering.generate_both(
+            model,
+            prompt,
+            interventions,
+            n_tokens=n_tokens,
+            top_k=5,
+            temperature=0,
+            freq_penalty=0,
+            seed=None,
+            freeze_attention=True,
+        )
+    return stages
+
+
+def pass_counts(cuda: EmulatedCuda, model: Any, tokens: torch.Tensor) -> Stages:
+    """The counts of the model's own passes: over the prompt, and over a token behind it."""
+    bare, stages = passes.passes_of(model), {}
+    ids = tokens[None].to("cuda")
+    with torch.inference_mode():
+        cache = bare.new_cache(1)
+        for name, new in (("over the prompt", ids), ("over one more token", ids[:, -1:])):
+            with cuda.counts.during() as stages[f"a pass {name}"]:
+                bare.logits(new, cache, [])
+    return stages
+
+
+def table(title: str, stages: Stages) -> str:
+    """A markdown table with a row a stage and one for all."""
+    lines = [
+        f"| {title} | kernels | to the device | to the host | synchronisations |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    total = sum(stages.values(), Counts())
+    for name, c in {**stages, "**all**": total}.items():
+        copies = f"{c.to_device.total():,} | {c.to_host.total():,}"
+        lines.append(f"| {name} | {c.n_kernels:,} | {copies} | {c.n_synchronisations:,} |")
+    return "\n".join(lines)
+
+
+def operations(stages: Stages, most: int = 12) -> str:
+    """The operations that each stage launches most."""
+    lines = []
+    for name, counts in stages.items():
+        for what, counter in (
+            ("kernels", counts.kernels),
+            ("synchronisations", counts.synchronisations),
+        ):
+            often = ", ".join(f"{op} {n:,}" for op, n in counter.most_common(most))
+            lines.append(f"- {name}, {what}: {often or 'none'}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--by-operation", action="store_true")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    for dtype in args.dtypes:
+        # Sums whose order varies are counted like others; the tests refuse them.
+        with emulated_cuda(deterministic=False) as cuda:
+            model, tokens, settings = build("K64", device="cuda", dtype=getattr(torch, dtype))
+            graph, of_graph = graph_counts(cuda, model, tokens, **settings)
+            print(
+                f"\n{model.cfg.n_layers} layers, {len(tokens)} tokens, {dtype}: "
+                f"{len(graph.active_features):,} active features, "
+                f"{len(graph.selected_features):,} feature nodes, batch {settings['batch_size']}, "
+                f"ranked every {settings['update_interval']} batches\n"
+            )
+            of_passes = pass_counts(cuda, model, tokens)
+            of_steer = steer_counts(cuda, model, tokens, N_TOKENS)
+        steer = f"steering {N_STEERED} features, {N_TOKENS} tokens"
+        for title, stages in (("graph", of_graph), ("passes", of_passes), (steer, of_steer)):
+            print(table(title, stages), "\n", flush=True)
+            if args.by_operation:
+                print(operations(stages), "\n", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
