@@ -96,7 +96,7 @@ def attribute(
     targets = AttributionTargets(
         attribution_targets=attribution_targets,
         logits=local.logits,
-        unembed_proj=model.unembed_proj,
+        unembed_proj=model.unembed.W_U,
         tokenizer=model.tokenizer,
         max_n_logits=max_n_logits,
         desired_logit_prob=desired_logit_prob,
@@ -120,6 +120,6 @@ def attribute(
         activation_values=active.values(),
         selected_features=selected,
         adjacency_matrix=adjacency,
-        cfg=model.model_config,
+        cfg=model.cfg,
         scan=model.scan,
     )
