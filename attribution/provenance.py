@@ -86,7 +86,7 @@ def _homepage(distribution: Distribution) -> str:
     labelled = [entry.partition(",") for entry in metadata.get_all("Project-URL") or ()]
     urls = {label.strip().lower(): url.strip() for label, _, url in labelled}
     named = (urls[name] for name in _NAMES_OF_HOMEPAGE if name in urls)
-    return next(named, str(metadata.get("Home-page") or ""))
+    return next(named, (metadata.get_all("Home-page") or [""])[0])
 
 
 def _public(url: str) -> str | None:
