@@ -24,7 +24,7 @@ def library_loop() -> Callable[..., Graph]:
     """
     try:
         from circuit_tracer.attribution.attribute_transformerlens import attribute
-    except ImportError:
+    except ModuleNotFoundError:
         from circuit_tracer import attribute
     loop: Callable[..., Graph] = attribute
     return loop

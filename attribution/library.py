@@ -57,7 +57,8 @@ def attribute_with_library(
 class _WatchedModel:
     """A replacement model whose attribution context is a `_WatchedContext`.
 
-    The forward pass is the context's: PyPI's loop asks for it, upstream's believes to run it.
+    The forward pass is the context's. PyPI's loop calls `run_forward_pass` for it; upstream's has
+    `ln_final(forward(tokens))`, the prompt once a row, and gets what the context's pass left.
     """
 
     def __init__(
@@ -91,8 +92,6 @@ class _WatchedModel:
         self, input_ids: torch.Tensor, batch_size: int, context: _WatchedContext
     ) -> None:
         context.run_forward_pass(input_ids, batch_size)
-
-    # What upstream's loop does instead, with no hooks: `ln_final(forward(tokens))`, tokens in rows.
 
     def forward(self, tokens: torch.Tensor, **_: Any) -> torch.Tensor:
         self._context.run_forward_pass(tokens[0], len(tokens))
