@@ -4,15 +4,16 @@ import hashlib
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import torch
-from circuit_tracer import __version__ as circuit_tracer_version
 
 import attribution
 import delivery
 import graph_document
 from actions.job import Job, check_max_n_logits, prepare_prompt
+from attribution.provenance import circuit_tracer_in_use
 from delivery import Spooled, spool
 from errors import InvalidInput, UploadFailed
 from model_loader import LoadedModel
@@ -22,11 +23,7 @@ from schemas import GenerateGraphRequest, UploadReceipt
 if TYPE_CHECKING:
     from circuit_tracer.graph import Graph
 
-GENERATOR = graph_document.Generator(
-    name="circuit-tracer by Hanna & Piotrowski",
-    version=circuit_tracer_version,
-    url="https://github.com/decoderesearch/circuit-tracer",
-)
+GENERATOR = graph_document.Generator(**asdict(circuit_tracer_in_use()))
 ANONYMOUS = "Anonymous"
 # Of the time of a job of some seconds; `upload` counts only where there is one.
 _SHARES = {"tokenise": 1.0, "attribute": 80.0, "prune": 5.0, "encode": 10.0}
