@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import GPT2Tokenizer
+from sentencepiece import SentencePieceTrainer
+from transformers import GPT2Tokenizer, LlamaTokenizer
 
 import prompts
 from tests import tiny_tokenizers, tokenizer_kinds
@@ -193,7 +194,8 @@ def test_every_token_as_it_is_shown_is_that_token(kind: str) -> None:
 
     found = [texts.id_of(text) for text in shown]
 
-    assert texts.singles(found) == shown
+    assert None not in found
+    assert texts.singles(n for n in found if n is not None) == shown
     alone = [times[text] == 1 for text in shown]
     assert [i for i, is_alone in zip(found, alone, strict=True) if is_alone] == [
         i for i, is_alone in zip(ids, alone, strict=True) if is_alone
@@ -295,6 +297,28 @@ def test_a_slow_tokenizer_shows_the_same(tmp_path) -> None:
     assert prompts.tokenize(text, slow) == ids
     assert prompts.token_strings(ids, slow) == prompts.token_strings(ids, fast)
     assert [TokenText(slow).id_of(t) for t in prompts.token_strings(ids, slow)] == ids
+
+
+def test_a_slow_sentencepiece_tokenizer_shows_its_spaces_and_special_tokens(tmp_path) -> None:
+    """Its own `decode` drops the space after each special token."""
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(["the capital is the city", "the city of the sea"] * 9),
+        model_prefix=str(tmp_path / "tokenizer"),
+        model_type="bpe",
+        vocab_size=300,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    slow = LlamaTokenizer(str(tmp_path / "tokenizer.model"), legacy=True)
+    ids = prompts.tokenize("the city . 🦜 <s>the\n", slow)
+
+    shown = prompts.token_strings(ids, slow)
+
+    assert joined(shown) == "<s> the city . 🦜 <s> the\n"
+    assert [TokenText(slow).id_of(token) for token in shown] == ids
 
 
 def test_importing_loads_neither_transformers_nor_torch() -> None:
