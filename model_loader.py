@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from loading.read_ahead import read_ahead
 from loading.references import WeightsError
 from loading.sources import find, locate, places_of
 from settings import Settings, SettingsError, read_settings
+from token_text import TokenText
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -161,6 +163,11 @@ class LoadedModel:
     graphs: GraphCache  # finished attributions of this model
     # Held by the one job that uses `model`; the tokenizer may be used without.
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @cached_property
+    def token_text(self) -> TokenText:
+        """How its tokens stand in a text."""
+        return TokenText(self.tokenizer)
 
     @property
     def n_layers(self) -> int:

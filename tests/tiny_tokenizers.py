@@ -262,6 +262,7 @@ def gemma3() -> PreTrainedTokenizerFast:
 
 
 def llama3() -> PreTrainedTokenizerFast:
+    """Its `decode` takes the space before a full stop away, as the real one's does."""
     markers = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
     backend = byte_level(["<|begin_of_text|>", "<|end_of_text|>", *markers])
     _adds("<|begin_of_text|>", backend)
@@ -269,6 +270,7 @@ def llama3() -> PreTrainedTokenizerFast:
         tokenizer_object=backend,
         bos_token="<|begin_of_text|>",
         eos_token="<|eot_id|>",
+        clean_up_tokenization_spaces=True,
         chat_template=LLAMA3_TEMPLATE,
     )
 
