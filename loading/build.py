@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoTokenizer
 
 from loading.engines import opened, replacement_model
 from loading.entry import ModelEntry
 from loading.layouts import stored_dtype
+from loading.model_config import read_config
 from loading.naming import circuit_tracer_name
 from loading.sources import Weights
+from loading.tokenizer import read_tokenizer
 from loading.transcoders import transcoders
 from settings import Settings
 
@@ -57,13 +58,13 @@ def build(entry: ModelEntry, weights: Weights, settings: Settings) -> Parts:
         lazy_decoder=entry.lazy_decoder,
     )
     directory = weights.model
-    config = AutoConfig.from_pretrained(directory)
+    config = read_config(directory)
     n_layers = config.get_text_config().num_hidden_layers
     if n_layers != features.n_layers:
         raise DepthMismatchError(
             f"the model has {n_layers} layers, its transcoders cover {features.n_layers}"
         )
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer = read_tokenizer(directory)
     name = circuit_tracer_name(
         _model_name(entry.model), config, has_chat_template=bool(tokenizer.chat_template)
     )
