@@ -80,6 +80,23 @@ def open_checkpoint(
         yield Module(tensor, names, config=config, stored=stored.keys(), read=read.keys())
 
 
+def absent(directory: Path, *, beside_index: Iterable[str] = ()) -> list[str]:
+    """Of the tensors that an index promises, and those named, the ones that no file has.
+
+    Raises:
+        FileNotFoundError: the directory lacks safetensors files.
+        safetensors.SafetensorError: a file is damaged.
+    """
+    files, index = weight_files(directory), directory / INDEX
+    promised = set(beside_index)
+    if files != [directory / SINGLE_FILE]:
+        promised.update(json.loads(index.read_text())["weight_map"])
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            promised.difference_update(file.keys())
+    return sorted(promised)
+
+
 def unread(names: Iterable[str], *, tied: bool) -> list[str]:
     """Of a checkpoint's tensors that a model left, those that it should have read.
 

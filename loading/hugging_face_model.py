@@ -7,19 +7,19 @@ import torch
 from transformers import AutoModelForCausalLM, Mxfp4Config
 
 from loading import UnsupportedArchitectureError, WeightsMismatchError
-from loading.checkpoint import unread
+from loading.checkpoint import absent, unread
 from loading.model_config import refuse_other_values
 
 # What transformers' own classes leave unread or fail at, and what circuit-tracer's way through a
 # causal model with a key-value cache doesn't cover, with the value that is served.
-_ONLY_SERVED = {
+_ONLY_SERVED: dict[str, Any] = {
     "add_cross_attention": False,
     "is_encoder_decoder": False,
     "partial_rotary_factor": 1.0,
     "pruned_heads": {},
     "use_bidirectional_attention": False,
 }
-_ONLY_SERVED_OF_A = {
+_ONLY_SERVED_OF_A: dict[str, dict[str, Any]] = {
     "gemma3": {"attn_logit_softcapping": None, "final_logit_softcapping": None},
     "gemma3_text": {"attn_logit_softcapping": None},
     # Numbers in the code of its experts.
@@ -43,8 +43,17 @@ def read_model(directory: Path, hf_config: Any, dtype: torch.dtype) -> Any:
         refuse_other_values(config, _ONLY_SERVED)
     refuse_other_values(text, _ONLY_SERVED_OF_A.get(hf_config.model_type, {}))
     how: dict[str, Any] = {}
+    packed: list[str] = []
     if _is_quantised(hf_config):
         how["quantization_config"] = Mxfp4Config(dequantize=True)
+        packed = [
+            f"model.layers.{layer}.mlp.experts.{name}_{part}"
+            for layer in range(hf_config.num_hidden_layers)
+            for name in ("gate_up_proj", "down_proj")
+            for part in ("blocks", "scales")
+        ]
+    # transformers goes by the index, and falls over packed ones that are missing.
+    WeightsMismatchError.check(missing=absent(directory, beside_index=packed))
     model, report = AutoModelForCausalLM.from_pretrained(
         directory,
         config=hf_config,
