@@ -42,6 +42,11 @@ def read_model(directory: Path, hf_config: Any, dtype: torch.dtype) -> Any:
     for config in (hf_config, text):
         refuse_other_values(config, _ONLY_SERVED)
     refuse_other_values(text, _ONLY_SERVED_OF_A.get(hf_config.model_type, {}))
+    if (getattr(text, "rope_scaling", None) or {}).get("rope_type") == "longrope":
+        raise UnsupportedArchitectureError(
+            "rope_scaling of type 'longrope' turns a token by how long the text is, and one that "
+            "grows by a key-value cache has no exact conversion"
+        )
     how: dict[str, Any] = {}
     packed: list[str] = []
     if _is_quantised(hf_config):

@@ -11,9 +11,11 @@ import pytest
 import torch
 from transformer_lens import HookedTransformer
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
+    GPT2Config,
     GptOssConfig,
     LlamaConfig,
     PretrainedConfig,
@@ -21,6 +23,7 @@ from transformers import (
 )
 
 import model_loader
+import steering
 from loading import UnsupportedArchitectureError
 from loading.checkpoint import open_checkpoint
 from loading.model_config import read_config
@@ -28,6 +31,7 @@ from loading.transformerlens_engine import hooked_model
 from model_loader import ModelLoadError
 from tests.demo_worker import demo_settings
 from tests.test_hooked_config import (
+    CONFIGS,
     GEMMA3,
     GPT2_SHAPE,
     LINEAR_ROPE,
@@ -77,6 +81,17 @@ MOVED: dict[str, tuple[PretrainedConfig, Any]] = {
         {**GPT_OSS_ROPE, "rope_theta": 700.0},
     ),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_configuration_of_transformers_4_is_read_as_transformers_reads_it(
+    name: str, tmp_path: Path
+) -> None:
+    CONFIGS[name].save_pretrained(tmp_path)
+    ours, expected = read_config(tmp_path), AutoConfig.from_pretrained(tmp_path)
+    assert type(ours) is type(expected)
+    assert ours.to_dict() == expected.to_dict()
+    assert ours.name_or_path == str(tmp_path)
 
 
 def text_of(stored: dict[str, Any]) -> dict[str, Any]:
@@ -137,8 +152,6 @@ def test_the_worker_reads_them_so(engine: str, tmp_path: Path) -> None:
 
 
 def steering_logits(model: Any) -> torch.Tensor:
-    import steering
-
     return steering.next_token_logits(model, list(range(5, 17)))
 
 
@@ -254,7 +267,5 @@ def test_code_that_a_model_brings_is_not_run_and_nothing_is_asked(
 
 
 def test_a_gpt_2_has_nothing_to_move(tmp_path: Path) -> None:
-    from transformers import GPT2Config
-
     save(tmp_path, GPT2Config(**GPT2_SHAPE))
     assert read_config(tmp_path).n_embd == GPT2_SHAPE["n_embd"]
