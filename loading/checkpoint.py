@@ -97,17 +97,19 @@ def absent(directory: Path, *, beside_index: Iterable[str] = ()) -> list[str]:
     return sorted(promised)
 
 
+def of_the_language_model(names: Iterable[str]) -> list[str]:
+    """Those tensors that a language model is made of."""
+    return [name for name in names if not _ELSEWHERE.fullmatch(name)]
+
+
 def unread(names: Iterable[str], *, tied: bool) -> list[str]:
     """Of a checkpoint's tensors that a model left, those that it should have read.
 
     Args:
         tied: whether the embeddings serve as unembedding too, which may be stored all the same.
     """
-    return [
-        name
-        for name in names
-        if not _ELSEWHERE.fullmatch(name) and not (tied and name.endswith("lm_head.weight"))
-    ]
+    left = of_the_language_model(names)
+    return [name for name in left if not (tied and name.endswith("lm_head.weight"))]
 
 
 def _model_names(stored: Iterable[str], config: Any) -> dict[str, str]:

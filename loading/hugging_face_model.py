@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, Mxfp4Config
 
 from loading import UnsupportedArchitectureError, WeightsMismatchError
-from loading.checkpoint import absent, unread
+from loading.checkpoint import absent, of_the_language_model, unread
 from loading.model_config import refuse_other_values
 
 # What transformers' own classes leave unread or fail at, and what circuit-tracer's way through a
@@ -70,7 +70,7 @@ def read_model(directory: Path, hf_config: Any, dtype: torch.dtype) -> Any:
         **how,
     )
     WeightsMismatchError.check(
-        missing=report["missing_keys"],
+        missing=of_the_language_model(report["missing_keys"]),
         misshapen=report["mismatched_keys"],
         unread=unread(report["unexpected_keys"], tied=text.tie_word_embeddings),
     )

@@ -95,7 +95,7 @@ def save_quantised(directory: Path, config: GptOssConfig) -> Any:
     # Its parts are counted from 0.
     half = len(tensors) // 2
     parts = [dict(list(tensors.items())[:half]), dict(list(tensors.items())[half:])]
-    index = {}
+    index: dict[str, str] = {}
     for number, part in enumerate(parts):
         name = f"model-{number:05}-of-00001.safetensors"
         save_file(part, directory / name, metadata={"format": "pt"})

@@ -2,7 +2,6 @@
 
 import copy
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,7 @@ def loaded(home: tuple[Path, Any]) -> LoadedModel:
 
 
 @pytest.fixture
-def served(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoadedModel]:
+def served(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
     monkeypatch.setattr(model_loader, "_loaded", loaded)
     return loaded
 

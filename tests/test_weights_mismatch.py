@@ -1,6 +1,5 @@
 """Weights that aren't those of the configuration's model stop the start, with either engine."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Gemma3TextConfig, LlamaConfig, PretrainedConfig, Qwen3Config
 
 import model_loader
+import steering
 from loading import WeightsMismatchError
 from loading.engines import opened, replacement_model
 from loading.layouts import SINGLE_FILE
@@ -119,8 +119,6 @@ BESIDE: dict[str, tuple[PretrainedConfig, Callable[[Tensors], Any]]] = {
 def test_what_a_sound_checkpoint_holds_beside_them_is_left(
     case: str, engine: Any, tmp_path: Path
 ) -> None:
-    import steering
-
     config, change = BESIDE[case]
     saved = save(tmp_path, config, change)
     tokens = prompt_tokens()
@@ -131,17 +129,24 @@ def test_what_a_sound_checkpoint_holds_beside_them_is_left(
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_vision_part_is_left(engine: Any, tmp_path: Path) -> None:
-    save(tmp_path, FAMILIES["gemma3 with vision"][0], lambda tensors: None)
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert config["architectures"] == ["Gemma3ForConditionalGeneration"]
-    tensors = load_file(tmp_path / SINGLE_FILE)
-    assert any("vision_tower" in name for name in tensors)
+@pytest.mark.parametrize("there", [True, False], ids=["there", "cut off"])
+def test_a_part_for_images_is_of_no_account(there: bool, engine: Any, tmp_path: Path) -> None:
+    def cut_off(tensors: Tensors) -> None:
+        vision = [n for n in tensors if "vision_tower" in n or "multi_modal_projector" in n]
+        assert len(vision) > 10
+        if not there:
+            without(*vision)(tensors)
+
+    saved = save(tmp_path, FAMILIES["gemma3 with vision"][0], cut_off)
+    saved.set_attn_implementation("eager")
     transcoders = tiny_transcoders("relu", "gemma scope")
-    with opened(
-        engine, tmp_path, read_config(tmp_path), device=CPU, dtype=torch.float32
-    ) as hf_model:
-        replacement_model(engine, hf_model, transcoders, "tiny", CPU, torch.float32)
+    config, tokens = read_config(tmp_path), prompt_tokens()
+    with opened(engine, tmp_path, config, device=CPU, dtype=torch.float32) as hf_model:
+        model = replacement_model(engine, hf_model, transcoders, "tiny", CPU, torch.float32)
+    with torch.no_grad():
+        expected = saved(tokens[None]).logits[0, -1]
+    ours = steering.next_token_logits(model, tokens.tolist())
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
