@@ -37,12 +37,12 @@ def read_config(directory: Path) -> PretrainedConfig:
     """
     stored = read_json(directory / "config.json")
     model_type = stored.get("model_type")
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise UnsupportedArchitectureError(
             f"config.json has model_type={model_type!r}, which transformers "
             f"{transformers.__version__} doesn't know, and code that a model brings isn't run"
         )
-    old = in_old_names(stored)
+    old = in_old_names(stored, model_type)
     config = CONFIG_MAPPING[model_type].from_dict(old, name_or_path=str(directory))
     # Version 4 asks the language model's part whether embeddings are tied, version 5 the whole.
     text, version = config.get_text_config(), str(stored.get("transformers_version", ""))
@@ -52,13 +52,16 @@ def read_config(directory: Path) -> PretrainedConfig:
     return config
 
 
-def in_old_names(stored: Mapping[str, Any]) -> dict[str, Any]:
+def in_old_names(stored: Mapping[str, Any], model_type: str) -> dict[str, Any]:
     """A configuration as config.json has it, each setting under its name in transformers 4.
+
+    Args:
+        model_type: which one transformers 4 knows.
 
     Raises:
         UnsupportedArchitectureError: a setting has no such name, or has two values.
     """
-    config = _rope_in_old_names(dict(stored))
+    config = _rope_in_old_names(dict(stored), model_type)
     # Version 5 writes null where version 4 has False.
     if config.get("use_bidirectional_attention", False) is None:
         del config["use_bidirectional_attention"]
@@ -68,7 +71,8 @@ def in_old_names(stored: Mapping[str, Any]) -> dict[str, Any]:
             "conversion"
         )
     if isinstance(config.get("text_config"), dict):
-        config["text_config"] = in_old_names(config["text_config"])
+        text_type = CONFIG_MAPPING[model_type].sub_configs["text_config"].model_type
+        config["text_config"] = in_old_names(config["text_config"], text_type)
     return config
 
 
@@ -83,32 +87,27 @@ def refuse_other_values(config: Any, served: Mapping[str, Any]) -> None:
             )
 
 
-def _rope_in_old_names(config: dict[str, Any]) -> dict[str, Any]:
+def _rope_in_old_names(config: dict[str, Any], model_type: str) -> dict[str, Any]:
     rope = config.pop("rope_parameters", None)
     if not rope:
         return config
-    by_layer = set(rope) & _LAYER_TYPES
-    if config.get("model_type") != "gemma3_text":
-        if by_layer:
-            raise _no_name("rope_parameters by layer type", f"a {config.get('model_type')}")
-        return _moved(config, rope, "rope_theta")
+    if model_type != "gemma3_text":
+        if set(rope) & _LAYER_TYPES:
+            raise _no_name("rope_parameters by layer type", f"a {model_type}")
+        return _with(config, _moved(rope, "rope_theta"))
     if set(rope) - _LAYER_TYPES:
         raise _no_name("rope_parameters that aren't by layer type", "a Gemma 3 model")
-    local = _moved({}, rope.get("sliding_attention") or {}, "rope_local_base_freq")
-    if local.keys() - {"rope_local_base_freq"}:
+    local = _moved(rope.get("sliding_attention") or {}, "rope_local_base_freq")
+    if local.pop("rope_scaling") or local.keys() - {"rope_local_base_freq"}:
         raise _no_name("a rope scaling of sliding_attention layers", "a Gemma 3 model")
-    return _with(_moved(config, rope.get("full_attention") or {}, "rope_theta"), local)
+    return _with(config, {**_moved(rope.get("full_attention") or {}, "rope_theta"), **local})
 
 
-def _moved(config: dict[str, Any], rope: dict[str, Any], base: str) -> dict[str, Any]:
-    """The configuration with one rotary embedding's parameters under their old names."""
-    old: dict[str, Any] = {}
+def _moved(rope: dict[str, Any], base: str) -> dict[str, Any]:
+    """One rotary embedding's parameters under their old names."""
     scaling = dict(rope)
-    if (theta := scaling.pop("rope_theta", None)) is not None:
-        old[base] = theta
-    if (share := scaling.pop("partial_rotary_factor", None)) not in (None, 1.0):
-        old["partial_rotary_factor"] = share
     kind = scaling.get("rope_type", scaling.get("type", "default"))
+    theta, share = scaling.pop("rope_theta", None), scaling.pop("partial_rotary_factor", None)
     if kind not in _ROPE_TYPES:
         raise UnsupportedArchitectureError(
             f"rope_parameters has rope_type={kind!r}, which transformers "
@@ -116,9 +115,12 @@ def _moved(config: dict[str, Any], rope: dict[str, Any], base: str) -> dict[str,
         )
     for name in scaling.keys() - _SCALING:
         raise _no_name(f"{name!r} in rope_parameters", "rope_scaling")
-    if kind != "default":
-        old["rope_scaling"] = scaling
-    return _with(config, old)
+    old = {"rope_scaling": None if kind == "default" else scaling}
+    if theta is not None:
+        old[base] = theta
+    if share not in (None, 1.0):
+        old["partial_rotary_factor"] = share
+    return old
 
 
 def _with(config: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:

@@ -178,6 +178,11 @@ REFUSED: dict[str, tuple[PretrainedConfig, dict[str, Any], str]] = {
         {"rope_theta": 2e4, "rope_parameters": {"rope_theta": 1e4}},
         "rope_theta=20000.0 and, in rope_parameters, 10000.0",
     ),
+    "a scaling under the old name alone": (
+        LlamaConfig(**SHAPE),
+        {"rope_scaling": LLAMA3_ROPE, "rope_parameters": {"rope_type": "default"}},
+        "rope_scaling=.*llama3.* and, in rope_parameters, None",
+    ),
     "layers of unlike shapes": (
         LlamaConfig(**SHAPE), {"per_layer_config": {"1": {"head_dim": 8}}}, "per_layer_config"
     ),
@@ -194,6 +199,25 @@ def test_what_has_no_old_name_is_refused_by_name(case: str, tmp_path: Path) -> N
     (tmp_path / "config.json").write_text(json.dumps(stored))
     with pytest.raises(UnsupportedArchitectureError, match=words):
         read_config(tmp_path)
+
+
+def test_settings_that_both_versions_find_are_read(tmp_path: Path) -> None:
+    stored = LlamaConfig(**SHAPE, rope_theta=5e5, rope_scaling=LLAMA3_ROPE).to_dict()
+    stored["rope_parameters"] = {**LLAMA3_ROPE, "rope_theta": 5e5}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    read = read_config(tmp_path)
+    assert (read.rope_theta, read.rope_scaling) == (5e5, LLAMA3_ROPE)
+
+
+def test_a_language_model_s_part_need_not_name_its_type(tmp_path: Path) -> None:
+    save(tmp_path, gemma3_with_vision(), rope_parameters=ROPE_3)
+    file = tmp_path / "config.json"
+    stored = json.loads(file.read_text())
+    del stored["text_config"]["model_type"]
+    file.write_text(json.dumps(stored))
+    text = read_config(tmp_path).text_config
+    assert (text.rope_theta, text.rope_local_base_freq) == (3e4, 100.0)
+    assert text.rope_scaling == LINEAR_ROPE
 
 
 def test_a_share_of_the_head_that_turns_keeps_its_name(tmp_path: Path) -> None:
