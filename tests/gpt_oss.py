@@ -18,16 +18,20 @@ from tests.tiny_tokenizers import byte_level
 MODEL, TRANSCODER_SET = "openai/gpt-oss-20b", "mntss/clt-131k"
 N_LAYERS, D_MODEL, N_FEATURES = 3, 64, 96
 
-# Harmony, shortened: a system turn of its own, and a channel in the assistant's turns.
+# Harmony, shortened: a system block of its own, the caller's as a developer's, a channel in the
+# assistant's turns, and a generation prompt that stops before it.
 TEMPLATE = (
     "{{ '<|start|>system<|message|>You are ChatGPT.\nCurrent date: ' }}"
-    "{{ strftime_now('%Y-%m-%d') }}{{ '<|end|>' }}"
+    "{{ strftime_now('%Y-%m-%d') }}{{ '\n\nReasoning: medium<|end|>' }}"
+    "{% if messages[0].role == 'system' %}"
+    "{{ '<|start|>developer<|message|># Instructions\n\n' + messages[0].content + '\n\n<|end|>' }}"
+    "{% set messages = messages[1:] %}{% endif %}"
     "{% for message in messages %}"
     "{% if message.role == 'assistant' %}"
     "{{ '<|start|>assistant<|channel|>final<|message|>' + message.content }}"
     "{{ '<|return|>' if loop.last and not add_generation_prompt else '<|end|>' }}"
-    "{% else %}"
-    "{{ '<|start|>' + message.role + '<|message|>' + message.content + '<|end|>' }}"
+    "{% elif message.role == 'user' %}"
+    "{{ '<|start|>user<|message|>' + message.content + '<|end|>' }}"
     "{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
 )

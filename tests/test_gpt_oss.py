@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import attribution
+import chat_prompt
 import fitness
 import model_loader
 import prompts
@@ -23,7 +24,7 @@ from model_loader import LoadedModel, ModelLoadError
 from settings import Settings
 from steering import Intervention
 from tests import gpt_oss
-from tests.chat_messages import user
+from tests.chat_messages import assistant, system, user
 from tests.demo_worker import ask, demo_settings
 
 TEXT = "The capital of France is"
@@ -163,6 +164,24 @@ def test_all_four_actions_agree(
     assert before != after
     parsed = ask({"action": "parse-chat-prompt", "prompt": forward["prompt"]}, settings)
     assert (parsed["messages"] is not None) == ("messages" in body)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [user("Hi")],
+        [user("Hi"), assistant("")],
+        [user("Hi"), assistant("It is")],
+        [system("Be brief"), user("Hi"), assistant("It is")],
+        [user("Hi"), assistant("Yes"), user("So"), assistant("")],
+        [user("a"), assistant("b"), user("c"), assistant("d")],
+    ],
+    ids=lambda messages: " ".join(message["role"][0] for message in messages),
+)
+def test_messages_are_read_back_from_their_prompt(messages: list[dict[str, str]]) -> None:
+    words = gpt_oss.tokenizer()
+    rendered = prompts.render_messages(messages, words)
+    assert chat_prompt.parse(rendered, words).messages == messages
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
