@@ -57,7 +57,7 @@ def missing_from_model(folder: Path) -> list[str]:
         return missing
     if not (folder / INDEX).exists():
         return [*missing, SINGLE_FILE]
-    shards = set(_read_json(folder / INDEX).get("weight_map", {}).values())
+    shards = set(read_json(folder / INDEX).get("weight_map", {}).values())
     return missing + sorted(shard for shard in shards if not (folder / shard).exists())
 
 
@@ -75,11 +75,11 @@ def stored_dtype(folder: Path) -> str:
 
 
 def _model_config(folder: Path) -> dict[str, Any]:
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     return config | (config.get("text_config") or {})
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
     except OSError as error:

@@ -77,6 +77,7 @@ def replacement_model(
     # What circuit-tracer's own from_config does, for a model that has its weights.
     model = NNSightModel(hf_model)
     model._hf_config = model.config = hf_config  # PyPI's circuit-tracer's name, and upstream's
+    _read_in(dtype, transcoders)
     model._configure_replacement_model(transcoders)
     settings = {
         **vars(model.cfg),
@@ -86,6 +87,23 @@ def replacement_model(
     }
     model.cfg = NNSightConfig(**settings)
     return model
+
+
+def _read_in(dtype: torch.dtype, transcoders: Any) -> None:
+    """Have transcoders cast what they read to their dtype, as per-layer encoders do of themselves.
+
+    Gemma's norms hand their output over in float32 before they cast it back, which in 16 bits fits
+    neither a skip connection nor cross-layer encoders.
+    """
+
+    def casting(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return method(*(a.to(dtype) if torch.is_tensor(a) else a for a in args), **kwargs)
+
+        return call
+
+    for name in ("encode_layer", "compute_skip", "compute_attribution_components"):
+        setattr(transcoders, name, casting(getattr(transcoders, name)))
 
 
 def check_mapping(architecture: str, hooks: tuple[str, str], name: str) -> None:
