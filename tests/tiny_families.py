@@ -85,12 +85,17 @@ def random_transcoder(layer: int, *, skip: bool = False, jump: bool = False) -> 
     return _randomised(transcoder)
 
 
-def random_cross_layer_transcoder() -> CrossLayerTranscoder:
-    return _randomised(
-        CrossLayerTranscoder(
-            N_LAYERS, N_FEATURES, D_MODEL, "jump_relu", lazy_decoder=False, dtype=torch.float32
-        )
+def random_cross_layer_transcoder(*, jump: bool = True, skip: bool = False) -> CrossLayerTranscoder:
+    transcoder = CrossLayerTranscoder(
+        N_LAYERS,
+        N_FEATURES,
+        D_MODEL,
+        "jump_relu" if jump else "relu",
+        skip_connection=skip,
+        lazy_decoder=False,
+        dtype=torch.float32,
     )
+    return _randomised(transcoder)
 
 
 def _randomised(transcoder: Any) -> Any:
@@ -103,21 +108,61 @@ def _randomised(transcoder: Any) -> Any:
     return transcoder
 
 
+def npz_layer(transcoder: Any) -> bytes:
+    """A layer as GemmaScope's own files hold it, the encoder (d_model, n_features)."""
+    arrays = {
+        "W_enc": transcoder.W_enc.detach().T.numpy(),
+        "W_dec": transcoder.W_dec.detach().numpy(),
+        "b_enc": transcoder.b_enc.detach().numpy(),
+        "b_dec": transcoder.b_dec.detach().numpy(),
+        "threshold": transcoder.activation_function.threshold.detach().numpy(),
+    }
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def gemma_scope_2_layer(transcoder: Any, layer: int | None = None) -> Tensors:
+    """A layer as Gemma Scope 2's own files hold it: names in small letters, encoder transposed.
+
+    Args:
+        layer: of a cross-layer transcoder, whose decoders are there for all layers.
+    """
+    threshold = transcoder.activation_function.threshold
+    if layer is None:
+        tensors = {
+            "w_enc": transcoder.W_enc.T,
+            "w_dec": transcoder.W_dec,
+            "b_enc": transcoder.b_enc,
+            "b_dec": transcoder.b_dec,
+            "threshold": threshold,
+        }
+        if transcoder.W_skip is not None:
+            tensors["affine_skip_connection"] = transcoder.W_skip.T
+    else:
+        w_dec = torch.zeros(N_FEATURES, N_LAYERS, D_MODEL)
+        w_dec[:, layer:] = transcoder.W_dec[layer].detach()
+        tensors = {
+            "w_enc": transcoder.W_enc[layer].T,
+            "w_dec": w_dec,
+            "b_enc": transcoder.b_enc[layer],
+            "b_dec": transcoder.b_dec[layer],
+            "threshold": threshold[layer, 0],
+        }
+        if transcoder.W_skip is not None:
+            tensors["affine_skip_connection"] = transcoder.W_skip[layer]
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
 def gemma_scope(name: str) -> Repositories:
     """One `.npz` a layer in Google's repository, listed by the set's configuration."""
-    weights, files = "google/gemma-scope-2b-pt-transcoders", {}
-    for layer in range(N_LAYERS):
-        transcoder = random_transcoder(layer, jump=True)
-        arrays = {
-            "W_enc": transcoder.W_enc.detach().T.numpy(),
-            "W_dec": transcoder.W_dec.detach().numpy(),
-            "b_enc": transcoder.b_enc.detach().numpy(),
-            "b_dec": transcoder.b_dec.detach().numpy(),
-            "threshold": transcoder.activation_function.threshold.detach().numpy(),
-        }
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
-        files[f"layer_{layer}/width_16k/average_l0_{70 + layer}/params.npz"] = buffer.getvalue()
+    weights = "google/gemma-scope-2b-pt-transcoders"
+    files = {
+        f"layer_{layer}/width_16k/average_l0_{70 + layer}/params.npz": npz_layer(
+            random_transcoder(layer, jump=True)
+        )
+        for layer in range(N_LAYERS)
+    }
     listed = tuple(f"hf://{weights}/{file}" for file in files)
     config = config_yaml("transcoder_set", "ln2.hook_normalized", "hook_mlp_out", listed)
     return {name: {"config.yaml": config}, weights: files}
