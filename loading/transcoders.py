@@ -8,6 +8,7 @@ circuit-tracer's modules are filled from them a tensor at a time.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -21,6 +22,8 @@ from safetensors import safe_open
 
 from loading.inspection import Contents, Layer, inspect
 from loading.sources import TranscoderFiles
+
+logger = logging.getLogger(__name__)
 
 Transcoders: TypeAlias = TranscoderSet | CrossLayerTranscoder
 
@@ -47,6 +50,14 @@ def transcoders(
     contents = inspect(files)
     lazy = {"W_enc": lazy_encoder, "W_dec": lazy_decoder}
     left = [name for name, is_lazy in lazy.items() if is_lazy]
+    stuck = [layer for layer in contents.layers if not layer.layout.can_be_lazy]
+    if left and stuck:
+        logger.warning(
+            "%s can't be left on the disk in the format it has: %d of %d layers are read whole",
+            stuck[0].files["W_enc"],
+            len(stuck),
+            contents.n_layers,
+        )
     if files.kind == "cross_layer_transcoder":
         return _cross_layer_transcoder(files, contents, left, device, dtype)
     layers = {

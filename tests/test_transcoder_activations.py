@@ -7,11 +7,15 @@ import torch
 from circuit_tracer.transcoder.activation_functions import JumpReLU, TopK
 from safetensors.torch import load_file, save_file
 
+import attribution
+import steering
 from loading import sources
 from loading.references import WeightsError
 from loading.transcoders import transcoders
 from settings import Settings
-from tests.tiny_families import (
+from tests.test_attribution import assert_same_graph
+from tests.tiny_models import prompt_tokens, tiny_model
+from tests.tiny_sets import (
     D_MODEL,
     N_FEATURES,
     N_LAYERS,
@@ -212,3 +216,17 @@ def test_keys_that_only_describe_are_no_matter(tmp_path, keys):
 def test_a_key_that_may_change_the_mathematics_is_refused_by_name(tmp_path, kind, key):
     with pytest.raises(WeightsError, match=f"{key!r}, which the worker doesn't know"):
         load(write_set(tmp_path, kind, **{key: "true"}))
+
+
+@pytest.mark.parametrize("skip", [False, True], ids=["plain", "skip"])
+def test_a_cross_layer_top_k_set_is_attributed_and_steered_as_the_library_does(skip):
+    model = tiny_model("gemma3", "cross_layer_relu", "mlp", skip=skip)
+    model.transcoders.activation_function = TopK(7)
+    assert attribution.method_for(model) == "explicit sweep"
+    graph = assert_same_graph(model)
+    assert len(graph.active_features) == N_LAYERS * (graph.n_pos - 1) * 7
+    tokens = prompt_tokens()
+    _, expected = model.get_activations(tokens)
+    features = [(1, 4, index) for index in range(N_FEATURES)]
+    read = steering.feature_activations(model, tokens.tolist(), features)
+    assert read == pytest.approx(expected[1, 4].tolist(), abs=1e-5)

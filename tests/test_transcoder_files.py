@@ -13,7 +13,7 @@ from loading.references import WeightsError
 from loading.transcoders import transcoders
 from settings import Settings
 from tests.test_transcoder_activations import CROSS_LAYER, PER_LAYER, edit, load, write_set
-from tests.tiny_families import (
+from tests.tiny_sets import (
     D_MODEL,
     N_FEATURES,
     N_LAYERS,
@@ -203,6 +203,18 @@ def test_the_headers_tell_what_a_set_is(tmp_path):
     assert [layer.layout.can_be_lazy for layer in contents.layers] == [False, False, True]
     loaded = load(tmp_path, lazy=True)
     assert [transcoder.lazy_encoder for transcoder in loaded] == [False, False, True]
+
+
+@pytest.mark.parametrize("kind", [PER_LAYER, CROSS_LAYER])
+def test_what_can_not_be_left_on_the_disk_is_told(tmp_path, kind, caplog):
+    _, states = published_cross_layer()
+    if kind == PER_LAYER:
+        states = [gemma_scope_2_layer(random_transcoder(layer, jump=True)) for layer in range(3)]
+    directory = write_listed(tmp_path, kind, states)
+    load(directory)
+    assert caplog.text == ""
+    load(directory, lazy=True)
+    assert "params_layer_0.safetensors can't be left on the disk" in caplog.text
 
 
 def test_an_npz_that_is_none_is_named(tmp_path):

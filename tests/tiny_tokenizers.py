@@ -261,6 +261,12 @@ def gemma3() -> PreTrainedTokenizerFast:
     return _gemma(byte_fallback(markers, 107, words), GEMMA3_TEMPLATE)
 
 
+def gemma3_base() -> PreTrainedTokenizerFast:
+    tokenizer = gemma3()
+    tokenizer.chat_template = None
+    return tokenizer
+
+
 def llama3() -> PreTrainedTokenizerFast:
     markers = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
     backend = byte_level(["<|begin_of_text|>", "<|end_of_text|>", *markers])
@@ -298,4 +304,5 @@ BASE_FAMILIES: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
     "gpt2": gpt2,
     "bos_zero": bos_zero,
     "gemma2_base": gemma2_base,
+    "gemma3_base": gemma3_base,
 }
