@@ -53,6 +53,7 @@ _DESCRIBING = {
     "author",
     "authors",
     "citation",
+    "converted",
     "d_model",
     "d_transcoder",
     "dataset",

@@ -205,6 +205,7 @@ def test_another_k_in_the_configuration_than_in_the_files_is_refused(tmp_path):
         {"model_name": "google/gemma-2-2b", "scan": "[a, b]"},
         {"repo_id": "owner/name", "revision": "null", "subfolder": "null"},
         {"urls": "[https://example.com]", "description": "words", "license": "mit"},
+        {"converted": "{format: 1, repository: owner/name}"},
     ],
 )
 def test_keys_that_only_describe_are_no_matter(tmp_path, keys):
