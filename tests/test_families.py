@@ -41,8 +41,8 @@ def network(monkeypatch):
 # Of sets that are laid out alike, with models of the same kind, the first stands for the others.
 ALIKE = {
     "Gemma 2, smaller cross-layer",
+    "Qwen 3 0.6B",
     "Qwen 3 1.7B",
-    "Qwen 3 4B",
     "Qwen 3 8B",
     "Qwen 3 14B",
     "Gemma 3 270M chat",

@@ -29,13 +29,34 @@ from tests.model_cache import files_of, write_repository
 from tests.test_hooked_config import LINEAR_ROPE, gemma3_with_vision
 from tests.tiny_sets import (
     D_MODEL,
+    N_FEATURES,
     N_LAYERS,
     Repositories,
+    config_yaml,
     cross_layer,
     gemma_scope,
     gemma_scope_2,
     per_layer,
+    random_cross_layer_transcoder,
+    random_transcoder,
 )
+
+# The sets' own parts can be had from here too.
+__all__ = [
+    "D_MODEL",
+    "FAMILIES",
+    "N_FEATURES",
+    "N_LAYERS",
+    "PUBLISHED",
+    "Family",
+    "Repositories",
+    "config_yaml",
+    "cross_layer",
+    "per_layer",
+    "random_cross_layer_transcoder",
+    "random_transcoder",
+    "write_family",
+]
 
 _SHAPE: dict[str, Any] = {
     "hidden_size": D_MODEL,
@@ -161,14 +182,14 @@ _SMALL_AFFINE = "transcoder_all/width_16k_l0_small_affine"
 
 # The sets of the registry in their real layouts: files, names of tensors, dtypes, configuration.
 PUBLISHED = {
-    "Gemma 2": Family(
+    "Gemma 2, per layer, safetensors": Family(
         "google/gemma-2-2b",
         "mwhanna/gemma-scope-transcoders",
         _gemma2,
         tiny_tokenizers.gemma2_base,
         per_layer("ln2.hook_normalized", "hook_mlp_out", jump=True),
     ),
-    "Gemma 2, listed .npz": Family(
+    "Gemma 2, per layer": Family(
         "google/gemma-2-2b",
         "mntss/gemma-scope-transcoders",
         _gemma2,
@@ -191,7 +212,7 @@ PUBLISHED = {
     ),
     "Qwen 3 0.6B": _qwen3_family("0.6", "qwen3-0.6b-transcoders-lowl0"),
     "Qwen 3 1.7B": _qwen3_family("1.7", "qwen3-1.7b-transcoders-lowl0"),
-    "Qwen 3 4B": _qwen3_family("4", "qwen3-4b-transcoders"),
+    "Qwen 3": _qwen3_family("4", "qwen3-4b-transcoders"),
     "Qwen 3 8B": _qwen3_family("8", "qwen3-8b-transcoders"),
     "Qwen 3 14B": _qwen3_family("14", "qwen3-14b-transcoders-lowl0"),
     "Llama 3, skip": Family(
@@ -245,7 +266,7 @@ PUBLISHED = {
     "Gemma 3 4B": _gemma3_family(
         "google/gemma-3-4b-pt", f"gemma-scope-2-4b-pt/{_SMALL_AFFINE}", _converted()
     ),
-    "Gemma 3 4B chat": _gemma3_family(
+    "Gemma 3 chat, affine in a folder": _gemma3_family(
         "google/gemma-3-4b-it",
         "gemma-scope-2-4b-it/transcoder_all/width_262k_l0_small_affine",
         _converted(),
