@@ -69,7 +69,6 @@ def inspect(files: TranscoderFiles) -> Contents:
     Raises:
         WeightsError: a file can't be read, or lacks a tensor, or holds one of another shape or of
             a name that would be ignored; or its activation is not that of the configuration.
-        safetensors.SafetensorError: a file is damaged.
     """
     layers = tuple(
         _layer(files, layer, paths) for layer, paths in enumerate(_files_of_layers(files))

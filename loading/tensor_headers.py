@@ -14,16 +14,20 @@ def shapes_in(file: Path) -> dict[str, Shape]:
     """The tensors of a safetensors or `.npz` file, by name.
 
     Raises:
-        WeightsError: the file can't be read.
-        safetensors.SafetensorError: it is damaged.
+        WeightsError: the file can't be read, or is damaged.
     """
     if file.suffix == ".npz":
         return _shapes_in_npz(file)
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(file, framework="np") as opened:
-        names = opened.keys()
-        return {name: tuple(opened.get_slice(name).get_shape()) for name in names}
+    try:
+        with safe_open(file, framework="np") as opened:
+            names = opened.keys()
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(
+            f"{file} can't be read ({type(error).__name__}: {error}): replace it"
+        ) from None
 
 
 def _shapes_in_npz(file: Path) -> dict[str, Shape]:

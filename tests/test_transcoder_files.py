@@ -205,6 +205,14 @@ def test_the_headers_tell_what_a_set_is(tmp_path):
     assert [transcoder.lazy_encoder for transcoder in loaded] == [False, False, True]
 
 
+def test_a_truncated_file_is_named(tmp_path):
+    directory = write_set(tmp_path)
+    file = directory / "layer_1.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(WeightsError, match=r"layer_1\.safetensors can't be read.*replace it"):
+        load(directory)
+
+
 @pytest.mark.parametrize("kind", [PER_LAYER, CROSS_LAYER])
 def test_what_can_not_be_left_on_the_disk_is_told(tmp_path, kind, caplog):
     _, states = published_cross_layer()
