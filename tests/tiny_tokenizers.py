@@ -261,6 +261,12 @@ def gemma3() -> PreTrainedTokenizerFast:
     return _gemma(byte_fallback(markers, 107, words), GEMMA3_TEMPLATE)
 
 
+def gemma3_base() -> PreTrainedTokenizerFast:
+    tokenizer = gemma3()
+    tokenizer.chat_template = None
+    return tokenizer
+
+
 def llama3() -> PreTrainedTokenizerFast:
     """Its `decode` takes the space before a full stop away, as the real one's does."""
     markers = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
@@ -300,4 +306,5 @@ BASE_FAMILIES: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
     "gpt2": gpt2,
     "bos_zero": bos_zero,
     "gemma2_base": gemma2_base,
+    "gemma3_base": gemma3_base,
 }
