@@ -42,3 +42,16 @@ def cuda_device(kind: str) -> Iterator[EmulatedCuda | None]:
 def on_cuda(model: Any) -> Any:
     """A TransformerLens model, moved to the device."""
     return model.to("cuda", print_details=False)
+
+
+def numbers(
+    *shape: int, seed: int = 0, dtype: torch.dtype = torch.float32, device: str = "cuda"
+) -> torch.Tensor:
+    """Random numbers, the same on each device."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator).to(device, dtype)
+
+
+def places(*values: int) -> torch.Tensor:
+    """Indices on the device."""
+    return torch.tensor(values, device="cuda")
