@@ -37,8 +37,8 @@ WORKLOADS = {
     # Gemma-2-2B's shapes, for a GPU: about 60 active features a token and layer.
     "G64": Workload(26, 2304, 16384, 2.7, 64, 5000, 256, 8, 9216, 256_000, 256),
     "G512": Workload(26, 2304, 16384, 2.7, 512, 5000, 256, 8, 9216, 256_000, 256),
-    # As many layers, tokens and feature nodes as G64 in narrow layers: what is launched, on a CPU.
-    "K64": Workload(26, 64, 512, 1.8, 64, 5000, 16),
+    # As many layers, tokens and features as G64 in narrow layers: what is launched, on a CPU.
+    "K64": Workload(26, 64, 1024, 1.6, 64, 5000, 16),
 }
 
 
