@@ -22,7 +22,7 @@ def run(request: ForwardPassRequest, loaded: LoadedModel, job: Job) -> ForwardPa
     reached = torch.searchsorted(torch.cumsum(top.values, 0), request.desired_logit_prob)
     count = min(int(reached) + 1, request.max_n_logits)
     salient = [
-        SalientLogit(token=loaded.tokenizer.decode([token_id]), token_id=token_id, probability=p)
+        SalientLogit(token=loaded.token_text.single(token_id), token_id=token_id, probability=p)
         for token_id, p in zip(
             top.indices[:count].tolist(), top.values[:count].tolist(), strict=True
         )
