@@ -64,12 +64,15 @@ class Expansion:
         rows = self._new_rows(n_logits + n_features)
         self._at_once = self._affordable_at_once()
         self._logit_rows(rows[:n_logits])
-        ranking = Ranking(rows, self._targets.probabilities, self._local.n_layers)
+        ranking = Ranking(rows, self._targets.probabilities, n_active, self._local.n_layers)
+        before_layer = torch.tensor(
+            [self._local.features.in_layer(layer).start for layer in range(self._local.n_layers)]
+        )
         queue_length = self._update_interval * self._batch_size
         expanded = torch.zeros(0, dtype=torch.long)
         is_expanded = torch.zeros(n_active, dtype=torch.bool)
         while len(expanded) < n_features:
-            influence = ranking.influence(expanded)[:n_active]
+            influence = ranking.influence(expanded, before_layer[self._layers[expanded]])
             ranked = influence.argsort(descending=True, stable=True).cpu()
             left = ranked[~is_expanded[ranked]]
             queue = self._in_sweep_order(left[: min(queue_length, n_features - len(expanded))])
