@@ -71,7 +71,9 @@ def attribution_rows(
                 met = behind[:above, :, layer:].flatten(2)
             features = local.features.in_layer(layer)
             local.features.writes[layer].write_edges(met, rows[:above, features])
-            _error_edges(local, layer, gradients[:above], rows)
+            for start in range(0, above, at_once):
+                chunk = slice(start, min(start + at_once, above))
+                _error_edges(local, layer, gradients[chunk], rows[chunk])
             skip = local.skips[layer]
             if skip is not None:
                 _through_skip_(skip, gradients[:above])
@@ -90,9 +92,9 @@ def attribution_rows(
 def _error_edges(
     local: LocalReplacementModel, layer: int, gradients: torch.Tensor, rows: torch.Tensor
 ) -> None:
-    n, n_pos, _ = gradients.shape
+    n_pos = gradients.shape[1]
     start = local.n_active + layer * local.n_pos
-    rows[:n, start : start + n_pos] = _dots(gradients, local.errors[layer])
+    rows[:, start : start + n_pos] = _dots(gradients, local.errors[layer])
 
 
 def _token_edges(
@@ -118,8 +120,7 @@ def _add_product_(total: torch.Tensor, vectors: torch.Tensor, weights: torch.Ten
 
 def _dots(gradients: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
     """Products (n, n_pos) of gradients (n, n_pos, d) with the vector (d,) of each position."""
-    by_position = gradients.transpose(0, 1)
-    return (by_position @ vectors[: len(by_position), :, None]).squeeze(-1).T
+    return torch.linalg.vecdot(gradients, vectors[: gradients.shape[1]])
 
 
 def _through_skip_(skip: FrozenSkip, gradients: torch.Tensor) -> None:
