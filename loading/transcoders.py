@@ -32,8 +32,8 @@ def transcoders(
 ) -> Transcoders:
     """Read a set of transcoders.
 
-    GemmaScope's files (`.npz`, and those of version 2 as published) can't be left on the disk:
-    circuit-tracer reads them whole whatever is asked for.
+    GemmaScope's files (`.npz`, and those of version 2 as published) are read whole, whatever is
+    asked for; `loading.conversion` makes copies of them that can be left on the disk.
 
     Raises:
         safetensors.SafetensorError, OSError, ValueError: a file is damaged.
@@ -51,10 +51,26 @@ def transcoders(
             paths, device=device, dtype=dtype, special_load_fn=_reader(files), **hooks, **lazy
         )
     if not paths:
-        return load_clt(str(files.folder), device=device, dtype=dtype, **hooks, **lazy)
+        loaded = load_clt(str(files.folder), device=device, dtype=dtype, **hooks, **lazy)
+        _add_skips(loaded, files.folder)
+        return loaded
     # circuit-tracer 0.5.0 leaves the file of the last key out.
     paths[len(paths)] = ""
-    return load_gemma_scope_2_clt(paths, device=device, dtype=dtype, **hooks, **lazy)
+    # It also leaves skip connections in the dtype of their files.
+    return load_gemma_scope_2_clt(paths, device=device, dtype=dtype, **hooks, **lazy).to(dtype)
+
+
+def _add_skips(transcoder: CrossLayerTranscoder, folder: Path) -> None:
+    """Read a converted set's skip connections, for which circuit-tracer's layout has no place."""
+    weights = []
+    for layer in range(transcoder.n_layers):
+        path = folder / f"W_enc_{layer}.safetensors"
+        with safe_open(path, framework="pt", device=str(transcoder.device)) as file:
+            if f"W_skip_{layer}" in file.keys():  # noqa: SIM118 - it is no dictionary
+                weights.append(file.get_tensor(f"W_skip_{layer}").to(transcoder.dtype))
+    if weights:
+        transcoder.W_skip = torch.nn.Parameter(torch.stack(weights))
+        transcoder.skip_connection = True
 
 
 def _reader(files: TranscoderFiles) -> Literal["gemma-scope", "gemma-scope-2"] | None:
