@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import logs
 from graph_cache import GraphCache
-from loading import conversion, converted, inventory
+from loading import converted, inventory
 from loading.entry import ModelEntry
 from loading.footprint import Shapes
 from loading.lean_imports import import_lean
@@ -272,11 +272,7 @@ def load(settings: Settings) -> LoadedModel:
     try:
         from loading.build import build
 
-        places = places_of(settings)
-        weights = locate(entry.model, entry.transcoder_set, places)
-        lazy = entry.lazy_encoder or entry.lazy_decoder
-        files = conversion.prepared(weights.transcoders, places, lazy=lazy)
-        weights = weights._replace(transcoders=files)
+        weights = locate(entry.model, entry.transcoder_set, places_of(settings))
         logger.info("weights are in %s and %s", weights.model, weights.transcoders.folder)
         parts = build(entry, weights, settings)
     except WeightsError as error:

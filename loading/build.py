@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
+from loading.conversion import prepared
 from loading.engines import opened, replacement_model
 from loading.entry import ModelEntry
 from loading.layouts import stored_dtype
 from loading.naming import circuit_tracer_name
-from loading.sources import Weights
+from loading.sources import Weights, places_of
 from loading.transcoders import transcoders
 from settings import Settings
 
@@ -41,6 +42,7 @@ def build(entry: ModelEntry, weights: Weights, settings: Settings) -> Parts:
         weights: its files.
 
     Raises:
+        WeightsError: a file that is to be converted is damaged.
         DepthMismatchError: model and transcoders don't belong together.
         Exception: whatever the libraries raise for files that are unreadable.
     """
@@ -49,8 +51,9 @@ def build(entry: ModelEntry, weights: Weights, settings: Settings) -> Parts:
     own_dtype = (entry.dtype or stored_dtype(weights.model)) if on_gpu else "float32"
     dtype = getattr(torch, settings.model_dtype or own_dtype)
 
+    lazy = entry.lazy_encoder or entry.lazy_decoder
     features = transcoders(
-        weights.transcoders,
+        prepared(weights.transcoders, places_of(settings), lazy=lazy),
         device=device,
         dtype=dtype,
         lazy_encoder=entry.lazy_encoder,

@@ -20,6 +20,7 @@ from uuid import uuid4
 
 from loading import converted, layouts, published, safetensors_files
 from loading.published import ConvertedFile
+from loading.read_ahead import read_ahead
 from loading.references import WeightsError
 from loading.room import free_bytes, gigabytes
 from loading.sources import Places, TranscoderFiles
@@ -95,6 +96,7 @@ def _write_all(files: TranscoderFiles, directory: Path, margin: int) -> None:
     for number, file in enumerate(planned, 1):
         if file not in left:
             continue
+        read_ahead([file.original])  # from its start on; an encoder is read across
         _write(directory / file.name, _tensors_of(file))
         done += file.n_bytes
         logger.info(

@@ -63,7 +63,7 @@ def configuration(files: TranscoderFiles) -> str:
     """The copy's `config.yaml`: the set's own, and where it came from."""
     settings: dict[str, Any] = yaml.safe_load((files.folder / layouts.CONFIG).read_text())
     settings.pop("transcoders", None)
-    source: dict[str, Any] = {"format": FORMAT}
+    source: dict[str, Any] = {"converted": FORMAT}
     origin = _origin(files.folder)
     if origin is None:
         source["directory"] = str(files.folder.resolve())
@@ -71,7 +71,7 @@ def configuration(files: TranscoderFiles) -> str:
         source |= {"repository": origin.repository, "revision": origin.commit}
         source |= {"folder": origin.path} if origin.path else {}
     source["files"] = [str(_origin(path) or path.resolve()) for path in layers_of(files)]
-    return yaml.safe_dump(settings | {"converted": source}, sort_keys=False)
+    return yaml.safe_dump(settings | {"source": source}, sort_keys=False)
 
 
 def _directory(cache: Cache, files: TranscoderFiles) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from loading import conversion, converted, layouts, sources
+from loading import conversion, converted, layouts, published, sources
 from loading.entry import ModelEntry
 from loading.footprint import device_bytes, disk_bytes
 from loading.references import WeightsError
@@ -67,7 +67,7 @@ def _whereabouts(entry: ModelEntry, places: Places) -> str:
         files = sources.find_transcoders(entry.transcoder_set, places, layers)
     except WeightsError as error:
         return str(error)
-    suffix = ", converted" if files is not None and _is_converted(files, places) else ""
+    suffix = "" if files is None else _conversion(entry, files, places)
     if model and files and model.source == files.source:
         return model.source + suffix
     here = {"model": model, "transcoders": files}
@@ -75,11 +75,15 @@ def _whereabouts(entry: ModelEntry, places: Places) -> str:
     return found + suffix or "no"
 
 
-def _is_converted(files: TranscoderFiles, places: Places) -> bool:
+def _conversion(entry: ModelEntry, files: TranscoderFiles, places: Places) -> str:
+    """What is to be added of a set that circuit-tracer can't leave on the disk as it is."""
     try:
-        return converted.find(files, places) is not None
+        if converted.find(files, places) is not None:
+            return ", converted"
+        lazy = entry.lazy_encoder or entry.lazy_decoder
+        return ", not yet converted" if lazy and published.needs_conversion(files) else ""
     except WeightsError:
-        return False  # a damaged file; whoever loads it is told
+        return ""  # a damaged file; whoever loads it is told
 
 
 def _folders(files: TranscoderFiles) -> list[Path]:

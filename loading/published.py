@@ -37,22 +37,20 @@ class _From(NamedTuple):
     optional: bool = False
 
 
-_PER_LAYER = {
-    ".npz": {
-        "W_enc": _From("W_enc", transposed=True),
-        "W_dec": _From("W_dec"),
-        "b_enc": _From("b_enc"),
-        "b_dec": _From("b_dec"),
-        "activation_function.threshold": _From("threshold"),
-    },
-    ".safetensors": {
-        "W_enc": _From("w_enc", transposed=True),
-        "W_dec": _From("w_dec"),
-        "b_enc": _From("b_enc"),
-        "b_dec": _From("b_dec"),
-        "activation_function.threshold": _From("threshold"),
-        "W_skip": _From("affine_skip_connection", transposed=True, optional=True),
-    },
+_SCOPE = {
+    "W_enc": _From("W_enc", transposed=True),
+    "W_dec": _From("W_dec"),
+    "b_enc": _From("b_enc"),
+    "b_dec": _From("b_dec"),
+    "activation_function.threshold": _From("threshold"),
+}
+_SCOPE_2 = {
+    "W_enc": _From("w_enc", transposed=True),
+    "W_dec": _From("w_dec"),
+    "b_enc": _From("b_enc"),
+    "b_dec": _From("b_dec"),
+    "activation_function.threshold": _From("threshold"),
+    "W_skip": _From("affine_skip_connection", transposed=True, optional=True),
 }
 _CROSS_LAYER_ENCODER = {
     "W_enc": _From("w_enc", transposed=True),
@@ -88,10 +86,10 @@ class ConvertedFile:
         """
         origin = self._origins[name]
         try:
-            array = _tensor(self.original, origin.name)
+            array = np.atleast_1d(_tensor(self.original, origin.name))
         except _DAMAGES as error:
             raise _damaged(self.original, error) from error
-        n_rows = self.tensors[name].shape[0]
+        n_rows = len(array.T if origin.transposed else array)
         rows = max(1, PIECE_BYTES * n_rows // max(1, self.tensors[name].n_bytes))
         for begin in range(0, n_rows, rows):
             if origin.transposed:
@@ -108,18 +106,18 @@ def needs_conversion(files: TranscoderFiles) -> bool:
     Raises:
         WeightsError: its first file can't be read.
     """
-    if not files.layers:
-        return False
-    if files.kind == "cross_layer_transcoder":
-        return True
     if any(path.suffix == ".npz" for path in files.layers):
         return True
-    return "w_enc" in _specs(files.layers[0])
+    return bool(files.layers) and "w_enc" in _specs(files.layers[0])
 
 
 def layers_of(files: TranscoderFiles) -> list[Path]:
-    """A set's files, one a layer. Some lists name the last one twice, for circuit-tracer's sake."""
-    return list(dict.fromkeys(files.layers))
+    """A set's files, one a layer."""
+    layers = list(files.layers)
+    # circuit-tracer leaves the last of a cross-layer list out, so some name it twice.
+    if files.kind == "cross_layer_transcoder" and layers[-1:] == layers[-2:-1]:
+        return layers[:-1]
+    return layers
 
 
 def plan(files: TranscoderFiles) -> list[ConvertedFile]:
@@ -153,10 +151,14 @@ class _Widths(NamedTuple):
 
 def _layer_file(path: Path, layer: int) -> tuple[list[ConvertedFile], _Widths]:
     there = _specs(path)
-    origins = _PER_LAYER.get(path.suffix, _PER_LAYER[".safetensors"])
-    understood = {origin.name for origin in origins.values()}
-    if path.suffix == ".npz" and (unknown := sorted(set(there) - understood)):
-        raise WeightsError(f"{path} has {unknown[0]!r}, which no transcoder of its layout has")
+    if path.suffix == ".npz":
+        origins = _SCOPE
+        if unknown := sorted(set(there) - {origin.name for origin in origins.values()}):
+            raise WeightsError(f"{path} has {unknown[0]!r}, which no transcoder of its layout has")
+    elif "W_enc" in there:  # one of a mixed list is in circuit-tracer's own layout
+        origins = {name: _From(name) for name in there}
+    else:
+        origins = _SCOPE_2
     widths = _widths(path, there)
     shapes = _shapes(widths) | {"W_dec": (widths.features, widths.model)}
     file = _converted_file(f"layer_{layer}.safetensors", path, there, origins, shapes)
@@ -191,13 +193,13 @@ def _converted_file(
         if origin.name not in there and origin.optional:
             continue
         dtype, shape = _one(path, there, origin.name)
-        expected = shapes[tensor][::-1] if origin.transposed else shapes[tensor]
+        full = shapes.get(tensor, shape)
+        expected = full[::-1] if origin.transposed else full
         if shape != expected:
             raise WeightsError(
                 f"{path}: {origin.name!r} is {shape} and should be {expected}, by its biases and "
                 "the number of layers: replace it"
             )
-        full = shapes[tensor]
         kept = (full[0], full[1] - first, *full[2:]) if first else full
         called = tensor if layer is None else f"{tensor}_{layer}"
         tensors[called], used[called] = Spec(dtype, kept), origin

@@ -60,10 +60,13 @@ def read_header(path: Path) -> dict[str, Stored]:
             for name, tensor in header.items()
             if name != "__metadata__"
         }
+        for name, (spec, begin, end) in tensors.items():
+            if spec.dtype in ITEM_BYTES and end - begin != spec.n_bytes:
+                raise ValueError(f"{name!r} has {end - begin} bytes instead of {spec.n_bytes}")
+        expected = max((tensor.end for tensor in tensors.values()), default=start)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError("no safetensors header") from error
-    expected = max((tensor.end for tensor in tensors.values()), default=start)
-    if size < expected:
+    if size != expected:
         raise ValueError(f"{size} bytes instead of {expected}")
     return tensors
 

@@ -27,6 +27,7 @@ from loading.transcoders import transcoders
 from tests.chat_messages import user
 from tests.demo_worker import ask, demo_settings, without_times
 from tests.model_cache import commit_of
+from tests.model_hub import Repository, running_hub
 from tests.published_layouts import (
     FILES,
     LAYOUTS,
@@ -35,8 +36,9 @@ from tests.published_layouts import (
     scope_2_set,
     write_repositories,
 )
-from tests.tiny_families import FAMILIES, N_FEATURES, N_LAYERS, write_family
-from tests.weight_files import empty_caches, places
+from tests.test_hub import TestCommands as HubCommands
+from tests.tiny_families import FAMILIES, N_FEATURES, N_LAYERS, random_transcoder, write_family
+from tests.weight_files import MODEL, NAME, empty_caches, places
 
 CPU = torch.device("cpu")
 TRANSCODER = "cross layer transcoder"  # what features' nodes are called
@@ -123,6 +125,13 @@ class TestWhatIsConverted:
         assert conversion.convert(files, places(caches)) is files
         assert conversion.prepared(files, places(caches), lazy=True) is files
 
+    def test_a_layer_that_is_in_circuit_tracer_s_own_layout_is_copied(self, one_set, caches):
+        random_transcoder(1, skip=True, jump=True).to_safetensors(str(one_set / FILES[1]))
+        file = convert(one_set, caches).layers[1]
+        expected, found = load_file(one_set / FILES[1]), load_file(file)
+        assert set(found) == set(expected)
+        assert all(torch.equal(found[name], expected[name]) for name in found)
+
     def test_a_list_that_names_the_last_file_twice_gives_each_layer_once(self, tmp_path, caches):
         directory = LAYOUTS["Scope 2 cross-layer"](tmp_path)
         config = yaml.safe_load((directory / "config.yaml").read_text())
@@ -152,8 +161,8 @@ class TestTheCopy:
         label = f"mwhanna--gemma-scope-2-4b-it--transcoder_all--width_262k@{commit[:12]}"
         assert files.folder.name.startswith(label)
         config = yaml.safe_load((files.folder / "config.yaml").read_text())
-        assert config.pop("converted") == {
-            "format": 1,
+        assert config.pop("source") == {
+            "converted": 1,
             "repository": "mwhanna/gemma-scope-2-4b-it",
             "folder": "transcoder_all/width_262k",
             "revision": commit,
@@ -502,6 +511,22 @@ class TestCommands:
         *_, line = capsys.readouterr().out.splitlines()
         assert line.startswith(f"{one_set}: 0.00 GB in {copy.folder} (")
 
+    def test_convert_downloads_what_is_not_here_and_imports_no_torch(self, caches):
+        name = "mwhanna/gemma-scope-2-4b-it/transcoder_all/width_16k"
+        environment = {key.upper(): value for key, value in caches.items()}
+        environment |= {"MODEL_ID": NAME, "TRANSCODER_SET": name, "LOG_LEVEL": "DEBUG"}
+        with running_hub() as hub:
+            hub.repositories = {NAME: Repository(dict(MODEL))}
+            hub.repositories |= {key: Repository(files) for key, files in scope_2(name).items()}
+            done = HubCommands.run("convert", url=hub.url, **environment)
+        assert done.returncode == 0, done.stderr
+        *_, last = done.stdout.splitlines()
+        assert last.startswith(f"{name}: 0.00 GB in {caches['hf_home']}/converted/mwhanna--")
+        for line in ("downloading", "converting mwhanna--", "converted 3 of 3 files"):
+            assert line in done.stderr
+        program = "import sys; import loading.conversion; sys.exit('torch' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
     def test_convert_says_where_there_is_nothing_to_do(self, caches, monkeypatch, capsys):
         assert self.run(monkeypatch, caches, "convert") == 0
         assert "nothing to convert" in capsys.readouterr().out
@@ -515,7 +540,16 @@ class TestCommands:
     def test_list_tells_what_is_converted(self, caches, monkeypatch, capsys):
         family = FAMILIES["Gemma 2, per layer"]
         write_family(places(caches).caches[-1].path, family)
-        convert(family.transcoder_set, caches)
+        for ending in ("  HF_HOME", "  HF_HOME, converted"):
+            assert self.run(monkeypatch, caches, "list") == 0
+            lines = capsys.readouterr().out.splitlines()
+            (line,) = [line for line in lines if family.transcoder_set in line]
+            assert line.endswith(ending)
+            convert(family.transcoder_set, caches)
+
+    def test_list_tells_what_a_start_will_convert(self, caches, monkeypatch, capsys):
+        name = "mwhanna/gemma-scope-2-4b-it/transcoder_all/width_262k_l0_small_affine"
+        write_repositories(places(caches).caches[-1].path, scope_2(name))
         assert self.run(monkeypatch, caches, "list") == 0
-        (line,) = [x for x in capsys.readouterr().out.splitlines() if family.transcoder_set in x]
-        assert line.endswith("HF_HOME, converted")
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if name in line]
+        assert line.endswith("transcoders: HF_HOME, not yet converted")
