@@ -13,6 +13,7 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,9 +98,10 @@ def write(directory: Path, layout: str) -> Path:
             "threshold": torch.ones(N_FEATURES),
         }
         if layout == "npz":
-            np.savez(directory / name, **{name: t.numpy() for name, t in tensors.items()})
+            arrays: dict[str, Any] = {key: tensor.numpy() for key, tensor in tensors.items()}
+            np.savez(directory / name, **arrays)
         else:
-            lower = {name.replace("W_", "w_"): tensor for name, tensor in tensors.items()}
+            lower = {key.replace("W_", "w_"): tensor for key, tensor in tensors.items()}
             save_file(lower, directory / name)
     (directory / "config.yaml").write_text(
         "model_kind: transcoder_set\nfeature_input_hook: mlp.hook_in\n"

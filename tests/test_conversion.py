@@ -481,7 +481,7 @@ def test_graphs_and_steered_texts_are_the_same_bit_for_bit(
 ):
     messages = [user("The capital of France is")]
     graph = {"action": "generate-graph", "messages": messages, "slug_identifier": "test"}
-    outputs: list[list[dict]] = [[], []]
+    outputs = [[], []]
     for lazy in (False, True):
         loaded, settings = start(
             original, caches, model, lazy_encoder=lazy, lazy_decoder=lazy, model_dtype=dtype
