@@ -15,7 +15,7 @@ import steering
 from attribution import expansion
 from benchmarks.precision import agreement, in_float32
 from steering import Intervention
-from tests.cuda_devices import DEVICES, cuda_device, emulated_only, on_cuda
+from tests.cuda_devices import DEVICES, any_order, cuda_device, emulated_only, on_cuda
 from tests.tiny_models import (
     ARCHITECTURES,
     CROSS_LAYER,
@@ -84,12 +84,6 @@ def build(case, tmp_path):
         return tiny_model(architecture, dictionary, hooks, skip=skip, lazy_in=lazy_in, dtype=dtype)
 
     return build
-
-
-def any_order(cuda):
-    """Allow what isn't deterministic: steering still has an `index_add_`."""
-    if cuda is not None:
-        cuda.deterministic = False
 
 
 def assert_same_graph(graph, expected, tolerance=1e-6):

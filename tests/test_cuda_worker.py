@@ -10,17 +10,18 @@ import math
 from dataclasses import replace
 
 import pytest
+import runpod
 import torch
 
 import attribution
+import fitness
 import handler
 import model_loader
 from errors import OutOfMemory
-from fitness import check_device, check_forward_pass, check_weights
 from graph_cache import GraphCache
 from settings import Settings
 from tests.chat_messages import user
-from tests.cuda_devices import DEVICES, cuda_device, emulated_only
+from tests.cuda_devices import DEVICES, any_order, cuda_device, emulated_only
 from tests.demo_worker import FORWARD, GRAPH, PARSE, PROMPT, ask, demo_settings
 from tests.tiny_families import FAMILIES, write_family
 
@@ -45,8 +46,7 @@ CLOSE = {"float32": 1e-4, "bfloat16": 0.06, "float16": 0.02}
 @pytest.fixture(params=DEVICES)
 def cuda(request):
     with cuda_device(request.param) as device:
-        if device is not None:
-            device.deterministic = False  # steering still has an `index_add_`
+        any_order(device)
         yield device
 
 
@@ -105,11 +105,14 @@ def test_the_demo_answers_all_four_actions_in_16_bits(dtype, cuda, monkeypatch):
 
 
 def test_the_fitness_checks_pass(cuda, monkeypatch):
-    settings = Settings(_env_file=None, device="cuda")
-    check_device(settings)
-    loaded = served(settings, monkeypatch)
-    check_weights(loaded)
-    check_forward_pass(loaded)
+    settings, checks = Settings(_env_file=None, device="cuda"), []
+    monkeypatch.setattr(runpod.serverless, "register_fitness_check", checks.append)
+    fitness.check_device(settings)
+    served(settings, monkeypatch)
+    fitness.register(settings)
+    assert len(checks) >= 3
+    for check in checks:
+        check()
 
 
 @emulated_only
