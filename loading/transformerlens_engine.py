@@ -17,6 +17,7 @@ from transformer_lens.loading_from_pretrained import get_pretrained_state_dict
 
 from loading.hooked_config import hooked_config
 from loading.rotary_buffers import rotary_buffers_kept
+from loading.skip_connections import take_skip_inputs_of_any_dtype
 from loading.weight_layout import lay_out_weights
 
 
@@ -42,6 +43,7 @@ def replacement_model(
     # would wrap the MLPs first, under which names the converted weights don't fit.
     with rotary_buffers_kept(model):
         model._configure_replacement_model(transcoders)
+    take_skip_inputs_of_any_dtype(transcoders)
     return model
 
 

@@ -4,6 +4,12 @@ A transcoder feature reads the model at its layer's feature input and writes, sc
 activation, to the feature output of its layer (per-layer transcoders) or of its layer and every
 later one (cross-layer transcoders). Setting it to a value adds (value - activation) times what it
 writes. Everything goes through hooks of a forward pass.
+
+Activations are computed in the transcoder's dtype, as circuit-tracer does it and attribution with
+it: the value that a graph shows for a feature is the value found here. From there on numbers are
+float32: values, differences, and the sum of all that is written at a position. The sum is added to
+the feature output in float32, and only that is rounded, to the dtype in which the model hands the
+feature output over. No step adds in an order that a CUDA device is free to choose.
 """
 
 from collections import defaultdict
@@ -77,12 +83,15 @@ def intervention_hooks(
     by_layer: dict[int, dict[Site, float]] = defaultdict(dict)
     for (layer, position, index), value in values.items():
         by_layer[layer][position, index] = value
-    pending: dict[int, Tensor] = {}  # layer to what this pass adds there, (n_positions, d_model)
+    # Layer to what this pass adds there, (n_positions, d_model) float32.
+    pending: dict[int, Tensor] = {}
     hooks: list[Hook] = []
     written: set[int] = set()
     for layer, changes in by_layer.items():
         reader = FeatureReader(passes, layer, list(changes), silent)
-        targets = torch.tensor(list(changes.values()), device=passes.model.cfg.device)
+        targets = torch.tensor(
+            list(changes.values()), dtype=torch.float32, device=passes.model.cfg.device
+        )
         outputs = reader.decoder_rows()
         read = partial(
             _read_deltas,
@@ -108,23 +117,25 @@ def _read_deltas(
     outputs: Tensor,  # (n_layers_written, n_sites, d_model)
     pending: dict[int, Tensor],
 ) -> None:
-    current = reader(acts)
-    deltas = (targets - current.float()).to(current.dtype)
+    deltas = targets - reader(acts)
+    positions = torch.arange(acts.shape[1], device=acts.device)
+    # (n_positions, n_sites), so that a matrix product sums what is written at each position.
+    deltas_at = torch.where(positions[:, None] == reader.positions, deltas, 0.0)
     for written, rows in enumerate(outputs, start=layer):
-        if written not in pending:
-            pending[written] = rows.new_zeros(acts.shape[1], rows.shape[1])
-        pending[written].index_add_(0, reader.positions, deltas[:, None] * rows)
+        added = deltas_at @ rows.float()
+        pending[written] = pending[written] + added if written in pending else added
 
 
 def _write_deltas(acts: Tensor, layer: int, pending: dict[int, Tensor]) -> Tensor:
-    return torch.cat([acts[:-1], acts[-1:] + pending.pop(layer)])
+    steered = (acts[-1:] + pending.pop(layer)).to(acts.dtype)
+    return torch.cat([acts[:-1], steered])
 
 
 class FeatureReader:
     """The activations of chosen features of one layer, each at its position; nothing else is read.
 
     Called with a layer's feature input, (n_rows, n_positions, d_model), it returns the last row's
-    activations, (n_sites,) in the order of the sites. `positions` are theirs, (n_sites,).
+    activations, (n_sites,) float32 in the order of the sites. `positions` are theirs, (n_sites,).
     """
 
     def __init__(
@@ -146,7 +157,7 @@ class FeatureReader:
     def __call__(self, acts: Tensor) -> Tensor:
         activations = self._encode(acts[-1, self._distinct_positions])
         activations = activations.masked_fill(self._distinct_silent[:, None], 0)
-        return activations[self._row, self._column]
+        return activations[self._row, self._column].float()
 
     def decoder_rows(self) -> Tensor:
         """What each site's feature writes, (n_layers_written, n_sites, d_model)."""

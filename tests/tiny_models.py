@@ -22,6 +22,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformer_lens import HookedTransformerConfig
 from transformers import PreTrainedTokenizerFast
 
+from loading.skip_connections import take_skip_inputs_of_any_dtype
+
 N_LAYERS, D_MODEL, D_TRANSCODER, D_VOCAB = 3, 32, 64, 50
 
 _ROTARY: dict[str, Any] = {
@@ -97,6 +99,7 @@ def tiny_model(
     )
     transcoders = tiny_transcoders(dictionary, hooks, skip=skip, lazy_in=lazy_in)
     model = TransformerLensReplacementModel.from_config(cfg, transcoders)
+    take_skip_inputs_of_any_dtype(transcoders)
     for name, parameter in model.named_parameters():
         if "transcoders" not in name:
             _randomise_weight(name, parameter)
