@@ -86,6 +86,16 @@ class NotFinite(WorkerError):
     code = "not_finite"
     http_status = 422
 
+    @classmethod
+    def of(cls, what: str, dtype: object) -> "NotFinite":
+        """That `what` (a plural) overflow in the model's torch dtype, and what to try."""
+        name = str(dtype).removeprefix("torch.")
+        advice = {
+            "float16": "float16 is too narrow for this model: serve it with MODEL_DTYPE=bfloat16",
+            "bfloat16": "try another prompt, or serve the model with MODEL_DTYPE=float32",
+        }.get(name, "its weights or the device may be damaged")
+        return cls(f"{what} are not finite numbers in {name}; {advice}")
+
 
 class Cancelled(WorkerError):
     code = "cancelled"

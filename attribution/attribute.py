@@ -5,12 +5,13 @@ transcoders, half of them for cross-layer ones), L layers, P tokens, S = F + (L 
 rows (feature nodes and logits), N nodes in the graph, B targets a batch, d the model's width, h and
 v the widths of all heads' results and values:
 
-    float32:      R S + R^2 + N^2
-    model dtype:  F W d + L d (h + v) + L P^2 n_heads + 4 L P d + B P (d + 2 h + 2 v [+ L d])
+    float32:      R S + R^2 + N^2 + L P^2 n_heads + 3 L P d + B P (d + 2 h + 2 v)
+    model dtype:  F W d + L d (h + v) + L P d [+ B P L d]
 
-The last term is for cross-layer decoders only. Rows are kept on the host where the device has no
-room for them, and on the host take memory only where a source can reach the target, about half.
-With every active feature in the graph its matrix is filled in place: N^2 instead of the first line.
+The last term is for cross-layer decoders only, and on a CPU in float32. Rows are kept on the host
+where the device has no room for them, and on the host take memory only where a source can reach the
+target, about half. With every active feature in the graph its matrix is filled in place: then N^2
+stands for R S + R^2 + N^2.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-from circuit_tracer.attribution.targets import AttributionTargets
 from circuit_tracer.graph import Graph
 
 import errors
@@ -29,6 +29,7 @@ from attribution.freezing import build_local_replacement_model
 from attribution.library import attribute_with_library
 from attribution.progress import Progress
 from attribution.support import unsupported
+from attribution.targets import find_targets
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def attribute(
     Raises:
         errors.Cancelled: `should_stop` said so.
         errors.OutOfMemory: not even a batch of one fits.
-        errors.Internal: the model's activations on this prompt are not finite.
+        errors.NotFinite: the model's numbers on this prompt overflow in its dtype.
     """
     reason = unsupported(model)
     if reason is not None:
@@ -92,12 +93,12 @@ def attribute(
     tokens = model.ensure_tokenized(prompt)
     local = build_local_replacement_model(model, tokens)
     if not local.logits.isfinite().all():
-        raise errors.Internal("the model's logits after this prompt are not finite numbers")
-    targets = AttributionTargets(
-        attribution_targets=attribution_targets,
-        logits=local.logits,
-        unembed_proj=model.unembed_proj,
-        tokenizer=model.tokenizer,
+        raise errors.NotFinite.of("the model's logits after this prompt", model.cfg.dtype)
+    targets = find_targets(
+        attribution_targets,
+        local.logits,
+        model.unembed_proj,
+        model.tokenizer,
         max_n_logits=max_n_logits,
         desired_logit_prob=desired_logit_prob,
     )
@@ -109,15 +110,18 @@ def attribute(
         adjacency = expansion.all_features()
     else:
         selected, adjacency = expansion.most_influential(n_features, update_interval)
+    # One pass without a copy: a number that isn't finite is the least or the largest, or spreads.
+    if not torch.stack(adjacency.aminmax()).isfinite().all():
+        raise errors.NotFinite.of("the edges of this prompt's graph", model.cfg.dtype)
     active = local.features.activations
     return Graph(
         input_string=model.tokenizer.decode(tokens),
         input_tokens=tokens,
         logit_targets=targets.logit_targets,
-        logit_probabilities=targets.logit_probabilities,
+        logit_probabilities=targets.probabilities,
         vocab_size=targets.vocab_size,
         active_features=active.indices().T,
-        activation_values=active.values(),
+        activation_values=active.values().float(),
         selected_features=selected,
         adjacency_matrix=adjacency,
         cfg=model.model_config,

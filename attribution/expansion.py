@@ -6,13 +6,13 @@ import logging
 
 import numpy as np
 import torch
-from circuit_tracer.attribution.targets import AttributionTargets
 
 import errors
 from attribution.local_replacement_model import LocalReplacementModel
 from attribution.progress import Progress
 from attribution.ranking import Ranking
 from attribution.sweep import attribution_rows
+from attribution.targets import Targets
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Expansion:
     def __init__(
         self,
         local: LocalReplacementModel,
-        targets: AttributionTargets,
+        targets: Targets,
         batch_size: int,
         progress: Progress,
     ) -> None:
@@ -58,12 +58,16 @@ class Expansion:
         n_logits, n_active = len(self._targets), self._local.n_active
         rows = self._new_rows(n_logits + n_features)
         self._logit_rows(rows[:n_logits])
-        ranking = Ranking(rows, self._targets.logit_probabilities, self._local.n_layers)
+        ranking = Ranking(
+            rows, self._targets.probabilities, self._local.n_layers, self._local.dtype
+        )
         queue_length = update_interval * self._batch_size
         expanded = torch.zeros(0, dtype=torch.long)
         is_expanded = torch.zeros(n_active, dtype=torch.bool)
         while len(expanded) < n_features:
-            ranked = ranking.influence(expanded)[:n_active].argsort(descending=True).cpu()
+            ranked = (
+                ranking.influence(expanded)[:n_active].argsort(descending=True, stable=True).cpu()
+            )
             left = ranked[~is_expanded[ranked]]
             queue = self._in_sweep_order(left[: min(queue_length, n_features - len(expanded))])
             start = n_logits + len(expanded)
@@ -97,7 +101,7 @@ class Expansion:
         )
 
     def _logit_rows(self, out: torch.Tensor) -> None:
-        reads = self._local.logit_reads(self._targets.logit_vectors.to(self._local.tokens))
+        reads = self._local.logit_reads(self._targets.vectors)
         layers = torch.full((len(reads),), self._local.n_layers)
         positions = torch.full((len(reads),), self._local.n_pos - 1)
         start = 0

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder
 from torch.nn.functional import linear
+
+from attribution.precision import product
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,9 @@ class ActiveFeatures:
     # where it reads them from a file those of its active features.
     encoders: list[torch.Tensor]
     encoders_are_active: bool
-    # Decoder vectors times activations: (n_active in the layer, layers written to, d_model). A
-    # per-layer transcoder writes to its own layer, a cross-layer one to all from there.
+    # Decoder vectors times activations, moved to the residual stream: (n_active in the layer,
+    # layers written to, d_model), in the model's dtype. A per-layer transcoder writes to its own
+    # layer, a cross-layer one to all from there.
     writes: list[torch.Tensor]
     group_starts: list[int]  # n_layers * n_pos + 1 offsets: features of one layer and position
 
@@ -59,16 +63,21 @@ class ActiveFeatures:
         return self.encoders[layer][self.activations.indices()[2, features]]
 
 
+# Moves what features at positions (n,) write to a layer, (n, d_model) float32, to the stream.
+MoveToStream = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
 def find_active_features(
-    transcoders: Any, inputs: torch.Tensor, zero_positions: slice
+    transcoders: Any, inputs: torch.Tensor, zero_positions: slice, to_stream: MoveToStream
 ) -> tuple[ActiveFeatures, torch.Tensor]:
     """Encode `inputs` (n_layers, n_pos, d_model); return features and their reconstruction.
 
-    The numbers are those of circuit-tracer's `compute_attribution_components`, without a copy of
-    every active feature's encoder vector.
+    The activations are those of circuit-tracer's `compute_attribution_components`, in the
+    transcoders' dtype. The reconstruction (n_layers, n_pos, d_model), before `to_stream`, is
+    summed in float32; what is kept of a feature is rounded to the transcoders' dtype once.
     """
     n_layers, n_pos, _ = inputs.shape
-    reconstruction = torch.zeros_like(inputs)
+    reconstruction = torch.zeros_like(inputs, dtype=torch.float32)
     sparse, encoders, writes = [], [], []
     lazy = _is_lazy(transcoders, "lazy_encoder")
     for layer in range(n_layers):
@@ -78,9 +87,12 @@ def find_active_features(
         positions, features = sparse[-1].indices()
         encoders.append(W_enc[features] if lazy else W_enc)
         written = _decoders(transcoders, layer, features)
-        written *= sparse[-1].values()[:, None, None]
+        n_active = activations.count_nonzero(1)
         for i in range(written.shape[1]):
-            reconstruction[layer + i].index_add_(0, positions, written[:, i])
+            # Of the decoder vectors in `written` one layer at a time is widened.
+            vectors = written[:, i] * sparse[-1].values().float()[:, None]
+            reconstruction[layer + i] += _sum_by_position(vectors, n_active)
+            written[:, i] = to_stream(layer + i, vectors, positions)
         writes.append(written)
         reconstruction[layer] += _offset(transcoders, layer, inputs[layer])
 
@@ -91,13 +103,24 @@ def find_active_features(
     return ActiveFeatures(active, encoders, lazy, writes, group_starts), reconstruction
 
 
+def _sum_by_position(vectors: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """Sums (n_pos, d) of vectors (n, d) that are sorted by position, `sizes` (n_pos,) of each.
+
+    Always in the same order, which `index_add_` on a CUDA device is not.
+    """
+    return torch.segment_reduce(vectors, "sum", lengths=sizes, axis=0, initial=0, unsafe=True)
+
+
 def _encode(
     transcoders: Any, layer: int, inputs: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Activations (n_pos, d_transcoder), and the encoder, which may come from a file, once."""
+    """Activations (n_pos, d_transcoder), and the encoder, which may come from a file, once.
+
+    Inputs behind a norm are float32 whatever the model's dtype; encoders take their own.
+    """
     if isinstance(transcoders, CrossLayerTranscoder):
         W_enc = transcoders._get_encoder_weights(layer)
-        before = linear(inputs, W_enc) + transcoders.b_enc[layer]
+        before = linear(inputs.to(W_enc.dtype), W_enc) + transcoders.b_enc[layer]
         return transcoders.apply_activation_function(layer, before), W_enc
     transcoder = transcoders[layer]
     W_enc = transcoder.W_enc
@@ -128,4 +151,13 @@ def _offset(transcoders: Any, layer: int, inputs: torch.Tensor) -> torch.Tensor:
         bias = transcoders.b_dec[layer]
     else:
         bias = transcoders[layer].b_dec
-    return bias + transcoders.compute_skip(layer, inputs) if transcoders.skip_connection else bias
+    if not transcoders.skip_connection:
+        return bias
+    return bias + product(inputs, skip_weights(transcoders, layer).T)
+
+
+def skip_weights(transcoders: Any, layer: int) -> torch.Tensor:
+    """The skip connection of a layer, (d_model written, d_model read)."""
+    if isinstance(transcoders, CrossLayerTranscoder):
+        return transcoders.W_skip[layer].T
+    return transcoders[layer].W_skip

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder
 from transformer_lens.components import GroupedQueryAttention
 
-from attribution.features import find_active_features
+from attribution.features import find_active_features, skip_weights
 from attribution.local_replacement_model import (
     FrozenAttention,
     FrozenSkip,
@@ -31,21 +30,23 @@ def build_local_replacement_model(model: Any, tokens: torch.Tensor) -> LocalRepl
     def stacked(hook: str) -> torch.Tensor:
         return torch.cat([seen[f"blocks.{layer}.{hook}"] for layer in range(n_layers)])
 
+    norms = [_layer_norms(model, layer, seen, n_pos) for layer in range(n_layers)]
+
+    def to_stream(
+        layer: int, vectors: torch.Tensor, positions: torch.Tensor | slice
+    ) -> torch.Tensor:
+        output = norms[layer].output
+        if output.is_identity:
+            return vectors
+        return output.scaled(output.forward(vectors), positions)
+
     features, reconstruction = find_active_features(
-        model.transcoders, stacked(model.feature_input_hook), model.zero_positions
+        model.transcoders, stacked(model.feature_input_hook), model.zero_positions, to_stream
     )
     errors = stacked(model.feature_output_hook) - reconstruction
     errors[:, model.zero_positions] = 0
-
-    norms = [_layer_norms(model, layer, seen, n_pos) for layer in range(n_layers)]
-    for layer, writes in enumerate(features.writes):
-        positions = features.positions(layer)
-        for i in range(writes.shape[1]):
-            output = norms[layer + i].output
-            if not output.is_identity:
-                writes[:, i] = output.scaled(output.forward(writes[:, i]), positions)
-        output = norms[layer].output
-        errors[layer] = output.scaled(output.forward(errors[layer]), slice(None))
+    for layer in range(n_layers):
+        errors[layer] = to_stream(layer, errors[layer], slice(None))
     blocks = zip(model.blocks, norms, strict=True)
     return LocalReplacementModel(
         attention=[
@@ -56,7 +57,7 @@ def build_local_replacement_model(model: Any, tokens: torch.Tensor) -> LocalRepl
         features=features,
         input_norms=[norm.input for norm in norms],
         errors=errors,
-        tokens=model.W_E[tokens].detach(),
+        tokens=model.W_E[tokens].detach().float(),
         final_norm=FrozenNorm.of(model.ln_final, seen["ln_final.hook_scale"]),
         logits=logits[0, -1],
     )
@@ -119,7 +120,7 @@ def _freeze_attention(attn: Any, pattern: torch.Tensor, norms: _LayerNorms) -> F
     n_values = W_V.shape[0]
     to_scale = norms.after_attention.inverse_scale[:, None]
     from_scale = norms.before_attention.inverse_scale[None, :]
-    scaled = (pattern.float() * to_scale * from_scale).to(W_V.dtype)
+    scaled = pattern.float() * to_scale * from_scale
     return FrozenAttention(
         writes=norms.after_attention.forward(attn.W_O.flatten(0, 1)),
         pattern=scaled.view(n_values, n_heads // n_values, n_pos, n_pos)
@@ -135,10 +136,7 @@ def _freeze_skips(transcoders: Any, norms: list[_LayerNorms]) -> list[FrozenSkip
         return [None] * len(norms)
     skips: list[FrozenSkip | None] = []
     for layer, norm in enumerate(norms):
-        if isinstance(transcoders, CrossLayerTranscoder):
-            W_skip = transcoders.W_skip[layer].T  # (d_model written, d_model read)
-        else:
-            W_skip = transcoders[layer].W_skip
+        W_skip = skip_weights(transcoders, layer).float()
         weight = norm.input.backward(norm.output.forward(W_skip.T).T)
         scale = norm.output.inverse_scale * norm.input.inverse_scale
         skips.append(FrozenSkip(weight, scale[:, None]))

@@ -41,7 +41,7 @@ def attribute_with_library(
     """
     watched = _WatchedModel(model, max_feature_nodes, on_progress, should_stop)
     with _own_logging():
-        return circuit_tracer.attribute(
+        graph = circuit_tracer.attribute(
             prompt,
             watched,
             attribution_targets=attribution_targets,
@@ -51,6 +51,8 @@ def attribute_with_library(
             max_feature_nodes=max_feature_nodes,
             update_interval=update_interval,
         )
+    graph.activation_values = graph.activation_values.float()
+    return graph
 
 
 class _WatchedModel:
@@ -74,7 +76,9 @@ class _WatchedModel:
     def setup_attribution(self, inputs: torch.Tensor) -> _WatchedContext:
         context = self._model.setup_attribution(inputs)
         if not context.logits[0, -1].isfinite().all():
-            raise errors.Internal("the model's logits after this prompt are not finite numbers")
+            raise errors.NotFinite.of("the model's logits after this prompt", self._model.cfg.dtype)
+        # The library takes probabilities in the dtype of the logits.
+        context.logits = context.logits[:, -1:].float()
         if self._model.backend == "nnsight":
             context.token_vectors = _embedded(self._model, inputs)
         n_active = context.activation_matrix._nnz()
@@ -153,7 +157,7 @@ class _WatchedContext:
                 self.run_forward_pass(self._input_ids, self._n_rows)
         rows = torch.cat(parts)
         if not rows.isfinite().all():
-            raise errors.Internal("the attributions on this prompt are not finite numbers")
+            raise errors.NotFinite.of("the edges of this prompt's graph", self._model.cfg.dtype)
         if int(layers[0]) < self._context.n_layers:  # a batch of features, not of logits
             self._progress.advance(len(layers))
         return rows

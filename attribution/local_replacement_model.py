@@ -8,6 +8,8 @@ with all norms folded in:
 - each layer's attention is three matrices: what its heads write, their patterns, what they read;
 - what a node writes (decoder, error or embedding vector) and what a target reads (encoder or
   logit vector) are directions of the residual stream itself.
+
+What takes much memory is in the model's dtype, the rest in float32 (`attribution.precision`).
 """
 
 from __future__ import annotations
@@ -29,9 +31,9 @@ class FrozenAttention:
     norms' scales) back to the positions they came from, `reads` to the residual stream before.
     """
 
-    writes: torch.Tensor  # (n_heads * d_head, d_model)
-    pattern: torch.Tensor  # (n_values, n_pos from, n_heads / n_values, n_pos to)
-    reads: torch.Tensor  # (n_values * d_head, d_model)
+    writes: torch.Tensor  # (n_heads * d_head, d_model), the model's dtype
+    pattern: torch.Tensor  # (n_values, n_pos from, n_heads / n_values, n_pos to) float32
+    reads: torch.Tensor  # (n_values * d_head, d_model), the model's dtype
 
     @property
     def d_head(self) -> int:
@@ -42,8 +44,8 @@ class FrozenAttention:
 class FrozenSkip:
     """A transcoder's skip connection: `gradient += scale_p * (gradient @ weight)`."""
 
-    weight: torch.Tensor  # (d_model, d_model)
-    scale: torch.Tensor  # (n_pos, 1)
+    weight: torch.Tensor  # (d_model, d_model) float32
+    scale: torch.Tensor  # (n_pos, 1) float32
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,15 @@ class LocalReplacementModel:
     skips: list[FrozenSkip | None]
     features: ActiveFeatures  # their writes moved to the residual stream
     input_norms: list[FrozenNorm]  # from the residual stream to where features read
-    errors: torch.Tensor  # (n_layers, n_pos, d_model)
-    tokens: torch.Tensor  # (n_pos, d_model)
+    errors: torch.Tensor  # (n_layers, n_pos, d_model) float32
+    tokens: torch.Tensor  # (n_pos, d_model) float32
     final_norm: FrozenNorm
-    logits: torch.Tensor  # (d_vocab,) of the last position
+    logits: torch.Tensor  # (d_vocab,) of the last position, the model's dtype
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The model's own."""
+        return self.logits.dtype
 
     @property
     def n_layers(self) -> int:
@@ -86,17 +93,19 @@ class LocalReplacementModel:
         return [self.features.groups(layer) for layer in range(self.n_layers)]
 
     def feature_reads(self, layers: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """What features (n,) of `layers` (n,) read: (n, d_model). Both descend by layer."""
+        """What features (n,) of `layers` (n,) read: (n, d_model) float32. Both descend by layer."""
         parts, start = [], 0
         for layer, n in zip(*layers.unique_consecutive(return_counts=True), strict=True):
             mine, norm = features[start : start + n], self.input_norms[layer]
-            vectors = norm.backward(self.features.encoder_vectors(layer, mine))
+            vectors = norm.backward(self.features.encoder_vectors(layer, mine).float())
             positions = self.features.activations.indices()[1, mine]
             parts.append(norm.scaled(vectors, positions))
             start += int(n)
         return torch.cat(parts)
 
     def logit_reads(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Move logit vectors (n, d_model) from behind the final norm to the residual stream."""
-        last = torch.full((len(vectors),), self.n_pos - 1, device=vectors.device)
-        return self.final_norm.scaled(self.final_norm.backward(vectors), last)
+        """Move logit vectors (n, d_model) from behind the final norm to the residual stream.
+
+        Both are float32.
+        """
+        return self.final_norm.scaled(self.final_norm.backward(vectors), slice(-1, None))

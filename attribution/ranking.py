@@ -22,7 +22,11 @@ class Ranking:
     """
 
     def __init__(
-        self, rows: torch.Tensor, logit_probabilities: torch.Tensor, n_layers: int
+        self,
+        rows: torch.Tensor,
+        logit_probabilities: torch.Tensor,
+        n_layers: int,
+        model_dtype: torch.dtype,
     ) -> None:
         n_max, n_logits = len(rows), len(logit_probabilities)
         self._rows = rows
@@ -34,6 +38,7 @@ class Ranking:
         self._n = 0
         self._n_logits = n_logits
         self._n_layers = n_layers
+        self._model_dtype = model_dtype
 
     def influence(self, nodes: torch.Tensor) -> torch.Tensor:
         """Take in the rows added since the last call and return influence (n_sources,).
@@ -72,4 +77,4 @@ class Ranking:
             total += arriving
             if not arriving.any():
                 return total
-        raise errors.Internal("the edges between features are not finite numbers")
+        raise errors.NotFinite.of("the edges of this prompt's graph", self._model_dtype)

@@ -20,6 +20,7 @@ import torch
 
 from attribution.features import FeatureGroup
 from attribution.local_replacement_model import FrozenAttention, LocalReplacementModel
+from attribution.precision import operand_dtype, product
 
 
 @torch.no_grad()
@@ -35,7 +36,7 @@ def attribution_rows(
     Args:
         layers: (n,) on the CPU, descending; a logit's is `n_layers`.
         positions: (n,) on the CPU.
-        reads: (n, d_model), what each target reads of the residual stream.
+        reads: (n, d_model) float32, what each target reads of the residual stream.
         rows: (n, n_sources) float32, zero; on the model's device.
     """
     n_pos = int(positions.max()) + 1
@@ -45,13 +46,14 @@ def attribution_rows(
     # Cross-layer decoders meet the gradients behind every layer from the feature's own.
     behind = None
     if local.is_cross_layer:
-        behind = reads.new_zeros(len(reads), n_pos, local.n_layers, reads.shape[1])
+        shape = (len(reads), n_pos, local.n_layers, reads.shape[1])
+        behind = reads.new_zeros(shape, dtype=operand_dtype(local.features.writes[0]))
 
     spread = 0  # targets that have been through attention; those up to `joined` have not
     joined = _join(gradients, reads, where, 0, int((layers == local.n_layers).sum()))
     for layer in reversed(range(local.n_layers)):
         if joined:
-            met = gradients[:joined]
+            met = gradients[:joined].to(operand_dtype(local.features.writes[layer]))
             if behind is not None:
                 behind[:joined, :, layer] = met
                 met = behind[:joined, :, layer:].flatten(2)
@@ -69,8 +71,7 @@ def attribution_rows(
         _values_of_single(attention, gradients[new], where[new], values[new])
         spread = joined
         if layer > 0:
-            flat = gradients[:joined].view(-1, gradients.shape[2])
-            flat.addmm_(values.flatten(0, 1), attention.reads)
+            _add_product_(gradients[:joined].flatten(0, 1), values.flatten(0, 1), attention.reads)
     if joined:
         _token_edges(local, gradients[:joined], values, rows)
 
@@ -91,11 +92,7 @@ def _feature_edges(groups: list[FeatureGroup], gradients: torch.Tensor, rows: to
     for group in groups:
         if group.position >= len(by_position):
             break
-        edges = rows[:, group.columns]
-        if rows.dtype == gradients.dtype:
-            torch.mm(by_position[group.position], group.decoders, out=edges)
-        else:
-            edges.copy_(by_position[group.position] @ group.decoders)
+        product(by_position[group.position], group.decoders, out=rows[:, group.columns])
 
 
 def _error_edges(
@@ -115,8 +112,16 @@ def _token_edges(
     """Edges from the tokens, directly and through the first attention's values."""
     n, n_pos, _ = gradients.shape
     start = local.n_active + local.n_layers * local.n_pos
-    read = local.tokens @ local.attention[0].reads.T
+    read = product(local.tokens, local.attention[0].reads.T)
     rows[:n, start : start + n_pos] = _dots(gradients, local.tokens) + _dots(values, read)
+
+
+def _add_product_(total: torch.Tensor, vectors: torch.Tensor, weights: torch.Tensor) -> None:
+    """Add to total (n, m) float32 the product of vectors (n, d) float32 and weights (d, m)."""
+    if weights.dtype == torch.float32:
+        total.addmm_(vectors, weights)
+    else:
+        total += product(vectors, weights)
 
 
 def _dots(gradients: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
@@ -129,9 +134,7 @@ def _through_skip_(local: LocalReplacementModel, layer: int, gradients: torch.Te
     """Add to gradients (n, n_pos, d_model) what reaches features' input by the skip connection."""
     skip = local.skips[layer]
     if skip is not None:
-        gradients += skip.scale[: gradients.shape[1]].to(gradients.dtype) * (
-            gradients @ skip.weight
-        )
+        gradients += skip.scale[: gradients.shape[1]] * (gradients @ skip.weight)
 
 
 def _values_of_spread(
@@ -140,7 +143,7 @@ def _values_of_spread(
     """Write the gradient of the heads' values (n, n_pos, n_values * d_head) for any gradients."""
     n, n_pos, d_model = gradients.shape
     n_values, _, n_grouped, _ = attention.pattern.shape
-    results = (gradients.view(-1, d_model) @ attention.writes.T).view(
+    results = product(gradients.view(-1, d_model), attention.writes.T).view(
         n, n_pos, n_values, n_grouped, attention.d_head
     )
     # A value's heads and positions in one sum, for all targets in one product.
@@ -157,7 +160,7 @@ def _values_of_single(
     n, n_pos, _ = gradients.shape
     n_values, _, n_grouped, _ = attention.pattern.shape
     single = gradients[torch.arange(n, device=where.device), where]
-    results = (single @ attention.writes.T).view(n, n_values, n_grouped, attention.d_head)
+    results = product(single, attention.writes.T).view(n, n_values, n_grouped, attention.d_head)
     pattern = attention.pattern[:, :n_pos, :, where]  # (n_values, n_pos, n_grouped, n)
     mixed = torch.einsum("vpgn,nvgd->npvd", pattern, results)
     values.view(n, n_pos, n_values, attention.d_head).copy_(mixed)

@@ -83,7 +83,11 @@ def load(directory: Path, lazy_encoder: bool, lazy_decoder: bool) -> dict[str, f
     n_layers, d_model, _ = SHAPES[files.kind]
     inputs = torch.randn(n_layers, N_TOKENS, d_model)
     with torch.inference_mode():
-        cost = measure(lambda: find_active_features(loaded, inputs, slice(0, 1)))
+        cost = measure(
+            lambda: find_active_features(
+                loaded, inputs, slice(0, 1), lambda _layer, vectors, _positions: vectors
+            )
+        )
     return {
         "load_s": seconds,
         "held": sum(p.numel() * p.element_size() for p in loaded.parameters()),

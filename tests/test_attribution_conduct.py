@@ -135,7 +135,7 @@ def test_a_single_target_that_does_not_fit_is_an_error_to_act_on(monkeypatch):
 def test_activations_that_overflow_are_an_error_and_no_endless_loop():
     model = tiny_model("llama", "relu")
     model.blocks[1].attn.W_O.data[0] = float("inf")
-    with pytest.raises(errors.Internal, match="not finite"):
+    with pytest.raises(errors.NotFinite, match="not finite"):
         attribution.attribute(prompt_tokens(), model, max_feature_nodes=5)
 
 
@@ -144,5 +144,5 @@ def test_edges_that_overflow_are_an_error_and_no_endless_loop():
     # The forward pass, which the transcoders take no part in, stays finite.
     model.transcoders[1].W_dec.data *= 1e38
     model.transcoders[2].W_enc.data *= 1e30
-    with pytest.raises(errors.Internal, match="not finite"):
+    with pytest.raises(errors.NotFinite, match="not finite"):
         attribution.attribute(prompt_tokens(), model, max_feature_nodes=50, batch_size=4)

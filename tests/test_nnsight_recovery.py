@@ -12,7 +12,7 @@ from circuit_tracer.attribution.context_nnsight import AttributionContext
 
 import attribution
 import steering
-from errors import Cancelled, DeadlineExceeded, Internal, InvalidInput, OutOfMemory
+from errors import Cancelled, DeadlineExceeded, InvalidInput, NotFinite, OutOfMemory
 from steering import Intervention
 from tests.hugging_face_models import shared_model
 from tests.steering_cases import (
@@ -230,7 +230,7 @@ def test_numbers_that_overflow_are_an_error(monkeypatch) -> None:
     kept = weight.data.clone()
     weight.data[0] = float("inf")
     try:
-        with pytest.raises(Internal, match="not finite"):
+        with pytest.raises(NotFinite, match="not finite"):
             attribute(model)
     finally:
         weight.data = kept
