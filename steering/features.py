@@ -12,6 +12,7 @@ the feature output in float32, and only that is rounded, to the dtype in which t
 feature output over. No step adds in an order that a CUDA device is free to choose.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
@@ -24,6 +25,7 @@ from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscode
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from errors import NotFinite
 from steering.passes import Hook, Passes, passes_of
 
 Site = tuple[int, int]  # position, feature index
@@ -36,6 +38,9 @@ def feature_activations(
 
     As in circuit-tracer, features at the positions it leaves out (BOS, Gemma 3's prefix) have
     activation 0.
+
+    Raises:
+        NotFinite: an activation is not a finite number.
     """
     if not features:
         return []
@@ -59,6 +64,8 @@ def feature_activations(
             for layer, wanted in sites.items()
         ]
         passes.read(torch.tensor([list(token_ids)], device=model.cfg.device), hooks)
+    if not all(map(math.isfinite, activations.values())):
+        raise NotFinite.of("the features' activations on this prompt", model.cfg.dtype)
     return [activations[feature] for feature in features]
 
 
@@ -179,43 +186,41 @@ def _encoder(transcoders: Any, layer: int, indices: Tensor) -> Callable[[Tensor]
     b_enc = transcoders.b_enc[layer] if cross_layer else transcoders[layer].b_enc
     if isinstance(activation, JumpReLU):
         threshold = activation.threshold[layer, 0] if cross_layer else activation.threshold
-        return partial(
-            _jump_relu_features,
-            W_enc=_encoder_rows(transcoders, layer, indices),
-            b_enc=b_enc[indices],
-            threshold=threshold.expand_as(b_enc)[indices],
+        threshold = threshold.expand_as(b_enc)[indices]
+        return _rows_encoder(
+            partial(_jump_relu, threshold=threshold),
+            _encoder_rows(transcoders, layer, indices),
+            b_enc[indices],
+            cross_layer,
         )
     if activation is nn.functional.relu or isinstance(activation, nn.ReLU):
-        return partial(
-            _relu_features, W_enc=_encoder_rows(transcoders, layer, indices), b_enc=b_enc[indices]
-        )
+        W_enc = _encoder_rows(transcoders, layer, indices)
+        return _rows_encoder(nn.functional.relu, W_enc, b_enc[indices], cross_layer)
     # Features compete under TopK (and who knows under what else), so all of them are needed.
-    return partial(
-        _any_features,
-        W_enc=_encoder_rows(transcoders, layer, None),
-        b_enc=b_enc,
-        activation=partial(transcoders.apply_activation_function, layer),
-        indices=indices,
-    )
+    function = partial(transcoders.apply_activation_function, layer)
+    encode = _rows_encoder(function, _encoder_rows(transcoders, layer, None), b_enc, cross_layer)
+    return lambda x: encode(x)[:, indices]
 
 
-def _jump_relu_features(x: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: Tensor) -> Tensor:
-    pre = nn.functional.linear(x.to(W_enc.dtype), W_enc, b_enc)
-    return pre * (pre > threshold)
+def _rows_encoder(
+    function: Callable[[Tensor], Tensor], W_enc: Tensor, b_enc: Tensor, cross_layer: bool
+) -> Callable[[Tensor], Tensor]:
+    """The encoder of rows W_enc (n, d_model), rounded where circuit-tracer rounds.
+
+    A bit decides whether a feature at its threshold is active, and its graph has to agree: of a
+    cross-layer transcoder the bias is added to what is rounded already.
+    """
+
+    def encode(x: Tensor) -> Tensor:
+        x = x.to(W_enc.dtype)
+        linear = nn.functional.linear
+        return function(linear(x, W_enc) + b_enc if cross_layer else linear(x, W_enc, b_enc))
+
+    return encode
 
 
-def _relu_features(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Tensor:
-    return nn.functional.relu(nn.functional.linear(x.to(W_enc.dtype), W_enc, b_enc))
-
-
-def _any_features(
-    x: Tensor,
-    W_enc: Tensor,
-    b_enc: Tensor,
-    activation: Callable[[Tensor], Tensor],
-    indices: Tensor,
-) -> Tensor:
-    return activation(nn.functional.linear(x.to(W_enc.dtype), W_enc, b_enc))[:, indices]
+def _jump_relu(before: Tensor, threshold: Tensor) -> Tensor:
+    return before * (before > threshold)
 
 
 def _encoder_rows(transcoders: Any, layer: int, indices: Tensor | None) -> Tensor:
