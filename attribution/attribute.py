@@ -63,7 +63,8 @@ def attribute(
         attribution_targets: as `circuit_tracer.attribute` takes them; None for the likeliest.
         max_n_logits: most logit nodes, where targets are not given.
         desired_logit_prob: logit nodes are added until their probabilities sum to this.
-        batch_size: targets carried down at a time. It is halved when memory runs out.
+        batch_size: targets carried down at a time; on a CUDA device with room those of
+            `update_interval` batches. Fewer are when memory runs out.
         max_feature_nodes: most features in the graph; None for all that are active.
         update_interval: batches between two rankings of which features to expand next.
         on_progress: called with (feature nodes done, feature nodes in all), from (0, total).
@@ -104,12 +105,12 @@ def attribute(
     )
     n_features = min(max_feature_nodes or local.n_active, local.n_active)
     progress = Progress(n_features, on_progress, should_stop)
-    expansion = Expansion(local, targets, batch_size, progress)
+    expansion = Expansion(local, targets, batch_size, update_interval, progress)
     if n_features == local.n_active:
         selected = torch.arange(n_features)
         adjacency = expansion.all_features()
     else:
-        selected, adjacency = expansion.most_influential(n_features, update_interval)
+        selected, adjacency = expansion.most_influential(n_features)
     # One pass without a copy: a number that isn't finite is the least or the largest, or spreads.
     if not torch.stack(adjacency.aminmax()).isfinite().all():
         raise errors.NotFinite.of("the edges of this prompt's graph", model.cfg.dtype)

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder
 from torch.nn.functional import linear
 
+from attribution.contraction import FeatureWrites, arranged
 from attribution.precision import product
-
-
-@dataclass(frozen=True)
-class FeatureGroup:
-    """The active features of one layer and position: they meet the same gradient."""
-
-    position: int
-    columns: slice  # among all active features
-    decoders: torch.Tensor  # (layers written to * d_model, n)
 
 
 @dataclass(frozen=True)
@@ -31,36 +24,32 @@ class ActiveFeatures:
     # where it reads them from a file those of its active features.
     encoders: list[torch.Tensor]
     encoders_are_active: bool
-    # Decoder vectors times activations, moved to the residual stream: (n_active in the layer,
-    # layers written to, d_model), in the model's dtype. A per-layer transcoder writes to its own
-    # layer, a cross-layer one to all from there.
-    writes: list[torch.Tensor]
+    # Decoder vectors times activations, moved to the residual stream, in the model's dtype. A
+    # per-layer transcoder writes to its own layer, a cross-layer one to all from there.
+    writes: list[FeatureWrites]
     group_starts: list[int]  # n_layers * n_pos + 1 offsets: features of one layer and position
 
     def in_layer(self, layer: int) -> slice:
         n_pos = self.activations.shape[1]
         return slice(self.group_starts[layer * n_pos], self.group_starts[(layer + 1) * n_pos])
 
-    def groups(self, layer: int) -> list[FeatureGroup]:
-        """The features of a layer, by position; positions without any have no group."""
-        n_pos = self.activations.shape[1]
-        first, decoders = self.in_layer(layer).start, self.writes[layer].flatten(1).T
-        groups = []
-        for position in range(n_pos):
-            start, end = self.group_starts[layer * n_pos + position :][:2]
-            if start < end:
-                mine = decoders[:, start - first : end - first]
-                groups.append(FeatureGroup(position, slice(start, end), mine))
-        return groups
+    def encoder_vectors(self, layers: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """The encoder vectors (n, d_model), float32, of active features (n,).
 
-    def positions(self, layer: int) -> torch.Tensor:
-        return self.activations.indices()[1, self.in_layer(layer)]
-
-    def encoder_vectors(self, layer: int, features: torch.Tensor) -> torch.Tensor:
-        """The encoder vectors (n, d_model) of active features of one layer."""
-        if self.encoders_are_active:
-            return self.encoders[layer][features - self.in_layer(layer).start]
-        return self.encoders[layer][self.activations.indices()[2, features]]
+        Args:
+            layers: (n,) theirs, on the CPU, descending.
+        """
+        indices = self.activations.indices()[2, features]
+        vectors = features.new_empty(len(features), self.encoders[0].shape[1], dtype=torch.float32)
+        start = 0
+        for layer, n in zip(*layers.unique_consecutive(return_counts=True), strict=True):
+            at = slice(start, start + int(n))
+            if self.encoders_are_active:
+                vectors[at] = self.encoders[layer][features[at] - self.in_layer(layer).start]
+            else:
+                vectors[at] = self.encoders[layer][indices[at]]
+            start += int(n)
+        return vectors
 
 
 # Moves what features at positions (n,) write to a layer, (n, d_model) float32, to the stream.
@@ -78,7 +67,8 @@ def find_active_features(
     """
     n_layers, n_pos, _ = inputs.shape
     reconstruction = torch.zeros_like(inputs, dtype=torch.float32)
-    sparse, encoders, writes = [], [], []
+    sparse, encoders = [], []
+    decoders: list[torch.Tensor] = []
     lazy = _is_lazy(transcoders, "lazy_encoder")
     for layer in range(n_layers):
         activations, W_enc = _encode(transcoders, layer, inputs[layer])
@@ -93,13 +83,16 @@ def find_active_features(
             vectors = written[:, i] * sparse[-1].values().float()[:, None]
             reconstruction[layer + i] += _sum_by_position(vectors, n_active)
             written[:, i] = to_stream(layer + i, vectors, positions)
-        writes.append(written)
+        decoders.append(written)
         reconstruction[layer] += _offset(transcoders, layer, inputs[layer])
 
     active = torch.stack(sparse).coalesce()
     layer_of, position_of, _ = active.indices()
-    sizes = torch.bincount(layer_of * n_pos + position_of, minlength=n_layers * n_pos)
-    group_starts = [0, *sizes.cumsum(0).tolist()]
+    sizes = torch.bincount(layer_of * n_pos + position_of, minlength=n_layers * n_pos).tolist()
+    group_starts = list(accumulate(sizes, initial=0))
+    writes = []
+    for layer in range(n_layers):  # one after the other, as padding takes a copy
+        writes.append(arranged(decoders.pop(0), sizes[layer * n_pos : (layer + 1) * n_pos]))
     return ActiveFeatures(active, encoders, lazy, writes, group_starts), reconstruction
 
 

@@ -17,7 +17,9 @@ import torch
 if TYPE_CHECKING:
     from circuit_tracer.graph import Graph
 
-_ENTRIES_AT_ONCE = 1 << 18  # of a block of rows that is made absolute: it stays in the cache
+# Of a block of rows that is made absolute: on a CPU it stays in the cache, on a GPU it is large
+# enough for a launch to be worth it.
+_ENTRIES_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 26}
 _LEAST_NORM = 1e-10
 
 
@@ -98,7 +100,7 @@ def row_norms(rows: torch.Tensor) -> torch.Tensor:
 
 def _absolute_blocks(rows: torch.Tensor) -> Iterator[tuple[torch.Tensor, slice]]:
     """The absolute entries of a few rows at a time, in memory that the next overwrites."""
-    step = max(1, _ENTRIES_AT_ONCE // max(1, rows.shape[1]))
+    step = max(1, _ENTRIES_AT_ONCE[rows.device.type] // max(1, rows.shape[1]))
     absolute = rows.new_empty(min(step, len(rows)), rows.shape[1])
     for start in range(0, len(rows), step):
         block = rows[start : start + step]

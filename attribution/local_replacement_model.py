@@ -15,12 +15,11 @@ What takes much memory is in the model's dtype, the rest in float32 (`attributio
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 
-from attribution.features import ActiveFeatures, FeatureGroup
-from attribution.norms import FrozenNorm
+from attribution.features import ActiveFeatures
+from attribution.norms import FrozenNorm, FrozenNorms
 
 
 @dataclass(frozen=True)
@@ -55,16 +54,11 @@ class LocalReplacementModel:
     attention: list[FrozenAttention]
     skips: list[FrozenSkip | None]
     features: ActiveFeatures  # their writes moved to the residual stream
-    input_norms: list[FrozenNorm]  # from the residual stream to where features read
+    input_norms: FrozenNorms  # from the residual stream to where features read
     errors: torch.Tensor  # (n_layers, n_pos, d_model) float32
     tokens: torch.Tensor  # (n_pos, d_model) float32
     final_norm: FrozenNorm
     logits: torch.Tensor  # (d_vocab,) of the last position, the model's dtype
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The model's own."""
-        return self.logits.dtype
 
     @property
     def n_layers(self) -> int:
@@ -80,28 +74,32 @@ class LocalReplacementModel:
 
     @property
     def is_cross_layer(self) -> bool:
-        return any(writes.shape[1] > 1 for writes in self.features.writes)
+        return any(w.decoders.shape[-1] > self.tokens.shape[1] for w in self.features.writes)
 
     @property
     def n_sources(self) -> int:
         """Nodes an edge can start from: active features, errors (layer major), tokens."""
         return self.n_active + (self.n_layers + 1) * self.n_pos
 
-    @cached_property
-    def groups(self) -> list[list[FeatureGroup]]:
-        """Each layer's features, by position."""
-        return [self.features.groups(layer) for layer in range(self.n_layers)]
+    @property
+    def bytes_of_target(self) -> int:
+        """About how much memory a sweep takes for each target."""
+        d_model, attention = self.tokens.shape[1], self.attention[0]
+        n_results, n_values = attention.writes.shape[0], attention.reads.shape[0]
+        numbers = 3 * d_model + 2 * n_results + 2 * n_values
+        if self.is_cross_layer:
+            numbers += 2 * self.n_layers * d_model
+        return 4 * (self.n_pos * numbers + self.n_sources)
 
     def feature_reads(self, layers: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """What features (n,) of `layers` (n,) read: (n, d_model) float32. Both descend by layer."""
-        parts, start = [], 0
-        for layer, n in zip(*layers.unique_consecutive(return_counts=True), strict=True):
-            mine, norm = features[start : start + n], self.input_norms[layer]
-            vectors = norm.backward(self.features.encoder_vectors(layer, mine).float())
-            positions = self.features.activations.indices()[1, mine]
-            parts.append(norm.scaled(vectors, positions))
-            start += int(n)
-        return torch.cat(parts)
+        """What features (n,) read, (n, d_model) float32.
+
+        Args:
+            layers: (n,) theirs, on the CPU, descending.
+        """
+        layer_of, positions, _ = self.features.activations.indices()[:, features]
+        vectors = self.features.encoder_vectors(layers, features)
+        return self.input_norms.backward(vectors, layer_of, positions)
 
     def logit_reads(self, vectors: torch.Tensor) -> torch.Tensor:
         """Move logit vectors (n, d_model) from behind the final norm to the residual stream.

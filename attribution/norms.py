@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,4 +57,39 @@ class FrozenNorm:
         return (vectors * self.inverse_scale[positions, None]).to(vectors.dtype)
 
     def _center(self, x: torch.Tensor) -> torch.Tensor:
-        return x - x.mean(-1, keepdim=True) if self.centered else x
+        return _less_mean(x) if self.centered else x
+
+
+@dataclass(frozen=True)
+class FrozenNorms:
+    """The same norm of every layer, for vectors of several layers at once."""
+
+    inverse_scale: torch.Tensor  # (n_layers, n_pos) float32
+    weight: torch.Tensor | None  # (n_layers, d_model) float32
+    centered: bool
+
+    @classmethod
+    def of(cls, norms: Sequence[FrozenNorm]) -> FrozenNorms:
+        weights = [norm.weight for norm in norms if norm.weight is not None]
+        return cls(
+            torch.stack([norm.inverse_scale for norm in norms]),
+            torch.stack(weights) if weights else None,
+            norms[0].centered,
+        )
+
+    def backward(
+        self, gradients: torch.Tensor, layers: torch.Tensor, positions: torch.Tensor
+    ) -> torch.Tensor:
+        """Gradients (n, d_model) float32 behind the norms to those before, scales included.
+
+        Args:
+            layers: (n,), of each gradient.
+            positions: (n,), of each gradient.
+        """
+        moved = gradients if self.weight is None else gradients * self.weight[layers]
+        moved = _less_mean(moved) if self.centered else moved
+        return moved * self.inverse_scale[layers, positions, None]
+
+
+def _less_mean(x: torch.Tensor) -> torch.Tensor:
+    return x - x.mean(-1, keepdim=True)

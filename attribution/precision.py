@@ -19,7 +19,7 @@ import torch
 
 def operand_dtype(weights: torch.Tensor) -> torch.dtype:
     """The dtype in which gradients enter products with `weights`."""
-    if weights.is_cuda and weights.dtype == torch.bfloat16:
+    if weights.device.type == "cuda" and weights.dtype == torch.bfloat16:
         return torch.bfloat16
     return torch.float32
 
@@ -40,3 +40,12 @@ def product(
     if out is None:
         return torch.mm(vectors, weights, out_dtype=torch.float32)
     return torch.mm(vectors, weights, out_dtype=torch.float32, out=out)
+
+
+def batched_product(vectors: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """As `product` for several at once: (b, n, m) of (b, n, d) and (b, d, m)."""
+    dtype = operand_dtype(weights)
+    vectors, weights = vectors.to(dtype), weights.to(dtype)
+    if dtype == torch.float32:
+        return torch.bmm(vectors, weights)
+    return torch.bmm(vectors, weights, out_dtype=torch.float32)

@@ -18,8 +18,11 @@ from __future__ import annotations
 
 import torch
 
-from attribution.features import FeatureGroup
-from attribution.local_replacement_model import FrozenAttention, LocalReplacementModel
+from attribution.local_replacement_model import (
+    FrozenAttention,
+    FrozenSkip,
+    LocalReplacementModel,
+)
 from attribution.precision import operand_dtype, product
 
 
@@ -41,58 +44,51 @@ def attribution_rows(
     """
     n_pos = int(positions.max()) + 1
     where = positions.to(reads.device)
+    dtype = operand_dtype(local.attention[0].writes)
     # The gradient of each target with respect to the residual stream, at the sweep's height.
     gradients = reads.new_zeros(len(reads), n_pos, reads.shape[1])
+    gradients[torch.arange(len(reads), device=reads.device), where] = reads
     # Cross-layer decoders meet the gradients behind every layer from the feature's own.
     behind = None
     if local.is_cross_layer:
-        shape = (len(reads), n_pos, local.n_layers, reads.shape[1])
-        behind = reads.new_zeros(shape, dtype=operand_dtype(local.features.writes[0]))
+        behind = gradients.new_zeros(len(reads), n_pos, local.n_layers, reads.shape[1], dtype=dtype)
 
-    spread = 0  # targets that have been through attention; those up to `joined` have not
-    joined = _join(gradients, reads, where, 0, int((layers == local.n_layers).sum()))
+    joined = int((layers == local.n_layers).sum())  # targets above the sweep's height
+    spread = 0  # of these, those that have been through attention
     for layer in reversed(range(local.n_layers)):
-        if joined:
-            met = gradients[:joined].to(operand_dtype(local.features.writes[layer]))
-            if behind is not None:
-                behind[:joined, :, layer] = met
-                met = behind[:joined, :, layer:].flatten(2)
-            _feature_edges(local.groups[layer], met, rows)
-            _error_edges(local, layer, gradients[:joined], rows)
-            _through_skip_(local, layer, gradients[:joined])
-        joined = _join(gradients, reads, where, joined, int((layers == layer).sum()))
+        above, joined = joined, int((layers >= layer).sum())
         if not joined:
             continue
+        operands = gradients[:joined].to(dtype)
+        if above:
+            met = operands[:above]
+            if behind is not None:
+                behind[:above, :, layer] = met
+                met = behind[:above, :, layer:].flatten(2)
+            features = local.features.in_layer(layer)
+            local.features.writes[layer].write_edges(met, rows[:above, features])
+            _error_edges(local, layer, gradients[:above], rows)
+            skip = local.skips[layer]
+            if skip is not None:
+                _through_skip_(skip, gradients[:above])
+                operands = gradients[:joined].to(dtype)
         attention = local.attention[layer]
-        values = gradients.new_empty(joined, n_pos, attention.reads.shape[0])
+        # Below the first layer they are not multiplied by weights any more.
+        values = gradients.new_empty(
+            joined, n_pos, attention.reads.shape[0], dtype=dtype if layer else torch.float32
+        )
+        if reads.device.type == "cuda":
+            spread = joined  # a few launches would take longer than the arithmetic they save
         if spread:
-            _values_of_spread(attention, gradients[:spread], values[:spread])
-        new = slice(spread, joined)
-        _values_of_single(attention, gradients[new], where[new], values[new])
+            _values_of_spread(attention, operands[:spread], values[:spread])
+        if spread < joined:
+            new = slice(spread, joined)
+            _values_of_single(attention, operands[new], where[new], values[new])
         spread = joined
         if layer > 0:
             _add_product_(gradients[:joined].flatten(0, 1), values.flatten(0, 1), attention.reads)
     if joined:
         _token_edges(local, gradients[:joined], values, rows)
-
-
-def _join(
-    gradients: torch.Tensor, reads: torch.Tensor, where: torch.Tensor, start: int, n: int
-) -> int:
-    """Let the next `n` targets join the sweep, each at its position; return how many have."""
-    new = torch.arange(start, start + n, device=reads.device)
-    gradients[new, where[start : start + n]] = reads[start : start + n]
-    return start + n
-
-
-def _feature_edges(groups: list[FeatureGroup], gradients: torch.Tensor, rows: torch.Tensor) -> None:
-    """Edges from a layer's features; gradients (n, n_pos, layers written to * d_model)."""
-    by_position = gradients.unbind(1)
-    rows = rows[: len(gradients)]
-    for group in groups:
-        if group.position >= len(by_position):
-            break
-        product(by_position[group.position], group.decoders, out=rows[:, group.columns])
 
 
 def _error_edges(
@@ -117,7 +113,7 @@ def _token_edges(
 
 
 def _add_product_(total: torch.Tensor, vectors: torch.Tensor, weights: torch.Tensor) -> None:
-    """Add to total (n, m) float32 the product of vectors (n, d) float32 and weights (d, m)."""
+    """Add to total (n, m) float32 the product of vectors (n, d) and weights (d, m)."""
     if weights.dtype == torch.float32:
         total.addmm_(vectors, weights)
     else:
@@ -130,11 +126,9 @@ def _dots(gradients: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
     return (by_position @ vectors[: len(by_position), :, None]).squeeze(-1).T
 
 
-def _through_skip_(local: LocalReplacementModel, layer: int, gradients: torch.Tensor) -> None:
+def _through_skip_(skip: FrozenSkip, gradients: torch.Tensor) -> None:
     """Add to gradients (n, n_pos, d_model) what reaches features' input by the skip connection."""
-    skip = local.skips[layer]
-    if skip is not None:
-        gradients += skip.scale[: gradients.shape[1]] * (gradients @ skip.weight)
+    gradients += skip.scale[: gradients.shape[1]] * (gradients @ skip.weight)
 
 
 def _values_of_spread(
