@@ -189,16 +189,16 @@ def _encoder(transcoders: Any, layer: int, indices: Tensor) -> Callable[[Tensor]
         threshold = threshold.expand_as(b_enc)[indices]
         return _rows_encoder(
             partial(_jump_relu, threshold=threshold),
-            _encoder_rows(transcoders, layer, indices),
+            encoder_rows(transcoders, layer, indices),
             b_enc[indices],
             cross_layer,
         )
     if activation is nn.functional.relu or isinstance(activation, nn.ReLU):
-        W_enc = _encoder_rows(transcoders, layer, indices)
+        W_enc = encoder_rows(transcoders, layer, indices)
         return _rows_encoder(nn.functional.relu, W_enc, b_enc[indices], cross_layer)
     # Features compete under TopK (and who knows under what else), so all of them are needed.
     function = partial(transcoders.apply_activation_function, layer)
-    encode = _rows_encoder(function, _encoder_rows(transcoders, layer, None), b_enc, cross_layer)
+    encode = _rows_encoder(function, encoder_rows(transcoders, layer, None), b_enc, cross_layer)
     return lambda x: encode(x)[:, indices]
 
 
@@ -223,7 +223,7 @@ def _jump_relu(before: Tensor, threshold: Tensor) -> Tensor:
     return before * (before > threshold)
 
 
-def _encoder_rows(transcoders: Any, layer: int, indices: Tensor | None) -> Tensor:
+def encoder_rows(transcoders: Any, layer: int, indices: Tensor | None) -> Tensor:
     """Encoder rows (n_indices, d_model), all of them for None; a lazy encoder's from its file."""
     if isinstance(transcoders, CrossLayerTranscoder):
         if not transcoders.lazy_encoder:

@@ -55,7 +55,10 @@ class Passes(Protocol):
         """
 
     def read(self, tokens: Tensor, hooks: Sequence[Hook]) -> None:
-        """Run hooks, "feature input" ones only, in a pass over `tokens`, (n_rows, n_positions)."""
+        """Run hooks, none of which changes anything, over `tokens`, (n_rows, n_positions).
+
+        They see to the bit what attribution's pass over the prompt computes.
+        """
 
 
 def passes_of(model: Any) -> Passes:
