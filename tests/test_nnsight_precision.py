@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 import torch
 
+import attribution
+import self_test
 import steering
 from steering import Intervention
 from tests.hugging_face_models import FAMILIES, new_model
@@ -58,3 +60,17 @@ def test_it_is_as_near_to_the_float32_truth_as_the_library(dtype: torch.dtype) -
             theirs += float((library - truth).abs().sum())
     assert compared >= 12
     assert ours <= 1.2 * theirs
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_activations_are_those_that_a_graph_shows_and_the_start_proves_it(
+    family: str, dtype: torch.dtype
+) -> None:
+    for dictionary in ("jump_relu", "top_k"):
+        model = new_model("nnsight", family, dictionary, dtype=dtype)
+        graph = attribution.attribute(torch.tensor(PROMPT), model, max_feature_nodes=3)
+        features = [tuple(feature) for feature in graph.active_features.tolist()]
+        read = steering.feature_activations(model, PROMPT, features)
+        assert read == pytest.approx(graph.activation_values.tolist(), rel=1e-5, abs=1e-6)
+        self_test.run(model, PROMPT)

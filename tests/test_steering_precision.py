@@ -122,9 +122,11 @@ def test_both_sides_and_the_tokens_after_are_steered_in_the_dtype_that_the_model
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *DTYPES], ids=str)
-@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "parallel"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_activations_are_those_that_a_graph_shows(architecture: str, dtype: torch.dtype) -> None:
     for chosen in dictionaries(architecture):
+        if architecture == "parallel" and chosen["dictionary"] in CROSS_LAYER:
+            continue  # circuit-tracer's own attribution, which mixes dtypes there
         model = model_of(architecture, dtype, **chosen)
         graph = attribution.attribute(torch.tensor(PROMPT), model, max_feature_nodes=3)
         values = graph.activation_values.tolist()
