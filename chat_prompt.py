@@ -186,13 +186,22 @@ def _learn_before_last(roles: tuple[str, ...], piece: str, grammar: _Grammar) ->
 
 
 def _learn_generation_prompt(tokenizer: PreTrainedTokenizerBase, grammar: _Grammar) -> None:
-    """A generation prompt may go on after the header (an open think block): a decoration too."""
+    """A generation prompt may go on after the header (an open think block): a decoration too.
+
+    Or stop before its end, for the model to write the rest (a channel): a joint of its own.
+    """
     pieces = _pieces(("user",), tokenizer, generation=True)
     if pieces is None:
         return
-    for closing, header in product(grammar.closings["user"], grammar.headers["assistant"]):
-        if pieces[-1].startswith(closing + header) and pieces[-1] != closing + header:
-            grammar.decorations["assistant"].add(pieces[-1].removeprefix(closing + header))
+    prompt = pieces[-1]
+    for closing, header in product(grammar.closings["user"], list(grammar.headers["assistant"])):
+        joint = closing + header
+        if prompt.startswith(joint) and prompt != joint:
+            grammar.decorations["assistant"].add(prompt.removeprefix(joint))
+        elif joint.startswith(prompt) and len(closing) < len(prompt) < len(joint):
+            for after_first in (True, False):
+                grammar.joints[after_first, "user"].add((prompt, "assistant"))
+            grammar.headers["assistant"].add(prompt.removeprefix(closing))
 
 
 def _drop_unmarked(grammar: _Grammar) -> None:

@@ -1,12 +1,14 @@
 """A pruned graph -> the graph document: nodes, links, JSON bytes.
 
 What is in it is what `circuit_tracer.utils.create_graph_files` puts in it (`create_nodes`,
-`create_used_nodes_and_edges`, `frontend.graph_models`), with two differences:
+`create_used_nodes_and_edges`, `frontend.graph_models`), with three differences:
 
 - Error nodes are called `{layer}_-1_{position}`. The library's `0_{layer}_{position}` is also the
   id of the layer-0 feature of index `layer`. The new form is upstream's own correction
   (circuit-tracer pull request 100): the `layer_index_position` of every node, with the -1 that an
   error's `feature` has, so whatever splits ids at `_` reads layer and position from it.
+- A logit's label shows its token as `DocumentInfo.logit_tokens` has it. The library's comes from
+  `decode([id])`, which loses spaces and turns parts of characters into U+FFFD.
 - Numbers have the fewest digits that give the same float32.
 
 Links never become Python objects: orjson formats a block of weights, pyarrow joins them to the
@@ -67,6 +69,8 @@ class DocumentInfo:
     creator_url: str | None = None
     neuronpedia_source_set: str | None = None
     timings_ms: Mapping[str, float] | None = None  # of the stages before this one
+    # By index in the vocabulary. What isn't in it, such as a difference of logits, keeps its label.
+    logit_tokens: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def build(pruned: "PrunedGraph", info: DocumentInfo) -> Document:
             f"the graph {pruned.graph.n_pos} positions"
         )
     used, num_links = _used_nodes(pruned)
-    nodes = _Nodes.of(pruned, np.flatnonzero(used))
+    nodes = _Nodes.of(pruned, np.flatnonzero(used), info.logit_tokens)
     opening = _dumps({"metadata": _metadata(pruned, info), "qParams": _Q_PARAMS})
     _dumps(list(nodes.logit_labels))
     return Document(
@@ -206,7 +210,9 @@ class _Nodes:
     logit_labels: tuple[str, ...]
 
     @classmethod
-    def of(cls, pruned: "PrunedGraph", rows: npt.NDArray[np.intp]) -> "_Nodes":
+    def of(
+        cls, pruned: "PrunedGraph", rows: npt.NDArray[np.intp], logit_tokens: Mapping[int, str]
+    ) -> "_Nodes":
         graph = pruned.graph
         n_features = len(graph.selected_features)
         token_row = n_features + graph.cfg.n_layers * graph.n_pos
@@ -228,7 +234,7 @@ class _Nodes:
         _refuse_non_finite(pruned, "cumulative_scores", influence)
         _refuse_non_finite(pruned, "logit_probabilities", probabilities)
         labels = tuple(
-            f'Output "{target.token_str}" (p={probability:.3f})'
+            f'Output "{logit_tokens.get(target.vocab_idx, target.token_str)}" (p={probability:.3f})'
             for target, probability in zip(graph.logit_targets, probabilities.tolist(), strict=True)
         )
         ends = feature_end, error_end, token_end

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +28,13 @@ import logs
 from graph_cache import GraphCache
 from loading import inventory
 from loading.entry import ModelEntry
-from loading.footprint import Shapes
 from loading.lean_imports import import_lean
 from loading.read_ahead import read_ahead
 from loading.references import WeightsError
+from loading.registry import REGISTRY
 from loading.sources import find, locate, places_of
 from settings import Settings, SettingsError, read_settings
+from token_text import TokenText
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,101 +49,6 @@ class ModelLoadError(Exception):
 
 
 DEMO = ModelEntry(str(DEMO_DIRECTORY / "model"), str(DEMO_DIRECTORY / "transcoders"), "demo")
-
-_GEMMA_SCOPE = Shapes(
-    parameters=2.614e9,
-    n_layers=26,
-    d_model=2304,
-    d_vocab=256_000,
-    n_features=16_384,
-    model_bytes=4,
-    transcoder_bytes=4,
-)
-_GEMMA_CLT = replace(_GEMMA_SCOPE, n_features=98_304, transcoder_bytes=2, cross_layer=True)
-_QWEN3_4B = Shapes(
-    parameters=4.022e9, n_layers=36, d_model=2560, d_vocab=151_936, n_features=163_840
-)
-_LLAMA_1B = Shapes(
-    parameters=1.236e9,
-    n_layers=16,
-    d_model=2048,
-    d_vocab=128_256,
-    n_features=131_072,
-    skip=True,
-)
-_GEMMA_3_4B = Shapes(
-    parameters=4.300e9,
-    n_layers=34,
-    d_model=2560,
-    d_vocab=262_208,
-    n_features=262_144,
-    transcoder_bytes=4,
-    skip=True,
-)
-
-# The first entry of a model holds its default transcoders.
-REGISTRY = (
-    ModelEntry(
-        "google/gemma-2-2b",
-        "mwhanna/gemma-scope-transcoders",
-        "gemma-2-2b",
-        "gemmascope-transcoder-16k",
-        weight_urls=("https://huggingface.co/google/gemma-scope-2b-pt-transcoders",),
-        dtype="bfloat16",
-        lazy_decoder=False,  # .npz files are always read whole
-        shapes=_GEMMA_SCOPE,
-    ),
-    ModelEntry(
-        "google/gemma-2-2b",
-        "mntss/clt-gemma-2-2b-2.5M",
-        "gemma-2-2b",
-        "clt-hp",
-        dtype="bfloat16",
-        shapes=_GEMMA_CLT,
-    ),
-    ModelEntry(
-        "google/gemma-2-2b",
-        "mntss/clt-gemma-2-2b-426k",
-        "gemma-2-2b",
-        dtype="bfloat16",
-        shapes=replace(_GEMMA_CLT, n_features=16_384),
-    ),
-    ModelEntry(
-        "Qwen/Qwen3-4B",
-        "mwhanna/qwen3-4b-transcoders",
-        "qwen3-4b",
-        "transcoder-hp",
-        dtype="bfloat16",
-        shapes=_QWEN3_4B,
-    ),
-    ModelEntry(
-        "Qwen/Qwen3-1.7B",
-        "mwhanna/qwen3-1.7b-transcoders-lowl0",
-        "qwen3-1.7b",
-        dtype="bfloat16",
-        shapes=replace(_QWEN3_4B, parameters=2.032e9, n_layers=28, d_model=2048),
-    ),
-    ModelEntry(
-        "meta-llama/Llama-3.2-1B",
-        "mntss/transcoder-Llama-3.2-1B",
-        "llama-3.2-1b",
-        dtype="bfloat16",
-        shapes=_LLAMA_1B,
-    ),
-    ModelEntry(
-        "google/gemma-3-4b-it",
-        "mwhanna/gemma-scope-2-4b-it/transcoder_all/width_262k_l0_small_affine",
-        "gemma-3-4b-it",
-        "gemmascope-transcoder-262k",
-        weight_urls=(
-            "https://huggingface.co/mwhanna/gemma-scope-2-4b-it",
-            "https://huggingface.co/google/gemma-scope-2-4b-it",
-        ),
-        dtype="bfloat16",
-        lazy_encoder=True,  # 46 GB of it
-        shapes=_GEMMA_3_4B,
-    ),
-)
 
 # circuit-tracer's own short names for transcoder sets.
 _TRANSCODER_SHORT_NAMES = {
@@ -161,6 +68,11 @@ class LoadedModel:
     graphs: GraphCache  # finished attributions of this model
     # Held by the one job that uses `model`; the tokenizer may be used without.
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @cached_property
+    def token_text(self) -> TokenText:
+        """How its tokens stand in a text."""
+        return TokenText(self.tokenizer)
 
     @property
     def n_layers(self) -> int:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from errors import Internal, InvalidInput, PromptTooLong
 from loading.naming import is_gemma_3_it
+from token_text import TokenText
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -183,8 +184,8 @@ def tokenize(prompt: str, tokenizer: PreTrainedTokenizerBase, model_name: str = 
 
 
 def token_strings(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Each token decoded alone: the graph's `prompt_tokens`."""
-    return [tokenizer.decode([token_id]) for token_id in ids]
+    """Each token as it stands in the text: the graph's `prompt_tokens`."""
+    return TokenText(tokenizer).strings(ids)
 
 
 def unsteerable_positions(

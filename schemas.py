@@ -99,7 +99,8 @@ class GenerateGraphRequest(_PromptRequest):
         0.95, gt=0, le=1, description="probability that the logit nodes cover together"
     )
     attribution_targets: Annotated[list[NonEmpty], Many] | None = Field(
-        None, description="tokens to attribute from instead of the likeliest"
+        None,
+        description="tokens to attribute from instead of the likeliest, as documents show them",
     )
     node_threshold: Threshold = Field(0.8, description="share of influence that nodes keep")
     edge_threshold: Threshold = Field(0.98, description="share of influence that links keep")
@@ -202,15 +203,24 @@ REQUESTS: dict[str, type[Request]] = {
 }
 
 
+Token = Annotated[
+    str,
+    Field(
+        description="a token as it stands in the text; part of a character as bytes, `<0xF0>`",
+        examples=[" basket"],
+    ),
+]
+
+
 class SalientLogit(BaseModel):
-    token: str
+    token: Token
     token_id: int
     probability: float
 
 
 class ForwardPassResponse(BaseModel):
     prompt: str
-    input_tokens: list[str]
+    input_tokens: list[Token]
     salient_logits: list[SalientLogit]
     total_salient_tokens: int
     cumulative_probability: float
@@ -224,16 +234,16 @@ class ParseChatPromptResponse(BaseModel):
 
 
 class TopLogit(BaseModel):
-    token: str
+    token: Token
     prob: float
 
 
 class LogitsOfToken(BaseModel):
-    token: str
+    token: Token
     top_logits: list[TopLogit]
 
 
-LogitsPair = tuple[str, list[tuple[str, float]]]
+LogitsPair = tuple[Token, list[tuple[Token, float]]]
 
 
 class SteerResponse(BaseModel):

@@ -136,6 +136,12 @@ class Settings(BaseSettings):
     def _upper(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
 
+    @field_validator("model_id", "transcoder_set")
+    @classmethod
+    def _at_home(cls, value: str | None) -> str | None:
+        # Not as a Path, which would drop a slash of hf://.
+        return value if value is None else os.path.expanduser(value)  # noqa: PTH111
+
     @field_validator("upload_allowed_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:

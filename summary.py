@@ -15,6 +15,7 @@ from schemas import (
     SteerResponse,
     UploadReceipt,
 )
+from token_text import joined
 
 _STYLE: dict[str, Any] = {"title_justify": "left", "box": None, "padding": (0, 2, 0, 0)}
 _KINDS = {
@@ -194,8 +195,8 @@ def _generated(entries: list[LogitsOfToken]) -> list[LogitsOfToken]:
 
 def _continued(text: str, generated: list[LogitsOfToken]) -> Text:
     """A generation, its continuation in bold where it can be told."""
-    continuation = "".join(entry.token for entry in generated[1:])
-    if not text.endswith(continuation):  # a character of several tokens
+    continuation = joined(entry.token for entry in generated[1:])
+    if not text.endswith(continuation):  # it begins within a character
         continuation = ""
     prompt = text.removesuffix(continuation)
     return Text.from_markup(f"{shown(prompt)}[bold]{shown(continuation)}[/bold]", emoji=False)

@@ -19,7 +19,7 @@ def run(request: ForwardPassRequest, loaded: LoadedModel, job: Job) -> ForwardPa
         logits = steering.next_token_logits(loaded.model, prompt.ids)
         salient = salient_logits(logits, request.max_n_logits, request.desired_logit_prob)
     named = [
-        SalientLogit(token=loaded.tokenizer.decode([token_id]), token_id=token_id, probability=p)
+        SalientLogit(token=loaded.token_text.single(token_id), token_id=token_id, probability=p)
         for token_id, p in zip(
             salient.token_ids.tolist(), salient.probabilities.tolist(), strict=True
         )

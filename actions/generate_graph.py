@@ -4,29 +4,27 @@ import hashlib
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import torch
-from circuit_tracer import __version__ as circuit_tracer_version
 
 import attribution
 import delivery
 import graph_document
 from actions.job import Job, check_max_n_logits, prepare_prompt
+from attribution.provenance import circuit_tracer_in_use
 from delivery import Spooled, spool
 from errors import InvalidInput, UploadFailed
 from model_loader import LoadedModel
 from prompts import MAX_CHARACTERS_PER_TOKEN, Prompt
 from schemas import GenerateGraphRequest, UploadReceipt
+from token_text import joined
 
 if TYPE_CHECKING:
     from circuit_tracer.graph import Graph
 
-GENERATOR = graph_document.Generator(
-    name="circuit-tracer by Hanna & Piotrowski",
-    version=circuit_tracer_version,
-    url="https://github.com/decoderesearch/circuit-tracer",
-)
+GENERATOR = graph_document.Generator(**asdict(circuit_tracer_in_use()))
 ANONYMOUS = "Anonymous"
 # Of the time of a job of some seconds; `upload` counts only where there is one.
 _SHARES = {"tokenise": 1.0, "attribute": 80.0, "prune": 5.0, "encode": 10.0}
@@ -56,7 +54,7 @@ def run(request: GenerateGraphRequest, loaded: LoadedModel, job: Job) -> Spooled
     with job.stage("prune"):
         pruned = attribution.prune(graph, request.node_threshold, request.edge_threshold)
     with job.stage("encode"):
-        info = _document_info(request, loaded, job, prompt)
+        info = _document_info(request, loaded, job, prompt, graph)
         document = graph_document.build(pruned, info)
         job.counts |= {"nodes": document.num_nodes, "links": document.num_links}
         spooled = spool(
@@ -89,26 +87,37 @@ def run(request: GenerateGraphRequest, loaded: LoadedModel, job: Job) -> Spooled
 
 
 def _target_ids(targets: Sequence[str] | None, loaded: LoadedModel) -> list[int] | None:
-    """The token of each attribution target."""
+    """The token of each attribution target, which is given as a document shows it."""
     if targets is None:
         return None
     ids: dict[int, None] = {}
     for i, target in enumerate(targets):
-        if len(target) > MAX_CHARACTERS_PER_TOKEN:
+        n_characters = len(joined([target]))
+        if n_characters > MAX_CHARACTERS_PER_TOKEN:
             raise InvalidInput(
-                f"attribution_targets[{i}] has {len(target)} characters, a token has at most "
+                f"attribution_targets[{i}] has {n_characters} characters, a token has at most "
                 f"{MAX_CHARACTERS_PER_TOKEN}"
             )
-        encoded = loaded.tokenizer.encode(target, add_special_tokens=False)
-        if len(encoded) != 1:
-            raise InvalidInput(
-                f"attribution_targets[{i}] is {target[:60]!r}, which the model reads as "
-                f"{len(encoded)} tokens; each target must be one (mind the leading space)"
-            )
-        if encoded[0] in ids:
+        found = loaded.token_text.id_of(target)
+        if found is None:
+            raise InvalidInput(_no_token(f"attribution_targets[{i}]", target, loaded))
+        if found in ids:
             raise InvalidInput(f"attribution_targets[{i}] names {target!r} twice; name it once")
-        ids[encoded[0]] = None
+        ids[found] = None
     return list(ids)
+
+
+def _no_token(field: str, target: str, loaded: LoadedModel) -> str:
+    """Why a target is no token, and what the model reads instead."""
+    read = loaded.token_text.read_as(target)
+    if len(read) == 1:
+        return f"{field} is {target[:60]!r}, for which the model has no token of its own"
+    listed = ", ".join(repr(token) for token in read[:8])
+    more = ", ..." if len(read) > 8 else ""
+    return (
+        f"{field} is {target[:60]!r}, which the model reads as {len(read)} tokens "
+        f"({listed}{more}); each target must be one (mind the leading space)"
+    )
 
 
 def _attribution(
@@ -156,15 +165,20 @@ def _attribution(
 
 
 def _document_info(
-    request: GenerateGraphRequest, loaded: LoadedModel, job: Job, prompt: Prompt
+    request: GenerateGraphRequest,
+    loaded: LoadedModel,
+    job: Job,
+    prompt: Prompt,
+    graph: "Graph",
 ) -> graph_document.DocumentInfo:
     entry = loaded.entry
     return graph_document.DocumentInfo(
-        slug=request.slug_identifier or _made_up_slug(prompt),
+        slug=request.slug_identifier or _made_up_slug(prompt, loaded),
         scan=entry.neuronpedia_id,
         # What the model saw, the leading special token included, as the library writes it.
-        prompt=loaded.tokenizer.decode(prompt.ids, clean_up_tokenization_spaces=False),
+        prompt=loaded.token_text.text(prompt.ids),
         prompt_tokens=prompt.tokens,
+        logit_tokens=_logit_tokens(graph, loaded),
         node_threshold=request.node_threshold,
         edge_threshold=request.edge_threshold,
         generation_settings={
@@ -186,9 +200,16 @@ def _document_info(
     )
 
 
-def _made_up_slug(prompt: Prompt) -> str:
+def _logit_tokens(graph: "Graph", loaded: LoadedModel) -> dict[int, str]:
+    """The token of each logit node that is one, as it stands in a text."""
+    ids = [target.vocab_idx for target in graph.logit_targets]
+    return {n: loaded.token_text.single(n) for n in ids if n < loaded.d_vocab}
+
+
+def _made_up_slug(prompt: Prompt, loaded: LoadedModel) -> str:
     """A readable name from the prompt's letters and the time."""
-    words = re.sub(r"[^a-z0-9]+", "-", "".join(prompt.tokens[1:]).lower()).strip("-")[:60]
+    text = loaded.token_text.text(prompt.ids, start=1)
+    words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60]
     digest = hashlib.sha256(prompt.text.encode()).hexdigest()[:8]
     return f"{words.strip('-') or digest}-{int(time.time())}"
 

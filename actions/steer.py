@@ -128,7 +128,7 @@ def _generate(
 
 def _text(token_ids: list[int], loaded: LoadedModel) -> str:
     """The text of prompt and continuation without the leading special token."""
-    return loaded.tokenizer.decode(token_ids[1:], clean_up_tokenization_spaces=False)
+    return loaded.token_text.text(token_ids, start=1)
 
 
 def _logits_by_token(
@@ -137,14 +137,12 @@ def _logits_by_token(
     """An entry for each token after the leading special one, in the form the caller asked for."""
     if generation is None:
         return []
-    decode = loaded.tokenizer.decode
+    shown = loaded.token_text
     no_logits = len(prompt.ids) - 2  # tokens between the leading one and the prompt's last
     steps = zip(generation.top_ids.tolist(), generation.top_probs.tolist(), strict=True)
     predictions: list[list[tuple[str, float]]] = [[] for _ in range(no_logits)]
-    predictions += [
-        [(decode([i]), p) for i, p in zip(ids, probs, strict=True)] for ids, probs in steps
-    ]
-    tokens = [decode([i]) for i in generation.token_ids[1:]]
+    predictions += [list(zip(shown.singles(ids), probs, strict=True)) for ids, probs in steps]
+    tokens = shown.strings(generation.token_ids)[1:]
     entries = list(zip(tokens, predictions, strict=True))
     if request.logits_format == "pairs":
         return entries

@@ -98,7 +98,7 @@ def attribute(
     targets = find_targets(
         attribution_targets,
         local.logits,
-        model.unembed_proj,
+        model.unembed.W_U,
         model.tokenizer,
         max_n_logits=max_n_logits,
         desired_logit_prob=desired_logit_prob,
@@ -125,6 +125,6 @@ def attribute(
         activation_values=active.values().float(),
         selected_features=selected,
         adjacency_matrix=adjacency,
-        cfg=model.model_config,
+        cfg=model.cfg,
         scan=model.scan,
     )

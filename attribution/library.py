@@ -5,14 +5,15 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import circuit_tracer
 import torch
 from circuit_tracer.utils.tl_nnsight_mapping import get_mapping
 
 import errors
+from attribution.circuit_tracer_names import library_loop, run_forward_pass, unembedding
 from attribution.progress import Progress
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def attribute_with_library(
     """
     watched = _WatchedModel(model, max_feature_nodes, on_progress, should_stop)
     with _own_logging():
-        graph = circuit_tracer.attribute(
+        graph = library_loop()(
             prompt,
             watched,
             attribution_targets=attribution_targets,
@@ -56,7 +57,11 @@ def attribute_with_library(
 
 
 class _WatchedModel:
-    """A replacement model whose attribution context is a `_WatchedContext`."""
+    """A replacement model whose attribution context is a `_WatchedContext`.
+
+    The forward pass is the context's. PyPI's loop calls `run_forward_pass` for it; upstream's has
+    `ln_final(forward(tokens))`, the prompt once a row, and gets what the context's pass left.
+    """
 
     def __init__(
         self,
@@ -84,12 +89,25 @@ class _WatchedModel:
         n_active = context.activation_matrix._nnz()
         total = min(self._max_feature_nodes or n_active, n_active)
         progress = Progress(total, self._on_progress, self._should_stop)
-        return _WatchedContext(context, self._model, progress)
+        self._context = _WatchedContext(context, self._model, progress)
+        return self._context
 
     def run_forward_pass(
         self, input_ids: torch.Tensor, batch_size: int, context: _WatchedContext
     ) -> None:
         context.run_forward_pass(input_ids, batch_size)
+
+    def forward(self, tokens: torch.Tensor, **_: Any) -> torch.Tensor:
+        self._context.run_forward_pass(tokens[0], len(tokens))
+        normalised: torch.Tensor = self._context._resid_activations[-1]
+        return normalised
+
+    def ln_final(self, normalised: torch.Tensor) -> torch.Tensor:
+        return normalised
+
+    @property
+    def unembed(self) -> Any:
+        return SimpleNamespace(W_U=unembedding(self._model))
 
 
 def _embedded(model: Any, tokens: torch.Tensor) -> torch.Tensor:
@@ -120,6 +138,9 @@ class _WatchedContext:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
+
+    def install_hooks(self, _model: Any) -> AbstractContextManager[None]:
+        return nullcontext()  # each forward pass installs its own
 
     def run_forward_pass(self, input_ids: torch.Tensor, n_rows: int) -> None:
         # No batch of features is longer, and one of more logits goes through in parts.
@@ -165,7 +186,7 @@ class _WatchedContext:
     def _forward(self) -> None:
         for name, value in self._empty.items():
             setattr(self._context, name, value.copy())
-        self._model.run_forward_pass(self._input_ids, self._n_rows, self._context)
+        run_forward_pass(self._model, self._input_ids, self._n_rows, self._context)
 
     def _fits(self, step: Callable[[], None]) -> bool:
         """Whether the device has room for a step; what it took is free again if not."""

@@ -7,22 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoTokenizer
 
 from loading.engines import opened, replacement_model
 from loading.entry import ModelEntry
+from loading.inspection import check_fits
 from loading.layouts import stored_dtype
+from loading.model_config import read_config
 from loading.naming import circuit_tracer_name
 from loading.sources import Weights
+from loading.tokenizer import read_tokenizer
 from loading.transcoders import transcoders
 from settings import Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-class DepthMismatchError(ValueError):
-    """The transcoders were trained on a model with another number of layers."""
 
 
 class Parts(NamedTuple):
@@ -41,14 +39,21 @@ def build(entry: ModelEntry, weights: Weights, settings: Settings) -> Parts:
         weights: its files.
 
     Raises:
-        DepthMismatchError: model and transcoders don't belong together.
+        WeightsError: model and transcoders don't belong together, or aren't served; the model's
+            configuration or tokenizer can't be read.
+        UnsupportedArchitectureError: the engine has no exact way to run the model.
+        WeightsMismatchError: the weights aren't those of its configuration.
         Exception: whatever the libraries raise for files that are unreadable.
     """
+    check_fits(weights)
     device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     on_gpu = device.type == "cuda"
     own_dtype = (entry.dtype or stored_dtype(weights.model)) if on_gpu else "float32"
     dtype = getattr(torch, settings.model_dtype or own_dtype)
 
+    # What can't be served is refused before gigabytes are read.
+    directory = weights.model
+    config, tokenizer = read_config(directory), read_tokenizer(directory)
     features = transcoders(
         weights.transcoders,
         device=device,
@@ -56,14 +61,6 @@ def build(entry: ModelEntry, weights: Weights, settings: Settings) -> Parts:
         lazy_encoder=entry.lazy_encoder,
         lazy_decoder=entry.lazy_decoder,
     )
-    directory = weights.model
-    config = AutoConfig.from_pretrained(directory)
-    n_layers = config.get_text_config().num_hidden_layers
-    if n_layers != features.n_layers:
-        raise DepthMismatchError(
-            f"the model has {n_layers} layers, its transcoders cover {features.n_layers}"
-        )
-    tokenizer = AutoTokenizer.from_pretrained(directory)
     name = circuit_tracer_name(
         _model_name(entry.model), config, has_chat_template=bool(tokenizer.chat_template)
     )

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from loading import WeightsMismatchError
 from loading.layouts import INDEX, SINGLE_FILE
 
 # Of a multimodal checkpoint the language model alone is of interest; in both layouts that there
@@ -23,6 +24,12 @@ from loading.layouts import INDEX, SINGLE_FILE
 _TEXT_MODEL = re.compile(r"(?<=^model\.)language_model\.|^language_model\.")
 
 _EMBEDDINGS = {"GPT2LMHeadModel": "transformer.wte.weight"}
+
+# Tensors that no language model is made of: parts for images, and buffers that are computed.
+_ELSEWHERE = re.compile(
+    r"(model\.)?(vision_tower|multi_modal_projector)\..*|(.*\.)?attn\.(bias|masked_bias)"
+    r"|.*rotary_emb\.inv_freq"
+)
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -69,7 +76,40 @@ def open_checkpoint(
                 read[name] = stored[name].get_tensor(name).to(dtype)
             return read[name]
 
-        yield Module(tensor, _model_names(stored, config), config=config)
+        names = _model_names(stored, config)
+        yield Module(tensor, names, config=config, stored=stored.keys(), read=read.keys())
+
+
+def absent(directory: Path, *, beside_index: Iterable[str] = ()) -> list[str]:
+    """Of the tensors that an index promises, and those named, the ones that no file has.
+
+    Raises:
+        FileNotFoundError: the directory lacks safetensors files.
+        safetensors.SafetensorError: a file is damaged.
+    """
+    files, index = weight_files(directory), directory / INDEX
+    promised = set(beside_index)
+    if files != [directory / SINGLE_FILE]:
+        promised.update(json.loads(index.read_text())["weight_map"])
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            promised.difference_update(file.keys())
+    return sorted(promised)
+
+
+def of_the_language_model(names: Iterable[str]) -> list[str]:
+    """Those tensors that a language model is made of."""
+    return [name for name in names if not _ELSEWHERE.fullmatch(name)]
+
+
+def unread(names: Iterable[str], *, tied: bool) -> list[str]:
+    """Of a checkpoint's tensors that a model left, those that it should have read.
+
+    Args:
+        tied: whether the embeddings serve as unembedding too, which may be stored all the same.
+    """
+    left = of_the_language_model(names)
+    return [name for name in left if not (tied and name.endswith("lm_head.weight"))]
 
 
 def _model_names(stored: Iterable[str], config: Any) -> dict[str, str]:
@@ -84,14 +124,23 @@ def _model_names(stored: Iterable[str], config: Any) -> dict[str, str]:
     return names
 
 
+class MissingTensorError(AttributeError, WeightsMismatchError):
+    """The checkpoint lacks a tensor that was asked for; converters may ask whether it is there."""
+
+
 class Module:
     """A part of the model: its attributes and items are parts of it, or tensors."""
 
     def __init__(
-        self, tensor: Callable[[str], torch.Tensor], names: Mapping[str, str], **attributes: Any
+        self,
+        tensor: Callable[[str], torch.Tensor],
+        names: Mapping[str, str],
+        path: str = "",
+        **attributes: Any,
     ) -> None:
         self._tensor = tensor
         self._names = names  # below this part -> in the files
+        self._path = path
         vars(self).update(attributes)
 
     def __getattr__(self, name: str) -> Any:
@@ -103,8 +152,10 @@ class Module:
             if n.startswith(f"{name}.")
         }
         if not below:
-            raise AttributeError(f"no {name} in the checkpoint, beside {', '.join(self._names)}")
-        part = Module(self._tensor, below)
+            raise MissingTensorError(
+                f"the weights lack {self._path}{name}, and have {', '.join(self._names)} beside it"
+            )
+        part = Module(self._tensor, below, f"{self._path}{name}.")
         setattr(self, name, part)
         return part
 

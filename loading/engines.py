@@ -20,11 +20,15 @@ def opened(
     Args:
         directory: configuration and safetensors.
         hf_config: its `transformers` configuration.
+
+    Raises:
+        UnsupportedArchitectureError: the configuration has a value that the engine doesn't serve.
+        WeightsMismatchError: the weights aren't those of the configuration's model.
     """
     if engine == "nnsight":
-        from transformers import AutoModelForCausalLM
+        from loading.hugging_face_model import read_model
 
-        yield AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
+        yield read_model(directory, hf_config, dtype)
         return
     with open_checkpoint(directory, hf_config, device=device, dtype=dtype) as checkpoint:
         yield checkpoint

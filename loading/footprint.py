@@ -21,10 +21,12 @@ class Shapes:
     d_model: int
     d_vocab: int
     n_features: int  # a layer
-    model_bytes: int = 2  # a number on the disk
+    model_bytes: float = 2  # a number on the disk
     transcoder_bytes: int = 2
     cross_layer: bool = False
+    all_decoders_stored: bool = False  # cross-layer files that have those to layers before too
     skip: bool = False
+    n_active: int = ACTIVE_FEATURES  # at a token in one layer
 
     @property
     def encoder(self) -> float:
@@ -45,7 +47,8 @@ class Shapes:
 
 def disk_bytes(shapes: Shapes) -> float:
     """Bytes of the files that are downloaded."""
-    stored = shapes.encoder + shapes.decoder + shapes.other
+    decoder = shapes.n_layers * shapes.encoder if shapes.all_decoders_stored else shapes.decoder
+    stored = shapes.encoder + decoder + shapes.other
     return shapes.parameters * shapes.model_bytes + stored * shapes.transcoder_bytes
 
 
@@ -60,13 +63,13 @@ def device_bytes(
     """About how many bytes the device has to have for a graph, in bfloat16.
 
     The weights that stay in memory, one layer of those that don't, the active features' decoders,
-    and the rows of the adjacency matrix. With ACTIVE_FEATURES at each token and layer.
+    and the rows of the adjacency matrix.
     """
     # The unembedding is a matrix of its own in memory, tied or not.
     resident = shapes.parameters + shapes.d_vocab * shapes.d_model + shapes.other
     resident += (0 if lazy_encoder else shapes.encoder) + (0 if lazy_decoder else shapes.decoder)
     passing = shapes.encoder / shapes.n_layers * (shapes.transcoder_bytes + _IN_MEMORY)
-    active = n_tokens * shapes.n_layers * ACTIVE_FEATURES
+    active = n_tokens * shapes.n_layers * shapes.n_active
     decoders = active * shapes.d_model * (shapes.decoder / shapes.encoder)
     columns = active + (shapes.n_layers + 1) * n_tokens
     rows = min(max_feature_nodes, active)

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from circuit_tracer.utils.tl_nnsight_mapping import get_supported_architectures
 from transformer_lens import HookedTransformerConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from loading import UnsupportedArchitectureError
+from loading.model_config import refuse_other_values
 
 # TransformerLens allocates a boolean mask of n_ctx x n_ctx for each layer while it builds a model:
 # 16 MB a layer at this bound, 1.7 GB a layer at Qwen3's 40,960.
@@ -27,7 +29,7 @@ _ONLY_SERVED = {
     "partial_rotary_factor": 1.0,
     "pruned_heads": {},
     "quantization_config": None,
-    # As transformers 5 writes rope_theta and rope_scaling; version 4 reads neither there.
+    # Where transformers 5 has rope_theta and rope_scaling; model_config.py moves them back.
     "rope_parameters": None,
     "use_bidirectional_attention": False,
 }
@@ -53,13 +55,14 @@ def hooked_config(
     """
     architecture = (hf_config.architectures or ["unknown"])[0]
     if architecture not in _CONVERTERS:
+        other = architecture in get_supported_architectures()
         raise UnsupportedArchitectureError(
             f"{model_name} is a {architecture}; the worker serves {', '.join(sorted(_CONVERTERS))}"
+            + (f", and a {architecture} with MODEL_ENGINE=nnsight" if other else "")
         )
     text = hf_config.get_text_config()
-    for name, served in _ONLY_SERVED.items():
-        for config in (hf_config, text):
-            _require(config, name, served)
+    for config in (hf_config, text):
+        refuse_other_values(config, _ONLY_SERVED)
     return HookedTransformerConfig(
         model_name=model_name,
         original_architecture=architecture,
@@ -68,15 +71,6 @@ def hooked_config(
         init_weights=False,
         **_CONVERTERS[architecture](text),
     )
-
-
-def _require(config: Any, name: str, served: Any) -> None:
-    value = getattr(config, name, served)
-    if value != served:
-        raise UnsupportedArchitectureError(
-            f"the model's configuration has {name}={str(value)[:80]}, of which there is no exact "
-            f"conversion; only {name}={served} is served"
-        )
 
 
 def _rotary_decoder(c: Any, activation: str, *, has_windows: bool) -> dict[str, Any]:
@@ -220,8 +214,7 @@ def _gemma2(c: Any) -> dict[str, Any]:
 
 def _gemma3(c: Any) -> dict[str, Any]:
     # transformers itself reads the first nowhere and the second in one of two classes.
-    _require(c, "attn_logit_softcapping", None)
-    _require(c, "final_logit_softcapping", None)
+    refuse_other_values(c, {"attn_logit_softcapping": None, "final_logit_softcapping": None})
     return {**_gemma(c), "use_qk_norm": True, "rotary_base_local": c.rope_local_base_freq}
 
 

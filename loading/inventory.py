@@ -11,7 +11,7 @@ from loading.footprint import device_bytes, disk_bytes
 from loading.references import WeightsError
 from loading.sources import Places, TranscoderFiles
 
-_HEADINGS = ("model", "transcoders", "engine", "dtype", "GPU", "disk", "here")
+_HEADINGS = ("model", "transcoders", "engine", "dtype", "on the disk", "GPU", "disk", "here")
 
 
 def prefetch(entry: ModelEntry, places: Places) -> Iterator[str]:
@@ -41,7 +41,9 @@ def _row(entry: ModelEntry, places: Places) -> tuple[str, ...]:
         needs = (f"{device / 1e9:.0f} GB", f"{disk_bytes(entry.shapes) / 1e9:.0f} GB")
     dtype = entry.dtype or "its own"
     names = (entry.label, entry.transcoder_label)
-    return (*names, entry.engine, dtype, *needs, _whereabouts(entry, places))
+    lazy = {"encoders": entry.lazy_encoder, "decoders": entry.lazy_decoder}
+    left = ", ".join(part for part, is_lazy in lazy.items() if is_lazy) or "-"
+    return (*names, entry.engine, dtype, left, *needs, _whereabouts(entry, places))
 
 
 def _whereabouts(entry: ModelEntry, places: Places) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,9 @@ SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.yaml"
 
+Kind = Literal["transcoder_set", "cross_layer_transcoder"]
+Activation = Literal["relu", "jump_relu", "topk"]
+
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 # Configuration, tokenizer and chat template, at the top of a repository.
 _SMALL = re.compile(r"[^/]+\.(json|jinja|txt|model)")
@@ -27,7 +30,52 @@ _LAYER_FILES = {
     "cross_layer_transcoder": ("W_enc_{}.safetensors", "W_dec_{}.safetensors"),
 }
 
-Kind = Literal["transcoder_set", "cross_layer_transcoder"]
+# What each name for an activation means, in small letters.
+_ACTIVATIONS: dict[str, Activation] = {
+    "relu": "relu",
+    "jumprelu": "jump_relu",
+    "jump_relu": "jump_relu",
+    "topk": "topk",
+    "top_k": "topk",
+}
+_ACTIVATION_KEYS = ("activation", "activation_function")
+# The keys of a configuration that are read, and those that describe and change nothing.
+_READ = {
+    "model_kind",
+    "feature_input_hook",
+    "feature_output_hook",
+    "scan",
+    "transcoders",
+    "k",
+    *_ACTIVATION_KEYS,
+}
+_DESCRIBING = {
+    "author",
+    "authors",
+    "citation",
+    "converted",
+    "d_model",
+    "d_transcoder",
+    "dataset",
+    "description",
+    "dtype",
+    "features",
+    "features_dir",
+    "id",
+    "license",
+    "model_name",
+    "n_layers",
+    "name",
+    "release",
+    "repo_id",
+    "revision",
+    "source",
+    "subfolder",
+    "tags",
+    "url",
+    "urls",
+    "version",
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +87,8 @@ class TranscoderConfig:
     feature_output_hook: str
     scan: str | list[str] | None
     listed: tuple[str, ...] | None  # one `hf://` address or path a layer; None: beside the file
+    activation: Activation | None = None  # None: as the files have thresholds or not
+    k: int | None = None  # features that TopK keeps
 
 
 def model_files(names: Iterable[str]) -> list[str]:
@@ -57,7 +107,7 @@ def missing_from_model(folder: Path) -> list[str]:
         return missing
     if not (folder / INDEX).exists():
         return [*missing, SINGLE_FILE]
-    shards = set(_read_json(folder / INDEX).get("weight_map", {}).values())
+    shards = set(read_json(folder / INDEX).get("weight_map", {}).values())
     return missing + sorted(shard for shard in shards if not (folder / shard).exists())
 
 
@@ -74,12 +124,18 @@ def stored_dtype(folder: Path) -> str:
     return named if named in {"float32", "float16", "bfloat16"} else "bfloat16"
 
 
+def d_model(folder: Path) -> int | None:
+    """Width of the residual stream of the model in a folder, by its configuration."""
+    config = _model_config(folder)
+    return config.get("hidden_size", config.get("n_embd"))
+
+
 def _model_config(folder: Path) -> dict[str, Any]:
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     return config | (config.get("text_config") or {})
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
     except OSError as error:
@@ -95,7 +151,8 @@ def read_transcoder_config(folder: Path) -> TranscoderConfig:
     """Read the `config.yaml` of a set of transcoders.
 
     Raises:
-        WeightsError: it isn't there, can't be read, or lacks what is needed.
+        WeightsError: it isn't there, can't be read, lacks what is needed, or says what the worker
+            can't follow.
     """
     file = folder / CONFIG
     try:
@@ -112,19 +169,65 @@ def read_transcoder_config(folder: Path) -> TranscoderConfig:
     for key in ("model_kind", "feature_input_hook", "feature_output_hook"):
         if not isinstance(config.get(key), str):
             raise WeightsError(f"{file} has no {key!r}: add it, as circuit-tracer's sets have it")
-    kind = config["model_kind"]
+    kind: Any = config["model_kind"]
     if kind not in _LAYER_FILES:
         raise WeightsError(
             f"{file}: model_kind {kind!r} is not served; one of {', '.join(_LAYER_FILES)} is"
         )
-    listed = config.get("transcoders")
+    for key in config.keys() - _READ - _DESCRIBING:
+        raise WeightsError(
+            f"{file} has {key!r}, which the worker doesn't know and which may change what the "
+            "features are: use a set without it, or where it changes nothing a copy without it"
+        )
+    activation = _activation(file, config)
     return TranscoderConfig(
         kind,
         config["feature_input_hook"],
         config["feature_output_hook"],
         config.get("scan"),
-        None if listed is None else tuple(map(str, listed)),
+        _listed(file, kind, config.get("transcoders")),
+        activation,
+        _k(file, config.get("k")),
     )
+
+
+def _activation(file: Path, config: Mapping[str, Any]) -> Activation | None:
+    named = {key: config[key] for key in _ACTIVATION_KEYS if config.get(key) is not None}
+    meant = {}
+    for key, name in named.items():
+        known = _ACTIVATIONS.get(name.lower()) if isinstance(name, str) else None
+        if known is None:
+            raise WeightsError(
+                f"{file}: {key} {name!r} is not served; one of relu, jump_relu, topk is"
+            )
+        meant[key] = known
+    if len(set(meant.values())) > 1:
+        both = " and ".join(f"{key} {name!r}" for key, name in named.items())
+        raise WeightsError(f"{file} has {both}: correct the one that is wrong")
+    return next(iter(meant.values()), None)
+
+
+def _k(file: Path, k: object) -> int | None:
+    if k is not None and (not isinstance(k, int) or isinstance(k, bool)):
+        raise WeightsError(f"{file} has k: {k!r}, which is no whole number: correct it")
+    return k
+
+
+def _listed(file: Path, kind: Kind, listed: object) -> tuple[str, ...] | None:
+    if listed is None:
+        return None
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise WeightsError(
+            f"{file}: `transcoders` is no list of an address or a path a layer: correct it"
+        )
+    names = tuple(listed)
+    # circuit-tracer leaves out the last file of a cross-layer list, so some lists have one more.
+    if kind == "cross_layer_transcoder" and names[-1:] and names[-1] in names[:-1]:
+        names = names[:-1]
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise WeightsError(f"{file} lists {name!r} twice: correct `transcoders`")
+    return names
 
 
 def transcoder_files(

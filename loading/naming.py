@@ -24,5 +24,6 @@ def circuit_tracer_name(name: str, hf_config: Any, *, has_chat_template: bool) -
     """
     if hf_config.model_type not in ("gemma3", "gemma3_text"):
         return f"{name} ({hf_config.model_type})" if is_gemma_3_it(name) else name
-    official = "gemma-3" in name and name.endswith(("-it", "-pt"))
+    # The smallest base model is the one without a suffix.
+    official = "gemma-3" in name and name.endswith(("-it", "-pt", "gemma-3-270m"))
     return name if official or not has_chat_template else f"{name} as gemma-3-it"

@@ -6,11 +6,8 @@ from typing import Any
 
 import torch
 from circuit_tracer.replacement_model.replacement_model_nnsight import NNSightReplacementModel
-from circuit_tracer.utils.tl_nnsight_mapping import (
-    UnifiedConfig,
-    get_mapping,
-    get_supported_architectures,
-)
+from circuit_tracer.utils import tl_nnsight_mapping
+from circuit_tracer.utils.tl_nnsight_mapping import UnifiedConfig, get_mapping
 from nnsight.intervention.interleaver import Cancelation
 
 from loading import UnsupportedArchitectureError
@@ -79,7 +76,8 @@ def replacement_model(
     hf_config.name_or_path = name
     # What circuit-tracer's own from_config does, for a model that has its weights.
     model = NNSightModel(hf_model)
-    model._hf_config = hf_config
+    model._hf_config = model.config = hf_config  # PyPI's circuit-tracer's name, and upstream's
+    _read_in(dtype, transcoders)
     model._configure_replacement_model(transcoders)
     settings = {
         **vars(model.cfg),
@@ -91,6 +89,23 @@ def replacement_model(
     return model
 
 
+def _read_in(dtype: torch.dtype, transcoders: Any) -> None:
+    """Have transcoders cast what they read to their dtype, as per-layer encoders do of themselves.
+
+    Gemma's norms hand their output over in float32 before they cast it back, which in 16 bits fits
+    neither a skip connection nor cross-layer encoders.
+    """
+
+    def casting(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return method(*(a.to(dtype) if torch.is_tensor(a) else a for a in args), **kwargs)
+
+        return call
+
+    for name in ("encode_layer", "compute_skip", "compute_attribution_components"):
+        setattr(transcoders, name, casting(getattr(transcoders, name)))
+
+
 def check_mapping(architecture: str, hooks: tuple[str, str], name: str) -> None:
     """Raise UnsupportedArchitectureError unless circuit-tracer maps the model and both hooks.
 
@@ -98,10 +113,11 @@ def check_mapping(architecture: str, hooks: tuple[str, str], name: str) -> None:
         architecture: the class of the Hugging Face model.
         hooks: where the transcoders read and write, by TransformerLens's names.
     """
-    if architecture not in get_supported_architectures():
+    served = _served_architectures()
+    if architecture not in served:
         raise UnsupportedArchitectureError(
-            f"{name} is a {architecture}, and MODEL_ENGINE=nnsight serves "
-            f"{', '.join(sorted(get_supported_architectures()))}; set MODEL_ENGINE=transformerlens"
+            f"{name} is a {architecture}, and MODEL_ENGINE=nnsight serves {', '.join(served)}; set "
+            "MODEL_ENGINE=transformerlens"
         )
     places = get_mapping(architecture).feature_hook_mapping
     for hook in hooks:
@@ -110,3 +126,14 @@ def check_mapping(architecture: str, hooks: tuple[str, str], name: str) -> None:
                 f"the transcoders of {name} read or write at {hook}, and with a {architecture} "
                 f"MODEL_ENGINE=nnsight serves {', '.join(places)}; set MODEL_ENGINE=transformerlens"
             )
+
+
+def _served_architectures() -> list[str]:
+    """The Hugging Face classes that circuit-tracer maps."""
+    listed = getattr(tl_nnsight_mapping, "get_supported_architectures", None)
+    if listed is not None:
+        return sorted(listed())
+    # Upstream keeps each mapping under a name of the module.
+    mapping = tl_nnsight_mapping.TransformerLens_NNSight_Mapping
+    found = (m for m in vars(tl_nnsight_mapping).values() if isinstance(m, mapping))
+    return sorted(m.model_architecture for m in found)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 _REPOSITORY = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -29,21 +29,26 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str) -> Reference:
-        """Read `owner/name[/path][@revision]` or `hf://owner/name/path[?revision=…]`.
+        """Read `owner/name[/path][@revision]` or `hf://owner/name[@revision]/path[?revision=…]`.
 
         Raises:
             WeightsError: it is neither.
         """
+        agrees = True
         if text.startswith("hf://"):
             address = urlsplit(text)
-            revision = parse_qs(address.query).get("revision", [""])[0]
-            parts = [address.netloc, *address.path.strip("/").split("/")]
+            asked = parse_qs(address.query).get("revision", [""])[0]
+            parts = [address.netloc, *unquote(address.path).strip("/").split("/")]
+            # Hugging Face's own addresses have it behind the name, circuit-tracer's at the end.
+            parts[1], _, revision = parts[1].partition("@")
+            agrees = not asked or revision in ("", asked)
+            revision = revision or asked
         else:
             named, _, revision = text.partition("@")
             parts = named.split("/")
         repository, path = "/".join(parts[:2]), "/".join(parts[2:])
         safe = ".." not in [*parts, *revision.split("/")] and not revision.startswith("/")
-        if not _REPOSITORY.fullmatch(repository) or not safe:
+        if not _REPOSITORY.fullmatch(repository) or not safe or not agrees:
             raise WeightsError(
                 f"{text!r} is no directory here and no Hugging Face id: use an existing directory "
                 "or owner/name[/folder][@revision]"

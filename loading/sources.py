@@ -76,8 +76,8 @@ class Weights(NamedTuple):
 def places_of(settings: Settings) -> Places:
     """The places that settings name, a directory once."""
     named = (
-        Cache("image", Path(settings.image_weights)),
-        Cache("Runpod's cached models", Path(settings.runpod_model_cache)),
+        Cache("image", Path(settings.image_weights).expanduser()),
+        Cache("Runpod's cached models", Path(settings.runpod_model_cache).expanduser()),
         Cache("HF_HOME", settings.hub_cache),
     )
     last = named[-1]
@@ -256,7 +256,9 @@ def _with_layers(
     scan = _scan(reference, config)
     if config.listed is not None:
         files = locate([name for name in config.listed if name.startswith("hf://")])
-        layers = tuple(files.get(name) or found.folder / name for name in config.listed)
+        layers = tuple(
+            files.get(name) or found.folder / Path(name).expanduser() for name in config.listed
+        )
         absent = [path for path in layers if not path.exists()]
         if absent or not layers:
             raise WeightsError(

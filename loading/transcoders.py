@@ -1,25 +1,33 @@
 """Transcoders on the disk, as circuit-tracer's transcoders in memory or left on the disk.
 
-circuit-tracer's own loader goes by Hugging Face ids and asks the hub each time. Here the files are
-found by `loading.sources`, and which of its readers suits them is read from the files themselves.
+circuit-tracer's own loaders go by Hugging Face ids and ask the hub each time, know ReLU and
+JumpReLU but not TopK, and hold a cross-layer set twice while they read Gemma Scope 2's files. Here
+the files are found by `loading.sources`, what they are is told by `loading.inspection`, and
+circuit-tracer's modules are filled from them a tensor at a time.
 """
 
-from pathlib import Path
-from typing import Literal, TypeAlias
+from __future__ import annotations
 
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
 import torch
 from circuit_tracer.transcoder import TranscoderSet
-from circuit_tracer.transcoder.cross_layer_transcoder import (
-    CrossLayerTranscoder,
-    load_clt,
-    load_gemma_scope_2_clt,
-)
-from circuit_tracer.transcoder.single_layer_transcoder import load_transcoder_set
+from circuit_tracer.transcoder.activation_functions import JumpReLU, TopK
+from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder
+from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder
 from safetensors import safe_open
 
+from loading.inspection import Contents, Layer, inspect
 from loading.sources import TranscoderFiles
 
+logger = logging.getLogger(__name__)
+
 Transcoders: TypeAlias = TranscoderSet | CrossLayerTranscoder
+
+_BANDWIDTH = 0.1  # circuit-tracer's, of JumpReLU's gradient in training
 
 
 def transcoders(
@@ -33,37 +41,138 @@ def transcoders(
     """Read a set of transcoders.
 
     GemmaScope's files (`.npz`, and those of version 2 as published) can't be left on the disk:
-    circuit-tracer reads them whole whatever is asked for.
+    circuit-tracer reads rows of its own format alone, so they are read whole whatever is asked.
 
     Raises:
+        WeightsError: the files aren't a set that is served; the message says what to do.
         safetensors.SafetensorError, OSError, ValueError: a file is damaged.
     """
-    config = files.config
-    hooks = {
-        "scan": files.scan,
-        "feature_input_hook": config.feature_input_hook,
-        "feature_output_hook": config.feature_output_hook,
-    }
-    lazy = {"lazy_encoder": lazy_encoder, "lazy_decoder": lazy_decoder}
-    paths = {layer: str(path) for layer, path in enumerate(files.layers)}
-    if config.kind == "transcoder_set":
-        return load_transcoder_set(
-            paths, device=device, dtype=dtype, special_load_fn=_reader(files), **hooks, **lazy
+    contents = inspect(files)
+    lazy = {"W_enc": lazy_encoder, "W_dec": lazy_decoder}
+    left = [name for name, is_lazy in lazy.items() if is_lazy]
+    stuck = [layer for layer in contents.layers if not layer.layout.can_be_lazy]
+    if left and stuck:
+        logger.warning(
+            "%s can't be left on the disk in the format it has: %d of %d layers are read whole",
+            stuck[0].files["W_enc"],
+            len(stuck),
+            contents.n_layers,
         )
-    if not paths:
-        return load_clt(str(files.folder), device=device, dtype=dtype, **hooks, **lazy)
-    # circuit-tracer 0.5.0 leaves the file of the last key out.
-    paths[len(paths)] = ""
-    return load_gemma_scope_2_clt(paths, device=device, dtype=dtype, **hooks, **lazy)
+    if files.kind == "cross_layer_transcoder":
+        return _cross_layer_transcoder(files, contents, left, device, dtype)
+    layers = {
+        number: _transcoder(number, layer, contents, left, device, dtype)
+        for number, layer in enumerate(contents.layers)
+    }
+    config = files.config
+    return TranscoderSet(layers, config.feature_input_hook, config.feature_output_hook, files.scan)
 
 
-def _reader(files: TranscoderFiles) -> Literal["gemma-scope", "gemma-scope-2"] | None:
-    """Which of circuit-tracer's readers a set's files are for; None: its own format."""
-    if any(path.suffix == ".npz" for path in files.layers):
-        return "gemma-scope"
-    return "gemma-scope-2" if "w_enc" in _tensor_names(files.layers[0]) else None
+def _transcoder(
+    number: int,
+    layer: Layer,
+    contents: Contents,
+    left_on_disk: Sequence[str],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> SingleLayerTranscoder:
+    left = left_on_disk if layer.layout.can_be_lazy else ()
+    state = dict(_tensors(layer, left, device, dtype))
+    threshold = state.pop("threshold", None)
+    if threshold is not None:
+        state["activation_function.threshold"] = threshold
+    with torch.device("meta"):
+        transcoder = SingleLayerTranscoder(
+            contents.d_model,
+            contents.n_features,
+            _activation_function(contents, threshold),
+            number,
+            skip_connection=contents.skip,
+            transcoder_path=str(layer.files["W_enc"]),
+            lazy_encoder="W_enc" in left,
+            lazy_decoder="W_dec" in left,
+        )
+    transcoder.load_state_dict(state, assign=True)
+    return transcoder
 
 
-def _tensor_names(file: Path) -> set[str]:
-    with safe_open(file, framework="pt") as opened:
-        return set(opened.keys())
+def _activation_function(contents: Contents, threshold: torch.Tensor | None) -> Any:
+    if threshold is not None:
+        return JumpReLU(threshold, _BANDWIDTH)
+    return torch.nn.functional.relu if contents.k is None else TopK(contents.k)
+
+
+def _cross_layer_transcoder(
+    files: TranscoderFiles,
+    contents: Contents,
+    left_on_disk: Sequence[str],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> CrossLayerTranscoder:
+    left = left_on_disk if all(layer.layout.can_be_lazy for layer in contents.layers) else ()
+    with torch.device("meta"):
+        transcoder = CrossLayerTranscoder(
+            contents.n_layers,
+            contents.n_features,
+            contents.d_model,
+            activation_function="jump_relu" if contents.activation == "jump_relu" else "relu",
+            skip_connection=contents.skip,
+            lazy_encoder="W_enc" in left,
+            lazy_decoder="W_dec" in left,
+            feature_input_hook=files.config.feature_input_hook,
+            feature_output_hook=files.config.feature_output_hook,
+            scan=files.scan,
+            dtype=dtype,
+            clt_path=str(files.folder),
+        )
+    state = {
+        name: torch.empty(parameter.shape, device=device, dtype=dtype)
+        for name, parameter in transcoder.named_parameters()
+        if not name.startswith("W_dec")
+    }
+    for number, layer in enumerate(contents.layers):
+        for name, tensor in _tensors(layer, left, device, dtype, first_written=number):
+            if name == "W_dec":
+                state[f"W_dec.{number}"] = tensor
+            elif name == "threshold":
+                state["activation_function.threshold"][number] = tensor
+            else:
+                state[name][number] = tensor
+    transcoder.load_state_dict(state, assign=True)
+    if contents.k is not None:
+        transcoder.activation_function = TopK(contents.k)
+    return transcoder
+
+
+def _tensors(
+    layer: Layer,
+    left_on_disk: Sequence[str],
+    device: torch.device,
+    dtype: torch.dtype,
+    first_written: int = 0,
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a layer by circuit-tracer's names, but those left on the disk.
+
+    Args:
+        first_written: the layer's number, for files that hold decoders to the layers before too.
+    """
+    wanted = [name for name in layer.files if name not in (*left_on_disk, "k")]
+    for path in dict.fromkeys(layer.files[name] for name in wanted):
+        here = [name for name in wanted if layer.files[name] == path]
+        if path.suffix == ".npz":
+            with np.load(path) as arrays:
+                for name in here:
+                    tensor = torch.from_numpy(arrays[layer.stored[name]]).to(device, dtype)
+                    yield name, _turned(layer, name, tensor)
+            continue
+        with safe_open(path, framework="pt", device=str(device)) as opened:
+            for name in here:
+                if name == "W_dec" and layer.layout.all_decoders:
+                    tensor = opened.get_slice(layer.stored[name])[:, first_written:]
+                else:
+                    tensor = opened.get_tensor(layer.stored[name])
+                yield name, _turned(layer, name, tensor.to(dtype))
+
+
+def _turned(layer: Layer, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.T.contiguous() if name in layer.layout.transposed else tensor

@@ -15,14 +15,12 @@ from transformer_lens import HookedTransformerConfig
 from transformer_lens.components import PosEmbed
 from transformer_lens.loading_from_pretrained import get_pretrained_state_dict
 
+from loading import WeightsMismatchError
+from loading.checkpoint import Module, unread
 from loading.hooked_config import hooked_config
 from loading.rotary_buffers import rotary_buffers_kept
 from loading.skip_connections import take_skip_inputs_of_any_dtype
 from loading.weight_layout import lay_out_weights
-
-
-class MissingWeightsError(ValueError):
-    """The checkpoint lacks weights that the architecture has; the message names them."""
 
 
 def replacement_model(
@@ -36,7 +34,7 @@ def replacement_model(
 
     Raises:
         UnsupportedArchitectureError: hooked_config.py has no conversion for the model.
-        MissingWeightsError: the weights aren't those of the architecture.
+        WeightsMismatchError: the weights aren't those of the architecture.
     """
     model = hooked_model(TransformerLensReplacementModel, hf_model, name, device, dtype)
     # What circuit-tracer's own from_pretrained does once the weights are in: its from_config
@@ -54,7 +52,7 @@ def hooked_model(
 
     Raises:
         UnsupportedArchitectureError: hooked_config.py has no conversion for the model.
-        MissingWeightsError: the weights aren't those of the architecture.
+        WeightsMismatchError: the weights aren't those of the architecture.
     """
     cfg = hooked_config(hf_model.config, model_name=name, device=device, dtype=dtype)
     model = _build(cls, cfg)
@@ -62,6 +60,10 @@ def hooked_model(
     any_path = str(Path(__file__).parent)
     state = get_pretrained_state_dict(any_path, cfg, hf_model=hf_model, dtype=dtype)
     _take(model, state, device)
+    if isinstance(hf_model, Module):
+        left = sorted(hf_model.stored - hf_model.read)
+        tied = hf_model.config.tie_word_embeddings
+        WeightsMismatchError.check(unread=unread(left, tied=tied))
     lay_out_weights(model)
     # As a string: of a torch.device TransformerLens notes the type alone, "cuda" for "cuda:1".
     return model.to(str(device), print_details=False).eval()
@@ -115,9 +117,12 @@ def _take(model: nn.Module, state: dict[str, torch.Tensor], device: torch.device
     Vectors that aren't there, such as a bias that the architecture lacks, stay as they were built.
     """
     parameters = dict(model.named_parameters())
-    missing = [name for name, p in parameters.items() if p.ndim > 1 and name not in state]
-    if missing:
-        raise MissingWeightsError(f"the weights lack {', '.join(missing)}")
+    WeightsMismatchError.check(
+        missing=[name for name, p in parameters.items() if p.ndim > 1 and name not in state],
+        misshapen=[
+            n for n, t in state.items() if n in parameters and t.shape != parameters[n].shape
+        ],
+    )
     for name in list(state):
         state[name] = state[name].to(device, parameters[name].dtype)
     model.load_state_dict(state, strict=False, assign=True)

@@ -8,11 +8,12 @@ import torch
 import transformers.utils.hub
 from transformers import AutoModelForCausalLM
 
+import attribution
 import model_loader
-from model_loader import resolve_entry
+from model_loader import REGISTRY, resolve_entry
 from tests.chat_messages import user
 from tests.demo_worker import ask, demo_settings, without_times
-from tests.tiny_families import FAMILIES, write_family
+from tests.tiny_families import FAMILIES, PUBLISHED, write_family
 
 PROMPT = "The capital of France is"
 
@@ -37,9 +38,32 @@ def network(monkeypatch):
     huggingface_hub.utils.reset_sessions()
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
+# Of sets that are laid out alike, with models of the same kind, the first stands for the others.
+ALIKE = {
+    "Gemma 2, smaller cross-layer",
+    "Qwen 3 0.6B",
+    "Qwen 3 1.7B",
+    "Qwen 3 8B",
+    "Qwen 3 14B",
+    "Gemma 3 270M chat",
+    "Gemma 3 1B chat",
+    "Gemma 3 12B chat",
+    "Gemma 3 27B chat",
+}
+
+
+def of_families(names):
+    return pytest.mark.parametrize("family", names, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def family(request):
     return FAMILIES[request.param]
+
+
+def test_every_set_of_the_registry_is_among_them():
+    tried = [(family.model, family.transcoder_set) for family in PUBLISHED.values()]
+    assert tried == [(entry.model, entry.transcoder_set) for entry in REGISTRY]
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +80,7 @@ def settings(family, home, **changed):
         image_weights=str(home / "none"),
         runpod_model_cache=str(home / "none"),
         token_limit=200,
+        max_feature_nodes=500,
         **changed,
     )
 
@@ -72,6 +97,7 @@ def loaded(family, home, network, monkeypatch):
     assert network == []
 
 
+@of_families([name for name in FAMILIES if name not in ALIKE | {"GPT-OSS, cross-layer"}])
 def test_logits_equal_hugging_face_s(home, loaded):
     model, _ = loaded()
     hf_model = AutoModelForCausalLM.from_pretrained(home[1], attn_implementation="eager")
@@ -95,6 +121,7 @@ def asked(model):
     return {"messages": [user(PROMPT)]}
 
 
+@of_families(FAMILIES)
 def test_all_four_actions_agree_on_positions_and_predictions(family, loaded):
     model, chosen = loaded()
     body = asked(model)
@@ -102,6 +129,8 @@ def test_all_four_actions_agree_on_positions_and_predictions(family, loaded):
     graph = ask({"action": "generate-graph", "slug_identifier": "family", **body}, chosen)
     assert graph["metadata"]["prompt_tokens"] == forward["input_tokens"]
     entry = resolve_entry(family.model, family.transcoder_set)
+    by = "circuit-tracer" if entry.engine == "nnsight" else "explicit sweep"
+    assert attribution.method_for(model.model) == by
     assert graph["metadata"]["scan"] == entry.neuronpedia_id
     likeliest = [salient["token_id"] for salient in forward["salient_logits"]]
     targets = [node["node_id"] for node in graph["nodes"] if node["is_target_logit"]]
@@ -126,6 +155,7 @@ def test_all_four_actions_agree_on_positions_and_predictions(family, loaded):
         assert parsed["messages"] is None
 
 
+@of_families([name for name in FAMILIES if name not in ALIKE])
 def test_lazy_and_eager_loading_give_the_same_graph(loaded):
     graphs = []
     for lazy in (True, False):
@@ -133,3 +163,12 @@ def test_lazy_and_eager_loading_give_the_same_graph(loaded):
         body = {"action": "generate-graph", "slug_identifier": "lazy", **asked(model)}
         graphs.append(without_times(ask(body, chosen)))
     assert graphs[0] == graphs[1]
+
+
+@of_families(["Llama 3 chat, TopK"])
+def test_top_k_without_a_k_keeps_128_features_of_a_layer_and_token(loaded):
+    model, _ = loaded()
+    tokens = torch.tensor(model.tokenizer(PROMPT)["input_ids"])
+    _, activations = model.model.get_activations(tokens)
+    assert (activations[:, 1:] != 0).sum(-1).eq(128).all()
+    assert model.n_features > 128

@@ -1,11 +1,20 @@
 """The memory and disk that are told, beside files and the README."""
 
+from dataclasses import replace
+
 import pytest
 
 from loading.footprint import Shapes, device_bytes, disk_bytes
-from model_loader import REGISTRY
+from model_loader import REGISTRY, resolve_entry
 from tests.test_readme import README
-from tests.tiny_families import D_MODEL, N_FEATURES, N_LAYERS, cross_layer, per_layer
+from tests.tiny_sets import (
+    D_MODEL,
+    N_FEATURES,
+    N_LAYERS,
+    cross_layer,
+    gemma_scope_2,
+    per_layer,
+)
 
 
 @pytest.mark.parametrize(
@@ -14,6 +23,12 @@ from tests.tiny_families import D_MODEL, N_FEATURES, N_LAYERS, cross_layer, per_
         (per_layer("mlp.hook_in", "mlp.hook_out"), {}),
         (per_layer("mlp.hook_in", "mlp.hook_out", skip=True), {"skip": True}),
         (cross_layer, {"cross_layer": True}),
+        (gemma_scope_2(clt=True), {"cross_layer": True, "all_decoders_stored": True}),
+        (
+            gemma_scope_2(clt=True, skip=True),
+            {"cross_layer": True, "all_decoders_stored": True, "skip": True},
+        ),
+        (gemma_scope_2(skip=True), {"skip": True}),
     ],
 )
 def test_the_disk_needed_is_the_size_of_the_files(repositories, kind):
@@ -26,15 +41,26 @@ def test_the_disk_needed_is_the_size_of_the_files(repositories, kind):
         transcoder_bytes=4,
         **kind,
     )
-    ((_, files),) = repositories("owner/name").items()
+    held = repositories("mwhanna/gemma-scope-2-1b-pt/folder/width_16k")
+    files = {name: content for files in held.values() for name, content in files.items()}
     headers = sum(8 + int.from_bytes(f[:8], "little") for n, f in files.items() if "safe" in n)
     stored = sum(len(content) for name, content in files.items() if "safe" in name) - headers
     # Thresholds are counted whether a set has them or not.
     assert stored <= disk_bytes(shapes) <= stored + 4 * N_LAYERS * N_FEATURES
 
 
+def test_features_that_are_active_need_memory_for_their_decoders_and_edges():
+    shapes = resolve_entry("meta-llama/Llama-3.1-8B-Instruct", None).shapes
+    assert shapes is not None
+    lazy = {"lazy_encoder": True, "lazy_decoder": True}
+    more, fewer = (device_bytes(replace(shapes, n_active=n), **lazy) for n in (128, 100))
+    features = 28 * 64 * shapes.n_layers
+    assert more - fewer == features * (2 * shapes.d_model + 4 * 10_000)
+
+
 def test_what_is_lazy_needs_no_memory_but_a_layer_s():
-    shapes = REGISTRY[-1].shapes
+    shapes = resolve_entry("google/gemma-3-4b-it", None).shapes
+    assert shapes is not None
     eager, no_decoder, neither = (
         device_bytes(shapes, lazy_encoder=encoder, lazy_decoder=decoder)
         for encoder, decoder in ((False, False), (False, True), (True, True))
@@ -50,5 +76,6 @@ def test_the_readme_tells_what_is_computed(entry):
     device = device_bytes(
         entry.shapes, lazy_encoder=entry.lazy_encoder, lazy_decoder=entry.lazy_decoder
     )
+    assert ("encoders on the disk" in row) == entry.lazy_encoder
     figures = [f"{device / 1e9:.0f} GB", f"{disk_bytes(entry.shapes) / 1e9:.0f} GB"]
     assert [cell.strip() for cell in row.split("|")][3:5] == figures

@@ -2,9 +2,11 @@
 
 import json
 import math
+from dataclasses import asdict
 
 import pytest
 
+from attribution.provenance import circuit_tracer_in_use
 from errors import InvalidInput, ModelNotLoaded, PromptTooLong
 from tests.demo_worker import FORWARD, GRAPH, PROMPT, ask, demo_settings
 
@@ -61,6 +63,12 @@ def test_the_metadata_says_what_was_asked_and_of_what(graph):
     assert 0 < metadata["graph_scores"]["replacement_score"] < 1
     assert 0 < metadata["graph_scores"]["completeness_score"] < 1
     assert "/" not in metadata["info"]["transcoder_set"].removeprefix("demo/")
+
+
+def test_the_metadata_credits_the_circuit_tracer_in_use(graph):
+    credited = graph["metadata"]["info"]["generator"]
+    assert credited == asdict(circuit_tracer_in_use())
+    assert credited["version"][0].isdigit()
 
 
 def test_query_parameters_start_empty(graph):

@@ -224,6 +224,14 @@ def test_a_target_that_is_no_token_has_an_id_of_its_own():
     assert logits[1]["clerp"].startswith('Output "basket - tennis" (p=0.')
 
 
+def test_a_logit_shows_its_token_as_the_caller_has_it():
+    info = make_info(logit_tokens={8: " as it stands"})
+    logits = of_type(decode(make_pruned(make_graph(), 50), info), "logit")
+    assert [node["clerp"].split('"')[1] for node in logits] == [
+        *(" word0", " as it stands", " word2", " word3")
+    ]
+
+
 def test_one_target_given_twice_is_refused():
     graph = make_graph()
     graph.logit_targets[3] = graph.logit_targets[0]

@@ -137,12 +137,12 @@ def config_yaml(directory: Path, kind: str) -> Path:
     return directory
 
 
-def save_transcoders(directory: Path, n_layers: int = N_LAYERS) -> Path:
+def save_transcoders(directory: Path, n_layers: int = N_LAYERS, d_model: int = D_MODEL) -> Path:
     """Random ReLU transcoders in circuit-tracer's format."""
     directory.mkdir()
     for layer in range(n_layers):
         transcoder = SingleLayerTranscoder(
-            D_MODEL, N_FEATURES, torch.nn.functional.relu, layer, dtype=torch.float32
+            d_model, N_FEATURES, torch.nn.functional.relu, layer, dtype=torch.float32
         )
         for parameter in transcoder.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
@@ -197,6 +197,25 @@ def test_lazy_and_eager_transcoders_hold_the_same_features(model_directory, tmp_
 def test_transcoders_of_another_depth_are_refused(model_directory, tmp_path):
     with pytest.raises(ModelLoadError, match="2 layers, its transcoders cover 3"):
         load(model_directory, save_transcoders(tmp_path / "set", n_layers=3))
+
+
+@pytest.mark.parametrize("engine", ["transformerlens", "nnsight"])
+def test_transcoders_of_another_width_are_refused_on_either_engine(
+    model_directory, tmp_path, engine
+):
+    directory = save_transcoders(tmp_path / "set", d_model=48)
+    with pytest.raises(ModelLoadError, match=r"^d_model of the model is 32, .* transcoders 48: "):
+        load(model_directory, directory, model_engine=engine)
+
+
+@pytest.mark.parametrize("engine", ["transformerlens", "nnsight"])
+def test_top_k_is_top_k_on_either_engine(model_directory, tmp_path, engine):
+    directory = save_transcoders(tmp_path / "set")
+    with (directory / "config.yaml").open("a") as config:
+        config.write("activation: topk\nk: 5\n")
+    loaded = load(model_directory, directory, model_engine=engine)
+    _, activations = loaded.model.get_activations(torch.tensor([1, 5, 9, 700]))
+    assert (activations[:, 1:] != 0).sum(-1).eq(5).all()
 
 
 def test_a_directory_without_transcoders_is_named(model_directory, tmp_path):

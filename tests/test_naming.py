@@ -14,7 +14,7 @@ GEMMA_3 = Gemma3TextConfig()
         ("google/gemma-3-4b-it", Gemma3Config(), True),
         ("google/gemma-3-1b-it", GEMMA_3, False),
         ("google/gemma-3-4b-pt", Gemma3Config(), True),
-        ("google/gemma-3-270m", GEMMA_3, False),
+        ("google/gemma-3-270m", GEMMA_3, True),
         ("meta-llama/Llama-3.2-1B", LlamaConfig(), True),
         ("my-copy", GEMMA_3, False),
     ],

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from loading import sources
 from loading.references import Reference, WeightsError
+from model_loader import entry_for
+from settings import read_settings
 from tests.model_cache import commit_of, write_repository
 from tests.weight_files import (
     CONFIG,
@@ -219,3 +221,58 @@ def test_any_name_is_a_reference_within_the_cache_or_refused(name):
     parts = [*reference.repository.split("/"), *reference.path.split("/"), reference.revision]
     assert ".." not in parts
     assert reference.repository.count("/") <= 1
+
+
+class TestHomeDirectory:
+    """`~` is the home of whoever runs the worker, wherever a path may stand."""
+
+    @pytest.fixture(autouse=True)
+    def _home(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        for name, files in (("model", MODEL), ("set", PER_LAYER)):
+            (tmp_path / name).mkdir()
+            for file, content in files.items():
+                (tmp_path / name / file).write_bytes(content)
+
+    def test_in_the_names_of_model_and_transcoders(self, caches, tmp_path):
+        settings = read_settings(model_id="~/model", transcoder_set="~/set")
+        entry = entry_for(settings)
+        assert entry.neuronpedia_id == "model"
+        assert entry.transcoder_label == f"{tmp_path.name}/set"
+        weights = sources.locate(entry.model, entry.transcoder_set, places(caches))
+        assert (weights.model, weights.transcoders.folder) == (tmp_path / "model", tmp_path / "set")
+
+    def test_in_the_places_where_weights_are_looked_for(self, tmp_path):
+        named = dict.fromkeys(("image_weights", "runpod_model_cache", "hf_hub_cache"), "~/set")
+        assert cache_paths(named) == [tmp_path / "set"]
+
+    def test_in_the_paths_that_a_configuration_lists(self, caches, tmp_path):
+        (tmp_path / "config.yaml").write_bytes(
+            listing("~/set/layer_0.safetensors", str(tmp_path / "set/layer_1.safetensors"))
+        )
+        files = sources.transcoder_files(str(tmp_path), places(caches))
+        assert files.layers == tuple(tmp_path / f"set/layer_{i}.safetensors" for i in (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("address", "path", "revision"),
+    [
+        ("hf://google/scope/layer_0/params.npz", "layer_0/params.npz", "main"),
+        ("hf://google/scope/layer_0/params.npz?revision=v2", "layer_0/params.npz", "v2"),
+        ("hf://google/scope@v2/layer_0/params.npz", "layer_0/params.npz", "v2"),
+        ("hf://google/scope@v2/a.npz?revision=v2", "a.npz", "v2"),
+        ("hf://google/scope/folder%20two/a.npz", "folder two/a.npz", "main"),
+        ("hf://google/scope", "", "main"),
+    ],
+)
+def test_an_address_names_a_repository_a_path_and_a_revision(address, path, revision):
+    assert Reference.parse(address) == Reference("google/scope", path, revision)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["hf://google/scope@v1/a.npz?revision=v2", "hf://google/scope/%2E%2E/a", "hf://google/x@../a"],
+)
+def test_an_address_that_contradicts_itself_or_leads_out_is_refused(address):
+    with pytest.raises(WeightsError, match="no Hugging Face id"):
+        Reference.parse(address)

@@ -44,6 +44,15 @@ def test_steered_text_stands_beside_the_default_with_the_changed_predictions_bel
     assert lines[-1] == changed
 
 
+def test_a_continuation_is_bold_where_a_character_is_several_tokens_too(capsys):
+    top = [(".", 0.75)]
+    pieces = [(piece, top) for piece in (" cat", "<0xF0><0x9F>", "<0xA6>", "<0x9C>")]
+    entries = [("The", []), *pieces]
+    output = steered(DEFAULT_GENERATION="The cat🦜", DEFAULT_LOGITS_BY_TOKEN=entries)
+    summary.print_output(Console(width=120, force_terminal=True, emoji=False), output)
+    assert "The cat\x1b[1m🦜\x1b[0m" in capsys.readouterr().out
+
+
 def test_both_forms_of_logits_say_the_same(said):
     output = steered()
     objects = {

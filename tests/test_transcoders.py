@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from loading import sources
 from loading.transcoders import transcoders
 from settings import Settings
-from tests.tiny_families import (
+from tests.tiny_sets import (
     D_MODEL,
     N_FEATURES,
     N_LAYERS,

@@ -4,23 +4,20 @@ The configuration class, the tokenizer's kind and chat template, and the files' 
 family's; only the sizes are small. Another family is another row of FAMILIES.
 """
 
-import io
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from circuit_tracer.transcoder.activation_functions import JumpReLU
-from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder
-from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder
-from safetensors.torch import save
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
+    Gemma3TextConfig,
     GPT2Config,
+    GptOssConfig,
     LlamaConfig,
     PretrainedConfig,
     PreTrainedTokenizerFast,
@@ -30,11 +27,36 @@ from transformers import (
 from tests import tiny_tokenizers
 from tests.model_cache import files_of, write_repository
 from tests.test_hooked_config import LINEAR_ROPE, gemma3_with_vision
+from tests.tiny_sets import (
+    D_MODEL,
+    N_FEATURES,
+    N_LAYERS,
+    Repositories,
+    config_yaml,
+    cross_layer,
+    gemma_scope,
+    gemma_scope_2,
+    per_layer,
+    random_cross_layer_transcoder,
+    random_transcoder,
+)
 
-N_LAYERS, D_MODEL, N_FEATURES = 3, 32, 64
-
-Repositories = dict[str, dict[str, bytes]]
-Tensors = dict[str, torch.Tensor]
+# The sets' own parts can be had from here too.
+__all__ = [
+    "D_MODEL",
+    "FAMILIES",
+    "N_FEATURES",
+    "N_LAYERS",
+    "PUBLISHED",
+    "Family",
+    "Repositories",
+    "config_yaml",
+    "cross_layer",
+    "per_layer",
+    "random_cross_layer_transcoder",
+    "random_transcoder",
+    "write_family",
+]
 
 _SHAPE: dict[str, Any] = {
     "hidden_size": D_MODEL,
@@ -66,90 +88,6 @@ class Family:
     transcoders: Callable[[str], Repositories]  # of the set's name
 
 
-def config_yaml(kind: str, read: str, write: str, listed: tuple[str, ...] = ()) -> bytes:
-    lines = [
-        f"model_kind: {kind}",
-        f"feature_input_hook: {read}",
-        f"feature_output_hook: {write}",
-    ]
-    if listed:
-        lines += ["transcoders:", *(f"  - {address!r}" for address in listed)]
-    return "\n".join(lines).encode()
-
-
-def random_transcoder(layer: int, *, skip: bool = False, jump: bool = False) -> Any:
-    activation = JumpReLU(torch.zeros(N_FEATURES), 0.1) if jump else torch.nn.functional.relu
-    transcoder = SingleLayerTranscoder(
-        D_MODEL, N_FEATURES, activation, layer, skip_connection=skip, dtype=torch.float32
-    )
-    return _randomised(transcoder)
-
-
-def random_cross_layer_transcoder() -> CrossLayerTranscoder:
-    return _randomised(
-        CrossLayerTranscoder(
-            N_LAYERS, N_FEATURES, D_MODEL, "jump_relu", lazy_decoder=False, dtype=torch.float32
-        )
-    )
-
-
-def _randomised(transcoder: Any) -> Any:
-    with torch.no_grad():
-        for name, parameter in transcoder.named_parameters():
-            if "threshold" in name:
-                parameter.fill_(0.3)
-            else:
-                parameter.normal_(std=0.17 if parameter.ndim > 1 else 0.3)
-    return transcoder
-
-
-def gemma_scope(name: str) -> Repositories:
-    """One `.npz` a layer in Google's repository, listed by the set's configuration."""
-    weights, files = "google/gemma-scope-2b-pt-transcoders", {}
-    for layer in range(N_LAYERS):
-        transcoder = random_transcoder(layer, jump=True)
-        arrays = {
-            "W_enc": transcoder.W_enc.detach().T.numpy(),
-            "W_dec": transcoder.W_dec.detach().numpy(),
-            "b_enc": transcoder.b_enc.detach().numpy(),
-            "b_dec": transcoder.b_dec.detach().numpy(),
-            "threshold": transcoder.activation_function.threshold.detach().numpy(),
-        }
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
-        files[f"layer_{layer}/width_16k/average_l0_{70 + layer}/params.npz"] = buffer.getvalue()
-    listed = tuple(f"hf://{weights}/{file}" for file in files)
-    config = config_yaml("transcoder_set", "ln2.hook_normalized", "hook_mlp_out", listed)
-    return {name: {"config.yaml": config}, weights: files}
-
-
-def per_layer(
-    read: str, write: str, *, skip: bool = False, jump: bool = False
-) -> Callable[[str], Repositories]:
-    """One safetensors file a layer beside the configuration, at the top or in a folder."""
-
-    def repositories(name: str) -> Repositories:
-        owner, repository, *folder = name.split("/")
-        files = {"config.yaml": config_yaml("transcoder_set", read, write)}
-        for layer in range(N_LAYERS):
-            transcoder = random_transcoder(layer, skip=skip, jump=jump)
-            state = {key: value.detach() for key, value in transcoder.state_dict().items()}
-            files[f"layer_{layer}.safetensors"] = save(state)
-        inside = {"/".join([*folder, file]): content for file, content in files.items()}
-        return {f"{owner}/{repository}": inside}
-
-    return repositories
-
-
-def cross_layer(name: str) -> Repositories:
-    """An encoder and a decoder file a layer."""
-    with tempfile.TemporaryDirectory() as directory:
-        random_cross_layer_transcoder().to_safetensors(directory)
-        files = files_of(Path(directory))
-    files["config.yaml"] = config_yaml("cross_layer_transcoder", "hook_resid_mid", "hook_mlp_out")
-    return {name: files}
-
-
 def _gemma2(d_vocab: int) -> Gemma2Config:
     return Gemma2Config(**_SHAPE, vocab_size=d_vocab, query_pre_attn_scalar=24, sliding_window=8)
 
@@ -157,6 +95,31 @@ def _gemma2(d_vocab: int) -> Gemma2Config:
 def _gemma3(d_vocab: int) -> PretrainedConfig:
     return gemma3_with_vision(
         **_SHAPE, vocab_size=d_vocab, sliding_window=8, rope_scaling=LINEAR_ROPE
+    )
+
+
+def _gemma3_text(d_vocab: int) -> Gemma3TextConfig:
+    """The two smallest have no vision tower."""
+    return Gemma3TextConfig(
+        **_SHAPE,
+        vocab_size=d_vocab,
+        sliding_window=8,
+        query_pre_attn_scalar=24,
+        rope_local_base_freq=100.0,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    )
+
+
+def _gpt_oss(d_vocab: int) -> GptOssConfig:
+    return GptOssConfig(
+        **_SHAPE,
+        vocab_size=d_vocab,
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        rope_scaling=None,
+        tie_word_embeddings=False,
     )
 
 
@@ -183,10 +146,52 @@ def _gpt2(d_vocab: int) -> GPT2Config:
     )
 
 
-FAMILIES = {
-    "Gemma 2, per layer": Family(
+_16_BIT = torch.bfloat16
+_GEMMA_SCOPE_2 = ("mlp.hook_in", "hook_mlp_out")
+
+
+def _qwen3_family(size: str, transcoder_set: str) -> Family:
+    return Family(
+        f"Qwen/Qwen3-{size}B",
+        f"mwhanna/{transcoder_set}",
+        _qwen3,
+        tiny_tokenizers.qwen3,
+        per_layer("mlp.hook_in", "mlp.hook_out", dtype=_16_BIT),
+    )
+
+
+def _gemma3_family(
+    model: str, transcoder_set: str, transcoders: Callable[[str], Repositories]
+) -> Family:
+    is_text = any(f"-{size}" in model for size in ("270m", "1b"))
+    return Family(
+        model,
+        f"mwhanna/{transcoder_set}",
+        _gemma3_text if is_text else _gemma3,
+        tiny_tokenizers.gemma3 if model.endswith("-it") else tiny_tokenizers.gemma3_base,
+        transcoders,
+    )
+
+
+def _converted(*, skip: bool = True) -> Callable[[str], Repositories]:
+    """Gemma Scope 2 in circuit-tracer's format."""
+    return per_layer(*_GEMMA_SCOPE_2, skip=skip, jump=True)
+
+
+_SMALL_AFFINE = "transcoder_all/width_16k_l0_small_affine"
+
+# The sets of the registry in their real layouts: files, names of tensors, dtypes, configuration.
+PUBLISHED = {
+    "Gemma 2, per layer, safetensors": Family(
         "google/gemma-2-2b",
         "mwhanna/gemma-scope-transcoders",
+        _gemma2,
+        tiny_tokenizers.gemma2_base,
+        per_layer("ln2.hook_normalized", "hook_mlp_out", jump=True),
+    ),
+    "Gemma 2, per layer": Family(
+        "google/gemma-2-2b",
+        "mntss/gemma-scope-transcoders",
         _gemma2,
         tiny_tokenizers.gemma2_base,
         gemma_scope,
@@ -196,29 +201,97 @@ FAMILIES = {
         "mntss/clt-gemma-2-2b-2.5M",
         _gemma2,
         tiny_tokenizers.gemma2_base,
-        cross_layer,
+        partial(cross_layer, jump=False, dtype=_16_BIT),
     ),
-    "Gemma 3 chat, affine in a folder": Family(
-        "google/gemma-3-4b-it",
-        "mwhanna/gemma-scope-2-4b-it/transcoder_all/width_262k_l0_small_affine",
-        _gemma3,
-        tiny_tokenizers.gemma3,
-        per_layer("mlp.hook_in", "hook_mlp_out", skip=True, jump=True),
+    "Gemma 2, smaller cross-layer": Family(
+        "google/gemma-2-2b",
+        "mntss/clt-gemma-2-2b-426k",
+        _gemma2,
+        tiny_tokenizers.gemma2_base,
+        partial(cross_layer, jump=False, dtype=_16_BIT),
     ),
-    "Qwen 3": Family(
-        "Qwen/Qwen3-4B",
-        "mwhanna/qwen3-4b-transcoders",
-        _qwen3,
-        tiny_tokenizers.qwen3,
-        per_layer("mlp.hook_in", "mlp.hook_out"),
-    ),
+    "Qwen 3 0.6B": _qwen3_family("0.6", "qwen3-0.6b-transcoders-lowl0"),
+    "Qwen 3 1.7B": _qwen3_family("1.7", "qwen3-1.7b-transcoders-lowl0"),
+    "Qwen 3": _qwen3_family("4", "qwen3-4b-transcoders"),
+    "Qwen 3 8B": _qwen3_family("8", "qwen3-8b-transcoders"),
+    "Qwen 3 14B": _qwen3_family("14", "qwen3-14b-transcoders-lowl0"),
     "Llama 3, skip": Family(
         "meta-llama/Llama-3.2-1B",
         "mntss/transcoder-Llama-3.2-1B",
         _llama,
         tiny_tokenizers.llama3,
-        per_layer("hook_resid_mid", "hook_mlp_out", skip=True),
+        per_layer("hook_resid_mid", "hook_mlp_out", skip=True, dtype=_16_BIT),
     ),
+    "Llama 3, cross-layer": Family(
+        "meta-llama/Llama-3.2-1B",
+        "mntss/clt-llama-3.2-1b-524k",
+        _llama,
+        tiny_tokenizers.llama3,
+        partial(cross_layer, dtype=_16_BIT),
+    ),
+    "Llama 3 chat, TopK": Family(
+        "meta-llama/Llama-3.1-8B-Instruct",
+        "facebook/crv-8b-instruct-transcoders",
+        _llama,
+        tiny_tokenizers.llama3,
+        per_layer(
+            "mlp.hook_in",
+            "mlp.hook_out",
+            dtype=_16_BIT,
+            more="model_name: meta-llama/Llama-3.1-8B-Instruct\nactivation: topk",
+            n_features=160,  # it keeps 128
+        ),
+    ),
+    "Gemma 3 270M": _gemma3_family(
+        "google/gemma-3-270m",
+        "gemma-scope-2-270m-pt/transcoder_all/width_16k_l0_small",
+        _converted(skip=False),
+    ),
+    "Gemma 3 270M, cross-layer, affine": _gemma3_family(
+        "google/gemma-3-270m",
+        "gemma-scope-2-270m-pt/clt/width_262k_l0_medium_affine",
+        gemma_scope_2(clt=True, skip=True),
+    ),
+    "Gemma 3 270M chat": _gemma3_family(
+        "google/gemma-3-270m-it",
+        "gemma-scope-2-270m-it/transcoder_all/width_16k_l0_big",
+        _converted(skip=False),
+    ),
+    "Gemma 3 1B": _gemma3_family(
+        "google/gemma-3-1b-pt", f"gemma-scope-2-1b-pt/{_SMALL_AFFINE}", _converted()
+    ),
+    "Gemma 3 1B chat": _gemma3_family(
+        "google/gemma-3-1b-it", f"gemma-scope-2-1b-it/{_SMALL_AFFINE}", _converted()
+    ),
+    "Gemma 3 4B": _gemma3_family(
+        "google/gemma-3-4b-pt", f"gemma-scope-2-4b-pt/{_SMALL_AFFINE}", _converted()
+    ),
+    "Gemma 3 chat, affine in a folder": _gemma3_family(
+        "google/gemma-3-4b-it",
+        "gemma-scope-2-4b-it/transcoder_all/width_262k_l0_small_affine",
+        _converted(),
+    ),
+    "Gemma 3 12B chat": _gemma3_family(
+        "google/gemma-3-12b-it", f"gemma-scope-2-12b-it/{_SMALL_AFFINE}", _converted()
+    ),
+    "Gemma 3 27B chat": _gemma3_family(
+        "google/gemma-3-27b-it", f"gemma-scope-2-27b-it/{_SMALL_AFFINE}", _converted()
+    ),
+    "Gemma 3 27B, listed": _gemma3_family(
+        "google/gemma-3-27b-pt",
+        "gemma-scope-2-27b-pt/transcoder_all/width_262k_l0_small",
+        gemma_scope_2(),
+    ),
+    "GPT-OSS, cross-layer": Family(
+        "openai/gpt-oss-20b",
+        "mntss/clt-131k",
+        _gpt_oss,
+        tiny_tokenizers.gpt2,
+        partial(cross_layer, dtype=_16_BIT),
+    ),
+}
+FAMILIES = {
+    **PUBLISHED,
     "GPT-2": Family(
         "openai-community/gpt2",
         "someone/gpt2-transcoders",

@@ -11,18 +11,20 @@ import torch
 from circuit_tracer.replacement_model.replacement_model_transformerlens import (
     TransformerLensReplacementModel,
 )
-from circuit_tracer.transcoder import TranscoderSet
+from circuit_tracer.transcoder import TranscoderSet, single_layer_transcoder
 from circuit_tracer.transcoder.activation_functions import JumpReLU, TopK
 from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder, load_clt
-from circuit_tracer.transcoder.single_layer_transcoder import (
-    SingleLayerTranscoder,
-    load_relu_transcoder,
-)
+from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformer_lens import HookedTransformerConfig
 from transformers import PreTrainedTokenizerFast
 
 from loading.skip_connections import take_skip_inputs_of_any_dtype
+
+# PyPI's name, and upstream's.
+load_transcoder = getattr(single_layer_transcoder, "load_relu_transcoder", None) or (
+    single_layer_transcoder.load_transcoder
+)
 
 N_LAYERS, D_MODEL, D_TRANSCODER, D_VOCAB = 3, 32, 64, 50
 
@@ -139,6 +141,9 @@ def tiny_transcoders(
             lazy_encoder=True,
             lazy_decoder=True,
         )
+    if dictionary == "top_k" and lazy_in is not None:
+        # Upstream writes a `k` into the file, which it can't read again.
+        dictionary = "relu"
     layers = {}
     for layer in range(N_LAYERS):
         transcoder = SingleLayerTranscoder(
@@ -154,7 +159,7 @@ def tiny_transcoders(
         if lazy_in is not None:
             path = str(lazy_in / f"layer_{layer}.safetensors")
             transcoder.to_safetensors(path)
-            transcoder = load_relu_transcoder(
+            transcoder = load_transcoder(
                 path,
                 layer,
                 device=torch.device("cpu"),

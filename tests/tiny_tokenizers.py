@@ -261,7 +261,14 @@ def gemma3() -> PreTrainedTokenizerFast:
     return _gemma(byte_fallback(markers, 107, words), GEMMA3_TEMPLATE)
 
 
+def gemma3_base() -> PreTrainedTokenizerFast:
+    tokenizer = gemma3()
+    tokenizer.chat_template = None
+    return tokenizer
+
+
 def llama3() -> PreTrainedTokenizerFast:
+    """Its `decode` takes the space before a full stop away, as the real one's does."""
     markers = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
     backend = byte_level(["<|begin_of_text|>", "<|end_of_text|>", *markers])
     _adds("<|begin_of_text|>", backend)
@@ -269,6 +276,7 @@ def llama3() -> PreTrainedTokenizerFast:
         tokenizer_object=backend,
         bos_token="<|begin_of_text|>",
         eos_token="<|eot_id|>",
+        clean_up_tokenization_spaces=True,
         chat_template=LLAMA3_TEMPLATE,
     )
 
@@ -298,4 +306,5 @@ BASE_FAMILIES: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
     "gpt2": gpt2,
     "bos_zero": bos_zero,
     "gemma2_base": gemma2_base,
+    "gemma3_base": gemma3_base,
 }

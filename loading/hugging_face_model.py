@@ -1,0 +1,91 @@
+"""A model's directory, as the Hugging Face model of it, with every weight from its files."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, Mxfp4Config
+
+from loading import UnsupportedArchitectureError, WeightsMismatchError
+from loading.checkpoint import absent, of_the_language_model, unread
+from loading.model_config import refuse_other_values
+
+# What transformers' own classes leave unread or fail at, and what circuit-tracer's way through a
+# causal model with a key-value cache doesn't cover, with the value that is served.
+_ONLY_SERVED: dict[str, Any] = {
+    "add_cross_attention": False,
+    "is_encoder_decoder": False,
+    "partial_rotary_factor": 1.0,
+    "pruned_heads": {},
+    "use_bidirectional_attention": False,
+}
+_ONLY_SERVED_OF_A: dict[str, dict[str, Any]] = {
+    "gemma3": {"attn_logit_softcapping": None, "final_logit_softcapping": None},
+    "gemma3_text": {"attn_logit_softcapping": None},
+    # Numbers in the code of its experts.
+    "gpt_oss": {"hidden_act": "silu", "swiglu_alpha": 1.702, "swiglu_limit": 7.0},
+}
+
+
+def read_model(directory: Path, hf_config: Any, dtype: torch.dtype) -> Any:
+    """The Hugging Face model of a directory, on the CPU. No code of the model's is run.
+
+    Weights in MXFP4, as GPT-OSS is published, become the numbers that they stand for: bfloat16
+    holds each of them exactly.
+
+    Raises:
+        UnsupportedArchitectureError: the configuration has a value that isn't served.
+        WeightsMismatchError: weights are missing, of another shape, or left over.
+        OSError, safetensors.SafetensorError: files are missing or damaged.
+    """
+    text = hf_config.get_text_config()
+    for config in (hf_config, text):
+        refuse_other_values(config, _ONLY_SERVED)
+    refuse_other_values(text, _ONLY_SERVED_OF_A.get(hf_config.model_type, {}))
+    if (getattr(text, "rope_scaling", None) or {}).get("rope_type") == "longrope":
+        raise UnsupportedArchitectureError(
+            "rope_scaling of type 'longrope' turns a token by how long the text is, and one that "
+            "grows by a key-value cache has no exact conversion"
+        )
+    how: dict[str, Any] = {}
+    packed: list[str] = []
+    if _is_quantised(hf_config):
+        how["quantization_config"] = Mxfp4Config(dequantize=True)
+        packed = [
+            f"model.layers.{layer}.mlp.experts.{name}_{part}"
+            for layer in range(hf_config.num_hidden_layers)
+            for name in ("gate_up_proj", "down_proj")
+            for part in ("blocks", "scales")
+        ]
+    # transformers goes by the index, and falls over packed ones that are missing.
+    WeightsMismatchError.check(missing=absent(directory, beside_index=packed))
+    model, report = AutoModelForCausalLM.from_pretrained(
+        directory,
+        config=hf_config,
+        dtype=dtype,
+        trust_remote_code=False,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,  # they are refused below, with the others
+        output_loading_info=True,
+        **how,
+    )
+    WeightsMismatchError.check(
+        missing=of_the_language_model(report["missing_keys"]),
+        misshapen=report["mismatched_keys"],
+        unread=unread(report["unexpected_keys"], tied=text.tie_word_embeddings),
+    )
+    return model
+
+
+def _is_quantised(hf_config: Any) -> bool:
+    """Whether the weights are in MXFP4; all others are refused."""
+    config = getattr(hf_config, "quantization_config", None)
+    if config is None:
+        return False
+    method = config.get("quant_method") if isinstance(config, dict) else config.quant_method
+    if method != "mxfp4" or hf_config.model_type != "gpt_oss":
+        raise UnsupportedArchitectureError(
+            f"the weights are quantised ({method}), and attribution needs them in bfloat16, "
+            "float16 or float32; serve a copy that is"
+        )
+    return True

@@ -1,0 +1,62 @@
+"""Under which names published sets keep the tensors of a layer, beside circuit-tracer's own."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from loading.layouts import Kind
+
+# What every layer has, and what some have: a k is that of TopK.
+REQUIRED = ("W_enc", "W_dec", "b_enc", "b_dec")
+OPTIONAL = ("threshold", "W_skip", "k")
+
+
+@dataclass(frozen=True)
+class TensorLayout:
+    """A format: names of a layer's tensors, and which of them lie transposed.
+
+    The shapes meant are circuit-tracer's: W_enc (n_features, d_model), a per-layer W_skip
+    (written, read), a cross-layer one (read, written).
+    """
+
+    stored: Mapping[str, str]  # by circuit-tracer's name; "{}" stands for the layer
+    transposed: Collection[str] = ()
+    can_be_lazy: bool = False  # circuit-tracer can read rows of it from the file
+    all_decoders: bool = False  # cross-layer: also those that would write to layers before
+
+    def names(self, layer: int) -> dict[str, str]:
+        """The stored names in a layer, by circuit-tracer's."""
+        return {name: stored.format(layer) for name, stored in self.stored.items()}
+
+
+_SAME = {name: name for name in (*REQUIRED, "W_skip", "k")}
+
+CIRCUIT_TRACER = TensorLayout(
+    {**_SAME, "threshold": "activation_function.threshold"}, can_be_lazy=True
+)
+# circuit-tracer has no place for a skip connection in this one.
+CIRCUIT_TRACER_CROSS_LAYER = TensorLayout(
+    {name: f"{name}_{{}}" for name in (*REQUIRED, "threshold", "W_skip")}, can_be_lazy=True
+)
+GEMMA_SCOPE = TensorLayout({name: name for name in (*REQUIRED, "threshold")}, transposed=("W_enc",))
+_GEMMA_SCOPE_2 = {
+    "W_enc": "w_enc",
+    "W_dec": "w_dec",
+    "b_enc": "b_enc",
+    "b_dec": "b_dec",
+    "threshold": "threshold",
+    "W_skip": "affine_skip_connection",
+}
+GEMMA_SCOPE_2 = TensorLayout(_GEMMA_SCOPE_2, transposed=("W_enc", "W_skip"))
+GEMMA_SCOPE_2_CROSS_LAYER = TensorLayout(_GEMMA_SCOPE_2, transposed=("W_enc",), all_decoders=True)
+
+
+def layout_of(kind: Kind, file: Path, names: Collection[str]) -> TensorLayout:
+    """The format of a layer, by its file and the names of its tensors."""
+    if file.suffix == ".npz":
+        return GEMMA_SCOPE
+    if kind == "cross_layer_transcoder":
+        return GEMMA_SCOPE_2_CROSS_LAYER if "w_enc" in names else CIRCUIT_TRACER_CROSS_LAYER
+    return GEMMA_SCOPE_2 if "w_enc" in names else CIRCUIT_TRACER

@@ -1,0 +1,64 @@
+"""A model's tokenizer, whichever version of transformers saved it.
+
+transformers 5 names classes that version 4 lacks, and lists as `extra_special_tokens` what version
+4 knows as `additional_special_tokens`. What such a tokenizer does to text is all in tokenizer.json,
+which both versions run with the same library.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from loading.layouts import read_json
+from loading.references import WeightsError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def read_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model's directory. No code of the model's is run.
+
+    Raises:
+        WeightsError: transformers 5 saved it in a form that version 4 can't read.
+        Exception: whatever transformers raises for files that are unreadable.
+    """
+    file = directory / "tokenizer_config.json"
+    saved = read_json(file) if file.is_file() else {}
+    special = {}
+    if isinstance(saved.get("extra_special_tokens"), list):
+        extra = saved["extra_special_tokens"]
+        special = {"extra_special_tokens": {}, "additional_special_tokens": extra}
+    # Version 5 alone notes the library that tokenizes.
+    name, backend = saved.get("tokenizer_class"), saved.get("backend")
+    if backend is None and name != "TokenizersBackend":
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            directory, trust_remote_code=False, **special
+        )
+        return tokenizer
+    if not (directory / "tokenizer.json").is_file() or backend not in (None, "tokenizers"):
+        raise WeightsError(
+            f"{file} is of transformers 5 ({backend or name}), and of those the worker takes "
+            "tokenizers that have a tokenizer.json alone: save it anew as a fast tokenizer"
+        )
+    # A class of that name, where version 4 has one, may change what tokenizer.json says.
+    with _without_a_word_on_its_class():
+        return PreTrainedTokenizerFast.from_pretrained(directory, **special)
+
+
+@contextmanager
+def _without_a_word_on_its_class() -> Iterator[None]:
+    """transformers warns that a tokenizer is loaded as another class than its file names."""
+    logger = logging.getLogger("transformers.tokenization_utils_base")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
