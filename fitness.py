@@ -56,6 +56,7 @@ def check(settings: Settings) -> None:
 
 
 def _checks(settings: Settings) -> list[Callable[[], None]]:
+    """What both doors check once the model is loaded."""
 
     def weights() -> None:
         check_weights(get_model(settings))
@@ -124,7 +125,8 @@ def check_model(loaded: LoadedModel) -> None:
         before = probabilities_of(steering.next_token_logits(loaded.model, ids))
         started = time.perf_counter()
         self_test.run(loaded.model, ids)
-        logger.info("a graph and a steer are right, seen in %.1f s", time.perf_counter() - started)
+        took = time.perf_counter() - started
+        logger.info("checked a small graph and a steer in %.1f s", took)
         after = probabilities_of(steering.next_token_logits(loaded.model, ids))
     except NotFinite as error:
         raise UnfitError(f"of {loaded.entry.label}, {error.sentence}") from error

@@ -84,6 +84,7 @@ def test_the_program_serves_on_loopback_logs_nothing_private_and_ends_when_told(
     assert process.returncode == 0
     assert f"serving demo, see http://127.0.0.1:{port}/docs" in log
     assert "SECRET is not set: listening on 127.0.0.1 only" in log
+    assert log.index("checked a small graph and a steer in") < log.index("serving demo")
     assert "generate-graph: upload_url_refused in" in log
     for private in ("topsecret", "10.0.0.1", "Michael", "Traceback"):
         assert private not in log + refused.text
