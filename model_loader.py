@@ -5,6 +5,7 @@ A model is a language model and the transcoders trained on it, wrapped by circui
 
     python model_loader.py list        what can be served, and what of it is here
     python model_loader.py prefetch    download the weights of a model
+    python model_loader.py convert     the same, and make its transcoders readable from the disk
 
 Importing this module loads no torch.
 """
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import logs
 from graph_cache import GraphCache
-from loading import inventory
+from loading import converted, inventory
 from loading.entry import ModelEntry
 from loading.lean_imports import import_lean
 from loading.read_ahead import read_ahead
@@ -227,11 +228,14 @@ def read_weights_ahead(settings: Settings) -> None:
     """
     try:
         entry = entry_for(settings)
-        weights = find(entry.model, entry.transcoder_set, places_of(settings))
+        places = places_of(settings)
+        weights = find(entry.model, entry.transcoder_set, places)
+        copy = None if weights is None else converted.find(weights.transcoders, places)
     except Exception as error:
         logger.debug("no weights are read ahead: %s", type(error).__name__)
         return
     if weights is not None:
+        weights = weights._replace(transcoders=copy or weights.transcoders)
         lazy = {"W_enc": entry.lazy_encoder, "W_dec": entry.lazy_decoder}
         read_ahead(weights.files, skip=[name for name, is_lazy in lazy.items() if is_lazy])
 
@@ -256,17 +260,25 @@ def _unload() -> None:
     _loaded = None
 
 
+_WORK = {"prefetch": inventory.prefetch, "convert": inventory.convert}
+_MEANINGS = {
+    "prefetch": "download the weights of a model",
+    "convert": "the same, and convert transcoders that can't be left on the disk as published",
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The commands `list` and `prefetch`; returns the exit status."""
+    """The commands `list`, `prefetch` and `convert`; returns the exit status."""
     parser = argparse.ArgumentParser(description="What can be served, and its weights.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="what can be served, and what of it is here")
-    fetching = commands.add_parser("prefetch", help="download the weights of a model")
-    for name in ("model_id", "transcoder_set"):
-        flags = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"])
-        fetching.add_argument(
-            *flags, dest=name, metavar="VALUE", help=Settings.model_fields[name].description
-        )
+    for work, meaning in _MEANINGS.items():
+        working = commands.add_parser(work, help=meaning)
+        for name in ("model_id", "transcoder_set"):
+            flags = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"])
+            working.add_argument(
+                *flags, dest=name, metavar="VALUE", help=Settings.model_fields[name].description
+            )
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value}
     command = given.pop("command")
     try:
@@ -277,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command == "list":
             print(inventory.table((DEMO, *REGISTRY), places))
         else:
-            for line in inventory.prefetch(entry_for(settings), places):
+            for line in _WORK[command](entry_for(settings), places):
                 print(line, flush=True)
     except (SettingsError, WeightsError) as error:
         print(f"{command}: {error}", file=sys.stderr)

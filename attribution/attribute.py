@@ -63,8 +63,8 @@ def attribute(
         attribution_targets: as `circuit_tracer.attribute` takes them; None for the likeliest.
         max_n_logits: most logit nodes, where targets are not given.
         desired_logit_prob: logit nodes are added until their probabilities sum to this.
-        batch_size: targets carried down at a time; on a CUDA device with room those of
-            `update_interval` batches. Fewer are when memory runs out.
+        batch_size: targets of a batch. Those of `update_interval` batches are carried down at once
+            where there is memory for it, fewer than a batch when memory runs out.
         max_feature_nodes: most features in the graph; None for all that are active.
         update_interval: batches between two rankings of which features to expand next.
         on_progress: called with (feature nodes done, feature nodes in all), from (0, total).

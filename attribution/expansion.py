@@ -17,15 +17,16 @@ from attribution.targets import Targets
 logger = logging.getLogger(__name__)
 
 _SHARE_OF_DEVICE = 0.6  # of its free memory that the rows may take; batches need the rest
-_SHARE_OF_BATCH = 0.5  # of what is free then that more than one batch may take
+# What more than one batch may take: a share of what is free then, on a CPU these bytes.
+_SHARE_OF_BATCH, _BYTES_OF_BATCH = 0.5, 1 << 28
 _ROWS_AT_ONCE = 256
 
 
 class Expansion:
     """Computes rows of the attribution matrix in batches that fit the device.
 
-    `update_interval` batches of `batch_size` targets lie between two rankings. A CUDA device with
-    memory for it carries them down at once, which takes fewer launches and gives the same rows.
+    `update_interval` batches of `batch_size` targets lie between two rankings. Where there is
+    memory for it they are carried down at once, in larger products and fewer of them.
     """
 
     def __init__(
@@ -63,12 +64,15 @@ class Expansion:
         rows = self._new_rows(n_logits + n_features)
         self._at_once = self._affordable_at_once()
         self._logit_rows(rows[:n_logits])
-        ranking = Ranking(rows, self._targets.probabilities, self._local.n_layers)
+        ranking = Ranking(rows, self._targets.probabilities, n_active, self._local.n_layers)
+        before_layer = torch.tensor(
+            [self._local.features.in_layer(layer).start for layer in range(self._local.n_layers)]
+        )
         queue_length = self._update_interval * self._batch_size
         expanded = torch.zeros(0, dtype=torch.long)
         is_expanded = torch.zeros(n_active, dtype=torch.bool)
         while len(expanded) < n_features:
-            influence = ranking.influence(expanded)[:n_active]
+            influence = ranking.influence(expanded, before_layer[self._layers[expanded]])
             ranked = influence.argsort(descending=True, stable=True).cpu()
             left = ranked[~is_expanded[ranked]]
             queue = self._in_sweep_order(left[: min(queue_length, n_features - len(expanded))])
@@ -92,11 +96,11 @@ class Expansion:
 
     def _affordable_at_once(self) -> int:
         """How many targets to carry down at once: those of an interval where there is room."""
-        if self._device.type != "cuda":
-            return self._batch_size
-        room = _SHARE_OF_BATCH * _free_bytes(self._device) / self._local.bytes_of_target
+        room: float = _BYTES_OF_BATCH
+        if self._device.type == "cuda":
+            room = _SHARE_OF_BATCH * _free_bytes(self._device)
         most = self._update_interval * self._batch_size
-        return max(self._batch_size, min(most, int(room)))
+        return max(self._batch_size, min(most, int(room / self._local.bytes_of_target)))
 
     def _in_sweep_order(self, features: torch.Tensor) -> torch.Tensor:
         """Sort so that a batch shares late positions, and within it the top layers come first."""

@@ -84,10 +84,19 @@ def influence_on_logits(
     return influence, norms
 
 
-def add_influence_(influence: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> None:
-    """Add to influence (n_columns,) each row's absolute entries times its weight."""
-    for block, at in _absolute_blocks(rows):
-        influence.addmv_(block.T, weights[at])
+def add_influence_(
+    influence: torch.Tensor,
+    rows: torch.Tensor,
+    weights: torch.Tensor,
+    reach: torch.Tensor | None = None,
+) -> None:
+    """Add to influence (n_columns,) each row's absolute entries times its weight.
+
+    Args:
+        reach: (n_rows,) on the CPU, how many of a row's first entries there are; the rest are zero.
+    """
+    for block, at in _absolute_blocks(rows, reach):
+        influence[: block.shape[1]].addmv_(block.T, weights[at])
 
 
 def row_norms(rows: torch.Tensor) -> torch.Tensor:
@@ -98,14 +107,19 @@ def row_norms(rows: torch.Tensor) -> torch.Tensor:
     return norms
 
 
-def _absolute_blocks(rows: torch.Tensor) -> Iterator[tuple[torch.Tensor, slice]]:
-    """The absolute entries of a few rows at a time, in memory that the next overwrites."""
+def _absolute_blocks(
+    rows: torch.Tensor, reach: torch.Tensor | None = None
+) -> Iterator[tuple[torch.Tensor, slice]]:
+    """The absolute entries of a few rows at a time, in memory that the next overwrites.
+
+    With `reach`, as far as any row of the block reaches.
+    """
     step = max(1, _ENTRIES_AT_ONCE[rows.device.type] // max(1, rows.shape[1]))
     absolute = rows.new_empty(min(step, len(rows)), rows.shape[1])
     for start in range(0, len(rows), step):
-        block = rows[start : start + step]
-        at = slice(start, start + len(block))
-        yield torch.abs(block, out=absolute[: len(block)]), at
+        at = slice(start, min(start + step, len(rows)))
+        width = rows.shape[1] if reach is None else int(reach[at].max())
+        yield torch.abs(rows[at, :width], out=absolute[: at.stop - start, :width]), at
 
 
 def node_influence(graph: Graph) -> tuple[torch.Tensor, float, float]:

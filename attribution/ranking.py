@@ -14,7 +14,7 @@ from attribution.influence import add_influence_, row_norms
 
 
 class Ranking:
-    """Influence of every source, kept up as rows come in.
+    """Influence of every active feature, kept up as rows come in.
 
     `rows` (n_max, n_sources) float32 is the attribution matrix, filled from the top by its owner;
     beside it are kept only each row's norm and the block between rows, (n_max, n_max) float32.
@@ -24,6 +24,7 @@ class Ranking:
         self,
         rows: torch.Tensor,
         logit_probabilities: torch.Tensor,
+        n_active: int,
         n_layers: int,
     ) -> None:
         n_max, n_logits = len(rows), len(logit_probabilities)
@@ -35,18 +36,21 @@ class Ranking:
         self._nodes = torch.full((n_max,), -1, device=rows.device)
         self._n = 0
         self._n_logits = n_logits
+        self._n_active = n_active
         self._n_layers = n_layers
 
-    def influence(self, nodes: torch.Tensor) -> torch.Tensor:
-        """Take in the rows added since the last call and return influence (n_sources,).
+    def influence(self, nodes: torch.Tensor, reach: torch.Tensor) -> torch.Tensor:
+        """Take in the rows added since the last call and return features' influence (n_active,).
 
         Args:
             nodes: for each row so far but the logits', which come first, its active feature.
+            reach: for each of these how many features come before its layer, on the CPU.
         """
         self._take_in(nodes.to(self._rows.device))
         weights = self._row_influence() / self._norms[: self._n]
-        influence = self._rows.new_zeros(self._rows.shape[1])
-        add_influence_(influence, self._rows[: self._n], weights)
+        influence = self._rows.new_zeros(self._n_active)
+        reach = torch.cat([torch.full((self._n_logits,), self._n_active), reach])
+        add_influence_(influence, self._rows[: self._n, : self._n_active], weights, reach)
         return influence
 
     def _take_in(self, nodes: torch.Tensor) -> None:

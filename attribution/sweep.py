@@ -25,6 +25,9 @@ from attribution.local_replacement_model import (
 )
 from attribution.precision import operand_dtype, product
 
+# Targets that go through a layer's attention at once on a CPU: what they need stays in its cache.
+_TARGETS_IN_CACHE = 24
+
 
 @torch.no_grad()
 def attribution_rows(
@@ -53,6 +56,7 @@ def attribution_rows(
     if local.is_cross_layer:
         behind = gradients.new_zeros(len(reads), n_pos, local.n_layers, reads.shape[1], dtype=dtype)
 
+    at_once = len(reads) if reads.device.type == "cuda" else _TARGETS_IN_CACHE
     joined = int((layers == local.n_layers).sum())  # targets above the sweep's height
     spread = 0  # of these, those that have been through attention
     for layer in reversed(range(local.n_layers)):
@@ -67,36 +71,30 @@ def attribution_rows(
                 met = behind[:above, :, layer:].flatten(2)
             features = local.features.in_layer(layer)
             local.features.writes[layer].write_edges(met, rows[:above, features])
-            _error_edges(local, layer, gradients[:above], rows)
+            for start in range(0, above, at_once):
+                chunk = slice(start, min(start + at_once, above))
+                _error_edges(local, layer, gradients[chunk], rows[chunk])
             skip = local.skips[layer]
             if skip is not None:
                 _through_skip_(skip, gradients[:above])
                 operands = gradients[:joined].to(dtype)
-        attention = local.attention[layer]
-        # Below the first layer they are not multiplied by weights any more.
-        values = gradients.new_empty(
-            joined, n_pos, attention.reads.shape[0], dtype=dtype if layer else torch.float32
-        )
-        if reads.device.type == "cuda":
-            spread = joined  # a few launches would take longer than the arithmetic they save
-        if spread:
-            _values_of_spread(attention, operands[:spread], values[:spread])
-        if spread < joined:
-            new = slice(spread, joined)
-            _values_of_single(attention, operands[new], where[new], values[new])
+        for start in range(0, joined, at_once):
+            chunk = slice(start, min(start + at_once, joined))
+            values = _values(local.attention[layer], operands, where, spread, chunk)
+            if layer > 0:
+                reads_of = local.attention[layer].reads
+                _add_product_(gradients[chunk].flatten(0, 1), values.flatten(0, 1), reads_of)
+            else:
+                _token_edges(local, gradients[chunk], values, rows[chunk])
         spread = joined
-        if layer > 0:
-            _add_product_(gradients[:joined].flatten(0, 1), values.flatten(0, 1), attention.reads)
-    if joined:
-        _token_edges(local, gradients[:joined], values, rows)
 
 
 def _error_edges(
     local: LocalReplacementModel, layer: int, gradients: torch.Tensor, rows: torch.Tensor
 ) -> None:
-    n, n_pos, _ = gradients.shape
+    n_pos = gradients.shape[1]
     start = local.n_active + layer * local.n_pos
-    rows[:n, start : start + n_pos] = _dots(gradients, local.errors[layer])
+    rows[:, start : start + n_pos] = _dots(gradients, local.errors[layer])
 
 
 def _token_edges(
@@ -106,10 +104,10 @@ def _token_edges(
     rows: torch.Tensor,
 ) -> None:
     """Edges from the tokens, directly and through the first attention's values."""
-    n, n_pos, _ = gradients.shape
+    _, n_pos, _ = gradients.shape
     start = local.n_active + local.n_layers * local.n_pos
     read = product(local.tokens, local.attention[0].reads.T)
-    rows[:n, start : start + n_pos] = _dots(gradients, local.tokens) + _dots(values, read)
+    rows[:, start : start + n_pos] = _dots(gradients, local.tokens) + _dots(values, read)
 
 
 def _add_product_(total: torch.Tensor, vectors: torch.Tensor, weights: torch.Tensor) -> None:
@@ -122,8 +120,7 @@ def _add_product_(total: torch.Tensor, vectors: torch.Tensor, weights: torch.Ten
 
 def _dots(gradients: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
     """Products (n, n_pos) of gradients (n, n_pos, d) with the vector (d,) of each position."""
-    by_position = gradients.transpose(0, 1)
-    return (by_position @ vectors[: len(by_position), :, None]).squeeze(-1).T
+    return torch.linalg.vecdot(gradients, vectors[: gradients.shape[1]])
 
 
 def _through_skip_(skip: FrozenSkip, gradients: torch.Tensor) -> None:
@@ -131,10 +128,30 @@ def _through_skip_(skip: FrozenSkip, gradients: torch.Tensor) -> None:
     gradients += skip.scale[: gradients.shape[1]] * (gradients @ skip.weight)
 
 
-def _values_of_spread(
-    attention: FrozenAttention, gradients: torch.Tensor, values: torch.Tensor
-) -> None:
-    """Write the gradient of the heads' values (n, n_pos, n_values * d_head) for any gradients."""
+def _values(
+    attention: FrozenAttention,
+    gradients: torch.Tensor,
+    where: torch.Tensor,
+    spread: int,
+    chunk: slice,
+) -> torch.Tensor:
+    """The gradient (n, n_pos, n_values * d_head) of the heads' values, of a chunk of targets."""
+    if gradients.device.type == "cuda":
+        # A few launches would take longer than the arithmetic they save.
+        return _values_of_spread(attention, gradients[chunk])
+    n_spread = min(max(spread - chunk.start, 0), chunk.stop - chunk.start)
+    middle = chunk.start + n_spread
+    parts = []
+    if n_spread:
+        parts.append(_values_of_spread(attention, gradients[chunk.start : middle]))
+    if middle < chunk.stop:
+        new = slice(middle, chunk.stop)
+        parts.append(_values_of_single(attention, gradients[new], where[new]))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _values_of_spread(attention: FrozenAttention, gradients: torch.Tensor) -> torch.Tensor:
+    """For gradients (n, n_pos, d_model) of any kind."""
     n, n_pos, d_model = gradients.shape
     n_values, _, n_grouped, _ = attention.pattern.shape
     results = product(gradients.view(-1, d_model), attention.writes.T).view(
@@ -144,12 +161,12 @@ def _values_of_spread(
     results = results.permute(2, 3, 1, 0, 4).reshape(n_values, n_grouped * n_pos, -1)
     pattern = attention.pattern[:, :n_pos, :, :n_pos].flatten(2)
     mixed = (pattern @ results).view(n_values, n_pos, n, attention.d_head)
-    values.view(n, n_pos, n_values, -1).copy_(mixed.permute(2, 1, 0, 3))
+    return mixed.permute(2, 1, 0, 3).reshape(n, n_pos, -1)
 
 
 def _values_of_single(
-    attention: FrozenAttention, gradients: torch.Tensor, where: torch.Tensor, values: torch.Tensor
-) -> None:
+    attention: FrozenAttention, gradients: torch.Tensor, where: torch.Tensor
+) -> torch.Tensor:
     """The same for gradients that are zero but at one position each, `where` (n,)."""
     n, n_pos, _ = gradients.shape
     n_values, _, n_grouped, _ = attention.pattern.shape
@@ -157,4 +174,4 @@ def _values_of_single(
     results = product(single, attention.writes.T).view(n, n_values, n_grouped, attention.d_head)
     pattern = attention.pattern[:, :n_pos, :, where]  # (n_values, n_pos, n_grouped, n)
     mixed = torch.einsum("vpgn,nvgd->npvd", pattern, results)
-    values.view(n, n_pos, n_values, attention.d_head).copy_(mixed)
+    return mixed.reshape(n, n_pos, -1)

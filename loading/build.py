@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from loading.conversion import prepared
 from loading.engines import opened, replacement_model
 from loading.entry import ModelEntry
 from loading.inspection import check_fits
 from loading.layouts import stored_dtype
 from loading.model_config import read_config
 from loading.naming import circuit_tracer_name
-from loading.sources import Weights
+from loading.sources import Weights, places_of
 from loading.tokenizer import read_tokenizer
 from loading.transcoders import transcoders
 from settings import Settings
@@ -54,8 +55,9 @@ def build(entry: ModelEntry, weights: Weights, settings: Settings) -> Parts:
     # What can't be served is refused before gigabytes are read.
     directory = weights.model
     config, tokenizer = read_config(directory), read_tokenizer(directory)
+    lazy = entry.lazy_encoder or entry.lazy_decoder
     features = transcoders(
-        weights.transcoders,
+        prepared(weights.transcoders, places_of(settings), lazy=lazy),
         device=device,
         dtype=dtype,
         lazy_encoder=entry.lazy_encoder,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from huggingface_hub.utils import disable_progress_bars
 
 from loading.download_progress import shown
 from loading.references import Reference, WeightsError, download_folder
+from loading.room import free_bytes, gigabytes
 
 logger = logging.getLogger(__name__)
 
@@ -185,12 +185,11 @@ def _check_room(hub: Listing, names: list[str], folder: Path, cache: Path) -> No
         file = folder / "blobs" / blob
         begun = file if file.exists() else Path(f"{file}.incomplete")
         needed += size - (begun.stat().st_size if begun.exists() else 0)
-    there = next(path for path in (cache, *cache.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    free = free_bytes(cache)
     if needed > free:
         raise WeightsError(
-            f"{hub.reference} needs {_gigabytes(needed)} more in {cache}, where "
-            f"{_gigabytes(free)} are free: free {_gigabytes(needed - free)}, or set HF_HOME to a "
+            f"{hub.reference} needs {gigabytes(needed)} more in {cache}, where "
+            f"{gigabytes(free)} are free: free {gigabytes(needed - free)}, or set HF_HOME to a "
             "larger volume"
         )
 
@@ -261,7 +260,3 @@ def _is_full(error: BaseException) -> bool:
 
 def _has_number(error: BaseException, *numbers: int) -> bool:
     return isinstance(error, OSError) and error.errno in numbers
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:,.1f} GB" if size >= 100_000_000 else f"{size / 1e6:,.1f} MB"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from loading import layouts, sources
+from loading import conversion, converted, layouts, published, sources
 from loading.entry import ModelEntry
 from loading.footprint import device_bytes, disk_bytes
 from loading.references import WeightsError
@@ -25,6 +25,22 @@ def prefetch(entry: ModelEntry, places: Places) -> Iterator[str]:
     layers = layouts.n_layers(model.folder)
     files = sources.transcoder_files(entry.transcoder_set, places, layers)
     yield _line(entry.transcoder_set, files.source, _folders(files))
+
+
+def convert(entry: ModelEntry, places: Places) -> Iterator[str]:
+    """Download what an entry needs, and convert its transcoders; a line for each part.
+
+    Raises:
+        WeightsError: it can't be had, or not be kept; the message says what to do.
+    """
+    yield from prefetch(entry, places)
+    model = sources.model(entry.model, places)
+    files = sources.transcoder_files(entry.transcoder_set, places, layouts.n_layers(model.folder))
+    copy = conversion.convert(files, places)
+    if copy is files:
+        yield f"{entry.transcoder_set}: nothing to convert, its files can be left on the disk"
+    else:
+        yield _line(entry.transcoder_set, copy.source, [copy.folder])
 
 
 def table(entries: Iterable[ModelEntry], places: Places) -> str:
@@ -53,10 +69,23 @@ def _whereabouts(entry: ModelEntry, places: Places) -> str:
         files = sources.find_transcoders(entry.transcoder_set, places, layers)
     except WeightsError as error:
         return str(error)
+    suffix = "" if files is None else _conversion(entry, files, places)
     if model and files and model.source == files.source:
-        return model.source
+        return model.source + suffix
     here = {"model": model, "transcoders": files}
-    return ", ".join(f"{part}: {found.source}" for part, found in here.items() if found) or "no"
+    found = ", ".join(f"{part}: {place.source}" for part, place in here.items() if place)
+    return found + suffix or "no"
+
+
+def _conversion(entry: ModelEntry, files: TranscoderFiles, places: Places) -> str:
+    """What is to be added of a set that circuit-tracer can't leave on the disk as it is."""
+    try:
+        if converted.find(files, places) is not None:
+            return ", converted"
+        lazy = entry.lazy_encoder or entry.lazy_decoder
+        return ", not yet converted" if lazy and published.needs_conversion(files) else ""
+    except WeightsError:
+        return ""  # a damaged file; whoever loads it is told
 
 
 def _folders(files: TranscoderFiles) -> list[Path]:

@@ -4,7 +4,6 @@ Imports and disk don't wait for each other: the system is asked to read the file
 for whoever reads them next. Importing this module imports no torch.
 """
 
-import json
 import logging
 import os
 import threading
@@ -12,6 +11,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+
+from loading.safetensors_files import read_header
 
 logger = logging.getLogger(__name__)
 
@@ -90,18 +91,6 @@ def wanted_ranges(path: Path, skip: tuple[str, ...]) -> Iterator[tuple[int, int]
     if not skip or path.suffix != ".safetensors":
         yield 0, size
         return
-    with path.open("rb") as file:
-        header_size = int.from_bytes(file.read(8), "little")
-        if not 0 < header_size < size:
-            raise ValueError("no safetensors header")
-        header = json.loads(file.read(header_size))
-    try:
-        offsets = [
-            tensor["data_offsets"]
-            for name, tensor in header.items()
-            if name != "__metadata__" and not name.startswith(skip)
-        ]
-        ranges = [(8 + header_size + begin, 8 + header_size + end) for begin, end in offsets]
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError("no safetensors header") from error
-    yield from ranges
+    for name, tensor in read_header(path).items():
+        if not name.startswith(skip):
+            yield tensor.begin, tensor.end

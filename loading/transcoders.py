@@ -40,8 +40,8 @@ def transcoders(
 ) -> Transcoders:
     """Read a set of transcoders.
 
-    GemmaScope's files (`.npz`, and those of version 2 as published) can't be left on the disk:
-    circuit-tracer reads rows of its own format alone, so they are read whole whatever is asked.
+    GemmaScope's files (`.npz`, and those of version 2 as published) are read whole, whatever is
+    asked for; `loading.conversion` makes copies of them that can be left on the disk.
 
     Raises:
         WeightsError: the files aren't a set that is served; the message says what to do.

@@ -32,9 +32,31 @@ def test_progress_counts_feature_nodes_from_none_to_all(architecture):
         tiny_model(architecture, "relu", "gemma scope"),
         max_feature_nodes=50,
         batch_size=20,
+        update_interval=1,
         on_progress=lambda done, total: seen.append((done, total)),
     )
     assert seen == [(0, 50), (20, 50), (40, 50), (50, 50)]
+
+
+def test_a_whole_interval_is_one_step_where_there_is_memory_for_it(monkeypatch):
+    def steps(bytes_of_batch):
+        monkeypatch.setattr(expansion, "_BYTES_OF_BATCH", bytes_of_batch)
+        seen = []
+        graph = attribution.attribute(
+            prompt_tokens(),
+            tiny_model("gemma2", "relu"),
+            max_feature_nodes=50,
+            batch_size=10,
+            update_interval=2,
+            on_progress=lambda done, total: seen.append(done),
+        )
+        return seen, graph
+
+    (together, whole), (apart, parts) = steps(1 << 28), steps(0)
+    assert together == [0, 20, 40, 50]
+    assert apart == [0, 10, 20, 30, 40, 50]
+    assert torch.equal(whole.selected_features, parts.selected_features)
+    torch.testing.assert_close(whole.adjacency_matrix, parts.adjacency_matrix)
 
 
 @WAYS
@@ -47,6 +69,7 @@ def test_attribution_stops_between_batches_when_told_to(architecture, asked):
             tiny_model(architecture, "relu", "gemma scope"),
             max_feature_nodes=50,
             batch_size=20,
+            update_interval=1,
             on_progress=lambda done, total: seen.append(done),
             should_stop=lambda: next(answers),
         )

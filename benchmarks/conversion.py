@@ -1,0 +1,114 @@
+"""Transcoders in Google's layouts: what converting them costs, and reading them before and after.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.conversion
+
+Random weights in float32, in files that are in the page cache, each measurement in a process of its
+own. Peak memory is beyond what the process held before, files mapped into it included.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.measure import machine, measure
+from loading import conversion, converted, sources
+from loading.transcoders import transcoders
+from settings import Settings
+
+N_LAYERS, D_MODEL, N_FEATURES = 4, 2304, 16_384
+LAYOUTS = ("npz", "safetensors")
+WORK = ("eager, original", "convert", "eager, converted", "lazy, converted")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--work", nargs=3, metavar=("WORK", "DIRECTORY", "DTYPE"))
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    if arguments.work:
+        work, directory, dtype = arguments.work
+        print(json.dumps(measured(work, Path(directory), getattr(torch, dtype))))
+        return
+    print(machine("cpu"))
+    print("| files | dtype | | seconds | of CPU | peak memory |")
+    print("| --- " * 6 + "|")
+    with tempfile.TemporaryDirectory() as temporary:
+        for layout in LAYOUTS:
+            directory = write(Path(temporary) / layout, layout)
+            size = sum(file.stat().st_size for file in directory.iterdir())
+            for dtype in ("float32", "bfloat16"):
+                for work in WORK:
+                    if work != "convert" or dtype == "float32":
+                        print(f"| {layout}, {size / 1e6:.0f} MB | {row(work, directory, dtype)}")
+
+
+def row(work: str, directory: Path, dtype: str) -> str:
+    command = [sys.executable, "-m", "benchmarks.conversion", "--work", work, str(directory), dtype]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    seconds, cpu_seconds, peak = json.loads(done.stdout.splitlines()[-1])
+    shown = "any" if work == "convert" else dtype
+    return f"{shown} | {work} | {seconds:.2f} | {cpu_seconds:.2f} | {peak / 1e6:.0f} MB |"
+
+
+def measured(work: str, directory: Path, dtype: torch.dtype) -> tuple[float, float, float]:
+    """Seconds, of CPU, and bytes of some work on a set."""
+    settings = Settings(_env_file=None, hf_home=str(directory.parent / f"{directory.name}-home"))
+    places = sources.places_of(settings)
+    files = sources.transcoder_files(str(directory), places)
+    if "converted" in work:
+        found = converted.find(files, places)
+        assert found is not None
+        files = found
+    lazy = work.startswith("lazy")
+
+    def read() -> object:
+        return transcoders(
+            files, device=torch.device("cpu"), dtype=dtype, lazy_encoder=lazy, lazy_decoder=lazy
+        )
+
+    def convert() -> object:
+        return conversion.convert(files, places)
+
+    cost = measure(convert if work == "convert" else read)
+    return cost.seconds, cost.cpu_seconds, cost.peak_bytes
+
+
+def write(directory: Path, layout: str) -> Path:
+    directory.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    names = [f"layer_{layer}.{layout}" for layer in range(N_LAYERS)]
+    for name in names:
+        tensors = {
+            "W_enc": torch.randn(D_MODEL, N_FEATURES, generator=generator),
+            "W_dec": torch.randn(N_FEATURES, D_MODEL, generator=generator),
+            "b_enc": torch.zeros(N_FEATURES),
+            "b_dec": torch.zeros(D_MODEL),
+            "threshold": torch.ones(N_FEATURES),
+        }
+        if layout == "npz":
+            arrays: dict[str, Any] = {key: tensor.numpy() for key, tensor in tensors.items()}
+            np.savez(directory / name, **arrays)
+        else:
+            lower = {key.replace("W_", "w_"): tensor for key, tensor in tensors.items()}
+            save_file(lower, directory / name)
+    (directory / "config.yaml").write_text(
+        "model_kind: transcoder_set\nfeature_input_hook: mlp.hook_in\n"
+        f"feature_output_hook: hook_mlp_out\ntranscoders: {json.dumps(names)}\n"
+    )
+    return directory
+
+
+if __name__ == "__main__":
+    main()

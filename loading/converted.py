@@ -1,0 +1,119 @@
+"""Where converted copies of transcoders are: beside the downloads, in `$HF_HOME/converted`.
+
+A copy's directory is called after the set and its commit, with a digest of the files it was made
+from, so that it is never taken for that of others. Its `config.yaml` is written last, and says that
+all is there. Importing this module imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from loading import layouts
+from loading.published import layers_of, needs_conversion
+from loading.sources import Cache, Places, TranscoderFiles
+
+# Of what is in a copy; another one makes the copies of before unknown.
+FORMAT = 1
+
+
+class Origin(NamedTuple):
+    """A file or folder of a repository, by the commit that a cache holds of it."""
+
+    repository: str
+    commit: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.repository}@{self.commit}/{self.path}"
+
+
+def home(files: TranscoderFiles, places: Places) -> Path:
+    """Where a set's copy goes, there or not."""
+    return _directory(places.caches[-1], files)
+
+
+def at_home(files: TranscoderFiles, places: Places) -> TranscoderFiles:
+    """A set's copy that has just been made."""
+    return _copy(files, home(files, places), places.caches[-1].label)
+
+
+def find(files: TranscoderFiles, places: Places) -> TranscoderFiles | None:
+    """A set's complete copy, if there is one beside one of the caches.
+
+    Its hooks and its scan are those of the set as it was found.
+    """
+    if not needs_conversion(files):
+        return None
+    n_layers = len(layers_of(files))
+    for cache in places.caches:
+        directory = _directory(cache, files)
+        if directory.is_dir() and not layouts.missing_transcoders(directory, n_layers):
+            return _copy(files, directory, cache.label)
+    return None
+
+
+def configuration(files: TranscoderFiles) -> str:
+    """The copy's `config.yaml`: the set's own, and where it came from."""
+    settings: dict[str, Any] = yaml.safe_load((files.folder / layouts.CONFIG).read_text())
+    settings.pop("transcoders", None)
+    source: dict[str, Any] = {"converted": FORMAT}
+    origin = _origin(files.folder)
+    if origin is None:
+        source["directory"] = str(files.folder.resolve())
+    else:
+        source |= {"repository": origin.repository, "revision": origin.commit}
+        source |= {"folder": origin.path} if origin.path else {}
+    source["files"] = [str(_origin(path) or path.resolve()) for path in layers_of(files)]
+    return yaml.safe_dump(settings | {"source": source}, sort_keys=False)
+
+
+def _directory(cache: Cache, files: TranscoderFiles) -> Path:
+    return cache.path.parent / "converted" / _name(files)
+
+
+def _name(files: TranscoderFiles) -> str:
+    """`owner--name--folder@commit-digest`, or `name@digest` of a local directory."""
+    identities = [_identity(path) for path in layers_of(files)]
+    digest = hashlib.sha256(json.dumps([FORMAT, files.kind, identities]).encode()).hexdigest()
+    origin = _origin(files.folder)
+    if origin is None:
+        return f"{files.folder.resolve().name}@{digest[:12]}"
+    names = [*origin.repository.split("/"), *origin.path.split("/")]
+    return f"{'--'.join(filter(None, names))}@{origin.commit[:12]}-{digest[:8]}"
+
+
+def _identity(path: Path) -> str:
+    """What tells a file from every other: its commit, or for want of one when it was changed."""
+    origin = _origin(path)
+    if origin is not None:
+        return str(origin).lower()  # Runpod writes names in small letters
+    status = path.stat()
+    return f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+
+
+def _origin(path: Path) -> Origin | None:
+    """The repository of a path in Hugging Face's cache; None of any other path."""
+    parts = path.parts
+    for i in range(len(parts) - 2, 0, -1):
+        if parts[i] == "snapshots" and parts[i - 1].startswith("models--"):
+            repository = "/".join(parts[i - 1].split("--")[1:])
+            return Origin(repository, parts[i + 1], "/".join(parts[i + 2 :]))
+    return None
+
+
+def _copy(files: TranscoderFiles, directory: Path, label: str) -> TranscoderFiles:
+    layers = [directory / f"layer_{layer}.safetensors" for layer in range(len(layers_of(files)))]
+    return replace(
+        files,
+        config=replace(files.config, listed=None),
+        folder=directory,
+        layers=() if files.kind == "cross_layer_transcoder" else tuple(layers),
+        source=f"{label}, converted",
+    )
