@@ -39,6 +39,7 @@ group "models" {
     "gemma-3-1b-it",
     "gemma-3-4b-pt",
     "gemma-3-4b-it",
+    "gemma-3-12b-pt",
     "gemma-3-12b-it",
     "gemma-3-27b-it",
   ]
@@ -232,6 +233,15 @@ target "gemma-3-4b-it" {
   args = {
     MODEL_ID       = "google/gemma-3-4b-it"
     TRANSCODER_SET = "mwhanna/gemma-scope-2-4b-it/transcoder_all/width_262k_l0_small_affine"
+  }
+}
+
+target "gemma-3-12b-pt" {
+  inherits = ["_baked"]
+  tags     = ["${IMAGE}:${TAG}-gemma-3-12b-pt"]
+  args = {
+    MODEL_ID       = "google/gemma-3-12b-pt"
+    TRANSCODER_SET = "mwhanna/gemma-scope-2-12b-pt/transcoder_all/width_16k_l0_small_affine"
   }
 }
 

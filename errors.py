@@ -91,7 +91,7 @@ class NotFinite(WorkerError):
         """That `what` (a plural) overflow in the model's torch dtype, and what to try."""
         name = str(dtype).removeprefix("torch.")
         advice = {
-            "float16": "float16 is too narrow for this model: serve it with MODEL_DTYPE=bfloat16",
+            "float16": "serve the model with MODEL_DTYPE=bfloat16 or float32",
             "bfloat16": "try another prompt, or serve the model with MODEL_DTYPE=float32",
         }.get(name, "its weights or the device may be damaged")
         return cls(f"{what} are not finite numbers in {name}; {advice}")

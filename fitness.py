@@ -1,33 +1,35 @@
 """Whether this worker is fit for jobs: its device, its weights, a run of the model, its disk.
 
-The device is checked before the model is loaded. What is registered here the SDK runs once, before
-the first job is taken, and not in a local run; its own checks (memory, disk, network, GPU) follow.
-A check that raises ends the process with code 1: the SDK logs the sentence, tells Runpod, and
-Runpod replaces the worker.
+The device is checked before the model is loaded, the rest once it is. On Runpod the SDK runs what
+is registered here, before the first job is taken, and not in a local run; its own checks (memory,
+disk, network, GPU) follow. A check that raises ends the process with code 1: the SDK logs the
+sentence, tells Runpod, and Runpod replaces the worker. The HTTP door runs the same checks before it
+listens.
 """
 
+import logging
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import runpod
-
 import prompts
 from delivery.spooling import MEMORY_LIMIT_BYTES, spool
+from errors import NotFinite
+from loading.naming import is_gemma_3_it
 from model_loader import LoadedModel, get_model
 from settings import Settings
 
 if TYPE_CHECKING:
     import torch
 
+logger = logging.getLogger(__name__)
+
 # The largest graphs have come to 1.7 GB. TMPDIR moves them to another disk.
 SPOOL_BYTES = 2_000_000_000
 
 _TEXT = "1 2 3"
-# In log-probability. Two runs differ by nothing, or by what a GPU's kernels do in another order:
-# the last bit of a logit of 32 to 64, in bfloat16, is 0.25.
-_ROUNDING = 0.5
 _SMALLEST = 1e-6  # probability that is looked at
 
 
@@ -37,18 +39,35 @@ class UnfitError(Exception):
 
 def register(settings: Settings) -> None:
     """Have the SDK check the worker before it takes jobs."""
+    import runpod
+
+    for check in _checks(settings):
+        runpod.serverless.register_fitness_check(check)
+
+
+def check(settings: Settings) -> None:
+    """Check a worker that the SDK doesn't, before it takes requests.
+
+    Raises:
+        UnfitError: it is not fit for them.
+    """
+    for fit in _checks(settings):
+        fit()
+
+
+def _checks(settings: Settings) -> list[Callable[[], None]]:
+    """What both doors check once the model is loaded."""
 
     def weights() -> None:
         check_weights(get_model(settings))
 
     def self_test() -> None:
-        check_forward_pass(get_model(settings))
+        check_model(get_model(settings))
 
     def disk() -> None:
         check_disk()
 
-    for check in (weights, self_test, disk):
-        runpod.serverless.register_fitness_check(_in_one_sentence(check))
+    return [_in_one_sentence(check) for check in (weights, self_test, disk)]
 
 
 def check_device(settings: Settings) -> None:
@@ -88,44 +107,47 @@ def check_weights(loaded: LoadedModel) -> None:
             )
 
 
-def check_forward_pass(loaded: LoadedModel) -> None:
-    """Run the model, set a feature of each layer, and run it again.
+def check_model(loaded: LoadedModel) -> None:
+    """Run the model, attribute and steer a prompt, and run it again.
 
     That reads each transcoder's encoder and decoder, lazy ones from their files.
 
     Raises:
-        UnfitError: logits are not finite, or a second run predicts other tokens than the first.
+        UnfitError: numbers are not finite, disagree with each other or with float32, or a second
+            run predicts other tokens than the first.
     """
+    import self_test
     import steering
-    from actions.forward_pass import next_token_probabilities
+    from attribution.salient_logits import probabilities_of
 
-    ids = prompts.tokenize(_TEXT, loaded.tokenizer)
-    before = next_token_probabilities(loaded, ids)
-    # One NaN or infinity among the logits leaves no probability a number.
-    if not before.isfinite().all():
+    ids = prompts.tokenize(_text(loaded), loaded.tokenizer, loaded.name)
+    try:
+        before = probabilities_of(steering.next_token_logits(loaded.model, ids))
+        started = time.perf_counter()
+        self_test.run(loaded.model, ids)
+        took = time.perf_counter() - started
+        logger.info("checked a small graph and a steer in %.1f s", took)
+        after = probabilities_of(steering.next_token_logits(loaded.model, ids))
+    except NotFinite as error:
+        raise UnfitError(f"of {loaded.entry.label}, {error.sentence}") from error
+    except self_test.InconsistentError as error:
         raise UnfitError(
-            f"{loaded.entry.label} gives logits that are not finite: its weights or the device "
-            "are damaged, or MODEL_DTYPE is too narrow for it; try bfloat16 or float32"
-        )
-    last = len(ids) - 1
-    steering.generate(
-        loaded.model,
-        ids,
-        [steering.Intervention(layer, 0, last, 0.0) for layer in range(loaded.n_layers)],
-        n_tokens=1,
-        top_k=1,
-        temperature=0,
-        freq_penalty=0,
-        seed=None,
-        freeze_attention=False,
-    )
-    change = float((_logs(next_token_probabilities(loaded, ids)) - _logs(before)).abs().max())
-    if not change <= _ROUNDING:
+            f"{loaded.entry.label} is not computed right: {error}; the device or the weights are "
+            "damaged, have the worker replaced"
+        ) from error
+    change = float((_logs(after) - _logs(before)).abs().max())
+    if not change <= self_test.ROUNDING:
         raise UnfitError(
             f"{loaded.entry.label} predicts otherwise on its second run than on its first (log-"
             f"probabilities change by up to {change:.2g}): the device computes wrong, or something "
             "of the first run is left over; have the worker replaced"
         )
+
+
+def _text(loaded: LoadedModel) -> str:
+    if is_gemma_3_it(loaded.name):  # which attribution takes as a chat only
+        return prompts.render_messages([{"role": "user", "content": _TEXT}], loaded.tokenizer)
+    return _TEXT
 
 
 def check_disk(needed_bytes: int = SPOOL_BYTES) -> None:

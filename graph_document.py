@@ -26,7 +26,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from errors import Internal, InvalidInput
+from errors import Internal, InvalidInput, NotFinite
 
 if TYPE_CHECKING:
     from circuit_tracer.graph import Graph
@@ -100,8 +100,8 @@ def build(pruned: "PrunedGraph", info: DocumentInfo) -> Document:
     both their nodes are in `node_mask`.
 
     Raises:
-        Internal: a number is NaN or infinite, or `prompt_tokens` doesn't have a string for each
-            position.
+        NotFinite: a number is NaN or infinite.
+        Internal: `prompt_tokens` doesn't have a string for each position.
         InvalidInput: a token is an attribution target twice, or a text holds half of a surrogate
             pair, which UTF-8 can't express.
     """
@@ -133,7 +133,7 @@ def _metadata(pruned: "PrunedGraph", info: DocumentInfo) -> dict[str, object]:
         "replacement_score": pruned.replacement_score,
         "completeness_score": pruned.completeness_score,
     }
-    _refuse_non_finite("graph_scores", np.array(list(scores.values()), dtype=np.float32))
+    _refuse_non_finite(pruned, "graph_scores", np.array(list(scores.values()), dtype=np.float32))
     metadata: dict[str, object] = {
         "slug": info.slug,
         "scan": info.scan,
@@ -179,7 +179,7 @@ def _used_nodes(pruned: "PrunedGraph") -> tuple[npt.NDArray[np.bool_], int]:
         linked[targets[kept]] = True
         linked[sources[kept]] = True
         num_links += int(np.count_nonzero(kept))
-        _refuse_non_finite("edge_weights", weights[kept])
+        _refuse_non_finite(pruned, "edge_weights", weights[kept])
     return mask & linked, num_links
 
 
@@ -230,9 +230,9 @@ class _Nodes:
         activation = graph.activation_values.cpu()[chosen].float().numpy()
         influence = pruned.cumulative_scores.float().cpu().numpy()[rows]
         probabilities = graph.logit_probabilities.float().cpu().numpy()
-        _refuse_non_finite("activation_values", activation)
-        _refuse_non_finite("cumulative_scores", influence)
-        _refuse_non_finite("logit_probabilities", probabilities)
+        _refuse_non_finite(pruned, "activation_values", activation)
+        _refuse_non_finite(pruned, "cumulative_scores", influence)
+        _refuse_non_finite(pruned, "logit_probabilities", probabilities)
         labels = tuple(
             f'Output "{logit_tokens.get(target.vocab_idx, target.token_str)}" (p={probability:.3f})'
             for target, probability in zip(graph.logit_targets, probabilities.tolist(), strict=True)
@@ -397,14 +397,11 @@ def _dumps(value: object) -> bytes:
     )
 
 
-def _refuse_non_finite(name: str, values: Floats) -> None:
-    """Raise Internal when a number is one that JSON doesn't have."""
+def _refuse_non_finite(pruned: "PrunedGraph", name: str, values: Floats) -> None:
+    """Raise NotFinite when a number is one that JSON doesn't have."""
     bad = values.size - int(np.count_nonzero(np.isfinite(values)))
     if bad:
-        raise Internal(
-            f"{bad} of {values.size} {name} are NaN or infinite, so there is no graph to give; "
-            "the same prompt may work with MODEL_DTYPE=float32"
-        )
+        raise NotFinite.of(f"{bad} of {values.size} {name} of the graph", pruned.graph.cfg.dtype)
 
 
 def _refuse_shared_ids(ids: list[str]) -> None:

@@ -58,7 +58,7 @@ ERRORS = {
     403: "A wrong `x-secret-key`",
     413: "Too large a body, or too long a prompt",
     415: "A body that isn't `application/json`",
-    422: "A wrong field",
+    422: "A wrong field, or numbers that overflow in the model's dtype",
     500: "A fault of the worker's",
     502: "The store did not take the graph",
     503: "Busy with another job, out of time or memory, or cancelled",

@@ -15,11 +15,13 @@ _OWN = (
     "actions",
     "attribution",
     "delivery",
+    "fitness",
     "http_api",
     "loading",
     "model_loader",
     "progress",
     "runpod_loop",
+    "self_test",
     "start",
     "steering",
 )

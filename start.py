@@ -52,13 +52,16 @@ def main() -> None:
     except SettingsError as error:
         raise SystemExit(f"settings: {error}") from None
     logs.set_up(settings.log_level, as_json=False)
+    import fitness
     from model_loader import ModelLoadError, get_model, import_libraries, read_weights_ahead
 
     try:
         read_weights_ahead(settings)
         import_libraries(settings)
+        fitness.check_device(settings)
         loaded = get_model(settings)
-    except (SettingsError, ModelLoadError) as error:
+        fitness.check(settings)
+    except (SettingsError, ModelLoadError, fitness.UnfitError) as error:
         raise SystemExit(f"start: {error}") from None
     host = listening_host(settings)
     if host != settings.server_host:

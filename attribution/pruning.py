@@ -154,5 +154,6 @@ def _cumulative(influence: torch.Tensor) -> torch.Tensor:
     """For each node, the share of influence of all nodes with at least its own."""
     ordered, order = influence.sort(descending=True)
     cumulative = torch.zeros_like(influence)
-    cumulative[order] = ordered.cumsum(0) / ordered.sum()
+    # On the CPU: a CUDA device adds up in an order of its own.
+    cumulative[order] = (ordered.cpu().cumsum(0) / ordered.cpu().sum()).to(cumulative)
     return cumulative

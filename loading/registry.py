@@ -138,7 +138,7 @@ REGISTRY = (
         "gemmascope-transcoder-16k",
         weight_urls=("https://huggingface.co/google/gemma-scope-2b-pt-transcoders",),
         dtype="bfloat16",
-        lazy_decoder=False,  # .npz files, which are always read whole
+        lazy_decoder=False,  # 2 GB
         shapes=_GEMMA_2,
     ),
     ModelEntry(
@@ -188,7 +188,7 @@ REGISTRY = (
         "pt",
         "clt/width_262k_l0_medium_affine",
         n_features=262_144 // 18,  # the width is that of all layers together
-        lazy_decoder=False,  # Gemma Scope 2's own files, which are always read whole
+        lazy_decoder=False,  # 3 GB
     ),
     _gemma_3("270m", "it", "transcoder_all/width_16k_l0_big"),
     _gemma_3("1b", "pt", "transcoder_all/width_16k_l0_small_affine"),
@@ -202,6 +202,7 @@ REGISTRY = (
         n_features=262_144,
         lazy_encoder=True,  # 46 GB of it
     ),
+    _gemma_3("12b", "pt", "transcoder_all/width_16k_l0_small_affine"),
     _gemma_3("12b", "it", "transcoder_all/width_16k_l0_small_affine"),
     _gemma_3("27b", "it", "transcoder_all/width_16k_l0_small_affine", lazy_encoder=True),
     _gemma_3(

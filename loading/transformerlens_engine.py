@@ -19,6 +19,7 @@ from loading import WeightsMismatchError
 from loading.checkpoint import Module, unread
 from loading.hooked_config import hooked_config
 from loading.rotary_buffers import rotary_buffers_kept
+from loading.skip_connections import take_skip_inputs_of_any_dtype
 from loading.weight_layout import lay_out_weights
 
 
@@ -40,6 +41,7 @@ def replacement_model(
     # would wrap the MLPs first, under which names the converted weights don't fit.
     with rotary_buffers_kept(model):
         model._configure_replacement_model(transcoders)
+    take_skip_inputs_of_any_dtype(transcoders)
     return model
 
 

@@ -4,8 +4,15 @@ A transcoder feature reads the model at its layer's feature input and writes, sc
 activation, to the feature output of its layer (per-layer transcoders) or of its layer and every
 later one (cross-layer transcoders). Setting it to a value adds (value - activation) times what it
 writes. Everything goes through hooks of a forward pass.
+
+Activations are computed in the transcoder's dtype, as circuit-tracer does it and attribution with
+it: the value that a graph shows for a feature is the value found here. From there on numbers are
+float32: values, differences, and the sum of all that is written at a position. The sum is added to
+the feature output in float32, and only that is rounded, to the dtype in which the model hands the
+feature output over. No step adds in an order that a CUDA device is free to choose.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
@@ -18,6 +25,7 @@ from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscode
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from errors import NotFinite
 from steering.passes import Hook, Passes, passes_of
 
 Site = tuple[int, int]  # position, feature index
@@ -30,6 +38,9 @@ def feature_activations(
 
     As in circuit-tracer, features at the positions it leaves out (BOS, Gemma 3's prefix) have
     activation 0.
+
+    Raises:
+        NotFinite: an activation is not a finite number.
     """
     if not features:
         return []
@@ -53,6 +64,8 @@ def feature_activations(
             for layer, wanted in sites.items()
         ]
         passes.read(torch.tensor([list(token_ids)], device=model.cfg.device), hooks)
+    if not all(map(math.isfinite, activations.values())):
+        raise NotFinite.of("the features' activations on this prompt", model.cfg.dtype)
     return [activations[feature] for feature in features]
 
 
@@ -77,12 +90,15 @@ def intervention_hooks(
     by_layer: dict[int, dict[Site, float]] = defaultdict(dict)
     for (layer, position, index), value in values.items():
         by_layer[layer][position, index] = value
-    pending: dict[int, Tensor] = {}  # layer to what this pass adds there, (n_positions, d_model)
+    # Layer to what this pass adds there, (n_positions, d_model) float32.
+    pending: dict[int, Tensor] = {}
     hooks: list[Hook] = []
     written: set[int] = set()
     for layer, changes in by_layer.items():
         reader = FeatureReader(passes, layer, list(changes), silent)
-        targets = torch.tensor(list(changes.values()), device=passes.model.cfg.device)
+        targets = torch.tensor(
+            list(changes.values()), dtype=torch.float32, device=passes.model.cfg.device
+        )
         outputs = reader.decoder_rows()
         read = partial(
             _read_deltas,
@@ -108,23 +124,25 @@ def _read_deltas(
     outputs: Tensor,  # (n_layers_written, n_sites, d_model)
     pending: dict[int, Tensor],
 ) -> None:
-    current = reader(acts)
-    deltas = (targets - current.float()).to(current.dtype)
+    deltas = targets - reader(acts)
+    positions = torch.arange(acts.shape[1], device=acts.device)
+    # (n_positions, n_sites), so that a matrix product sums what is written at each position.
+    deltas_at = torch.where(positions[:, None] == reader.positions, deltas, 0.0)
     for written, rows in enumerate(outputs, start=layer):
-        if written not in pending:
-            pending[written] = rows.new_zeros(acts.shape[1], rows.shape[1])
-        pending[written].index_add_(0, reader.positions, deltas[:, None] * rows)
+        added = deltas_at @ rows.float()
+        pending[written] = pending[written] + added if written in pending else added
 
 
 def _write_deltas(acts: Tensor, layer: int, pending: dict[int, Tensor]) -> Tensor:
-    return torch.cat([acts[:-1], acts[-1:] + pending.pop(layer)])
+    steered = (acts[-1:] + pending.pop(layer)).to(acts.dtype)
+    return torch.cat([acts[:-1], steered])
 
 
 class FeatureReader:
     """The activations of chosen features of one layer, each at its position; nothing else is read.
 
     Called with a layer's feature input, (n_rows, n_positions, d_model), it returns the last row's
-    activations, (n_sites,) in the order of the sites. `positions` are theirs, (n_sites,).
+    activations, (n_sites,) float32 in the order of the sites. `positions` are theirs, (n_sites,).
     """
 
     def __init__(
@@ -146,7 +164,7 @@ class FeatureReader:
     def __call__(self, acts: Tensor) -> Tensor:
         activations = self._encode(acts[-1, self._distinct_positions])
         activations = activations.masked_fill(self._distinct_silent[:, None], 0)
-        return activations[self._row, self._column]
+        return activations[self._row, self._column].float()
 
     def decoder_rows(self) -> Tensor:
         """What each site's feature writes, (n_layers_written, n_sites, d_model)."""
@@ -168,46 +186,44 @@ def _encoder(transcoders: Any, layer: int, indices: Tensor) -> Callable[[Tensor]
     b_enc = transcoders.b_enc[layer] if cross_layer else transcoders[layer].b_enc
     if isinstance(activation, JumpReLU):
         threshold = activation.threshold[layer, 0] if cross_layer else activation.threshold
-        return partial(
-            _jump_relu_features,
-            W_enc=_encoder_rows(transcoders, layer, indices),
-            b_enc=b_enc[indices],
-            threshold=threshold.expand_as(b_enc)[indices],
+        threshold = threshold.expand_as(b_enc)[indices]
+        return _rows_encoder(
+            partial(_jump_relu, threshold=threshold),
+            encoder_rows(transcoders, layer, indices),
+            b_enc[indices],
+            cross_layer,
         )
     if activation is nn.functional.relu or isinstance(activation, nn.ReLU):
-        return partial(
-            _relu_features, W_enc=_encoder_rows(transcoders, layer, indices), b_enc=b_enc[indices]
-        )
+        W_enc = encoder_rows(transcoders, layer, indices)
+        return _rows_encoder(nn.functional.relu, W_enc, b_enc[indices], cross_layer)
     # Features compete under TopK (and who knows under what else), so all of them are needed.
-    return partial(
-        _any_features,
-        W_enc=_encoder_rows(transcoders, layer, None),
-        b_enc=b_enc,
-        activation=partial(transcoders.apply_activation_function, layer),
-        indices=indices,
-    )
+    function = partial(transcoders.apply_activation_function, layer)
+    encode = _rows_encoder(function, encoder_rows(transcoders, layer, None), b_enc, cross_layer)
+    return lambda x: encode(x)[:, indices]
 
 
-def _jump_relu_features(x: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: Tensor) -> Tensor:
-    pre = nn.functional.linear(x.to(W_enc.dtype), W_enc, b_enc)
-    return pre * (pre > threshold)
+def _rows_encoder(
+    function: Callable[[Tensor], Tensor], W_enc: Tensor, b_enc: Tensor, cross_layer: bool
+) -> Callable[[Tensor], Tensor]:
+    """The encoder of rows W_enc (n, d_model), rounded where circuit-tracer rounds.
+
+    A bit decides whether a feature at its threshold is active, and its graph has to agree: of a
+    cross-layer transcoder the bias is added to what is rounded already.
+    """
+
+    def encode(x: Tensor) -> Tensor:
+        x = x.to(W_enc.dtype)
+        linear = nn.functional.linear
+        return function(linear(x, W_enc) + b_enc if cross_layer else linear(x, W_enc, b_enc))
+
+    return encode
 
 
-def _relu_features(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Tensor:
-    return nn.functional.relu(nn.functional.linear(x.to(W_enc.dtype), W_enc, b_enc))
+def _jump_relu(before: Tensor, threshold: Tensor) -> Tensor:
+    return before * (before > threshold)
 
 
-def _any_features(
-    x: Tensor,
-    W_enc: Tensor,
-    b_enc: Tensor,
-    activation: Callable[[Tensor], Tensor],
-    indices: Tensor,
-) -> Tensor:
-    return activation(nn.functional.linear(x.to(W_enc.dtype), W_enc, b_enc))[:, indices]
-
-
-def _encoder_rows(transcoders: Any, layer: int, indices: Tensor | None) -> Tensor:
+def encoder_rows(transcoders: Any, layer: int, indices: Tensor | None) -> Tensor:
     """Encoder rows (n_indices, d_model), all of them for None; a lazy encoder's from its file."""
     if isinstance(transcoders, CrossLayerTranscoder):
         if not transcoders.lazy_encoder:

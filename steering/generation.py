@@ -7,7 +7,8 @@ from typing import Any, NotRequired, TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from errors import Cancelled, InvalidInput
+from attribution.salient_logits import probabilities_of
+from errors import Cancelled, InvalidInput, NotFinite
 from steering.features import intervention_hooks, silent_positions
 from steering.passes import Hook, Passes, passes_of
 
@@ -83,8 +84,8 @@ def generate(
         options: see `Options`.
 
     Raises:
-        InvalidInput: an intervention, `top_k` or `n_tokens` is outside what the model has, or the
-            interventions drive the logits out of the number range.
+        InvalidInput: an intervention, `top_k` or `n_tokens` is outside what the model has.
+        NotFinite: the model's logits are not all finite numbers, or those under the interventions.
         Cancelled: `should_stop` returned True.
     """
     return _generate(model, token_ids, interventions, with_default=False, **options)[-1]
@@ -131,15 +132,22 @@ def _generate(
     sides = [_Side(prompt.copy(), _generator(model, seed)) for _ in range(1 + with_default)]
     running, steered = sides, sides[-1]
 
-    def predict(new_ids: list[list[int]], hooks: list[Hook], *, frozen: bool = False) -> None:
+    def predict(
+        new_ids: list[list[int]], hooks: list[Hook], *, frozen: bool = False
+    ) -> list[Tensor]:
         if should_stop is not None and should_stop():
             done = len(steered.ids) - len(prompt)
             raise Cancelled(f"steering was stopped after {done} of {n_tokens} tokens")
         tokens = torch.tensor(new_ids, device=model.cfg.device)
         logits = passes.logits(tokens, cache, hooks, freeze_attention=frozen)
-        for side, row in zip(running, logits[-len(running) :], strict=True):
-            side.logits = row
-            side.top.append(_top(row, top_k))
+        return list(logits[-len(running) :])
+
+    def note(rows: list[Tensor]) -> None:
+        for side, logits in zip(running, rows, strict=True):
+            if not logits.isfinite().all():
+                raise _not_finite(passes, side.ids, interventions if side is steered else [])
+            side.logits = logits
+            side.top.append(_top(logits, top_k))
 
     with torch.inference_mode():
         at_prompt, at_tokens = _hooks(passes, interventions, len(prompt))
@@ -147,14 +155,15 @@ def _generate(
         frozen = bool(at_prompt) and freeze_attention
         n_rows = 2 if frozen else len(sides)
         cache = passes.new_cache(n_rows)
-        predict([prompt] * n_rows, at_prompt, frozen=frozen)
+        rows = predict([prompt] * n_rows, at_prompt, frozen=frozen)
+        note(_as_every_action_has_it(passes, prompt, rows, is_steered=bool(at_prompt)))
         if n_rows > len(sides):
             passes.keep_rows(cache, list(range(n_rows))[-len(sides) :])
         for n_generated in range(1, n_tokens + 1):
             for side in running:
                 side.ids.append(_sample(side, temperature, freq_penalty))
             hooks = at_tokens if steered in running else []
-            predict([side.ids[-1:] for side in running], hooks)
+            note(predict([side.ids[-1:] for side in running], hooks))
             if on_token is not None:
                 on_token(n_generated, n_tokens)
             going_on = [row for row, side in enumerate(running) if side.ids[-1] not in stop_ids]
@@ -174,6 +183,36 @@ class _Side:
     generator: torch.Generator
     logits: Tensor = field(init=False)  # (d_vocab,), after the last of ids
     top: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+
+def _as_every_action_has_it(
+    passes: Passes, prompt: list[int], rows: list[Tensor], *, is_steered: bool
+) -> list[Tensor]:
+    """The logits after the prompt, unsteered ones as a graph and a forward pass have them.
+
+    A batch or a cache may round otherwise, and a last bit of bfloat16 is a tenth of a probability.
+    """
+    steered = rows[-1:] if is_steered else []
+    unsteered = len(rows) - len(steered)
+    if not unsteered:
+        return steered
+    tokens = torch.tensor([prompt], device=passes.model.cfg.device)
+    return [passes.plain_logits(tokens)] * unsteered + steered
+
+
+def _not_finite(passes: Passes, ids: list[int], interventions: Sequence[Intervention]) -> NotFinite:
+    """What to tell of logits that aren't finite: the model may be why, or the interventions."""
+    dtype = passes.model.cfg.dtype
+    tokens = torch.tensor([ids], device=passes.model.cfg.device)
+    if not interventions or not passes.plain_logits(tokens).isfinite().all():
+        return NotFinite.of("the model's logits after this text", dtype)
+    if any(intervention.value for intervention in interventions):
+        name = str(dtype).removeprefix("torch.")
+        return NotFinite(
+            f"features: the values that they are set to drive the model's logits out of the range "
+            f"of {name}; use smaller deltas"
+        )
+    return NotFinite.of("the model's logits with these features ablated", dtype)
 
 
 def _stack(top: list[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
@@ -230,13 +269,7 @@ def _hooks(
 
 
 def _top(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    probs = logits.float().softmax(dim=-1)
-    if probs[0].isnan():
-        raise InvalidInput(
-            "features: their values drive the model's logits out of the number range; use smaller "
-            "deltas"
-        )
-    top_probs, top_ids = probs.topk(top_k)
+    top_probs, top_ids = probabilities_of(logits).topk(top_k)
     return top_ids, top_probs
 
 

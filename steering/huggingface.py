@@ -51,6 +51,10 @@ class HuggingFacePasses:
             )
         return output.logits[:, -1]
 
+    def plain_logits(self, tokens: Tensor) -> Tensor:
+        # Logits of one position come from another kernel than those of all, and round otherwise.
+        return self._hf_model(input_ids=tokens, use_cache=False).logits[0, -1]
+
     def read(self, tokens: Tensor, hooks: Sequence[Hook]) -> None:
         with self._hooked(hooks):
             self._module(self._trunk)(input_ids=tokens, use_cache=False)

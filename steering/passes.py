@@ -9,6 +9,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from errors import NotFinite
+
 
 @dataclass(frozen=True, eq=False)
 class Hook:
@@ -46,8 +48,17 @@ class Passes(Protocol):
         of the first.
         """
 
+    def plain_logits(self, tokens: Tensor) -> Tensor:
+        """Logits (d_vocab,) after the last of `tokens`, (1, n_positions), without a cache.
+
+        To the bit what attribution's pass over the prompt gives.
+        """
+
     def read(self, tokens: Tensor, hooks: Sequence[Hook]) -> None:
-        """Run hooks, "feature input" ones only, in a pass over `tokens`, (n_rows, n_positions)."""
+        """Run hooks, none of which changes anything, over `tokens`, (n_rows, n_positions).
+
+        They see to the bit what attribution's pass over the prompt computes.
+        """
 
 
 def passes_of(model: Any) -> Passes:
@@ -63,7 +74,14 @@ def passes_of(model: Any) -> Passes:
 
 
 def next_token_logits(model: Any, token_ids: Sequence[int]) -> Tensor:
-    """Logits (d_vocab,) after the last token, as the model itself has them."""
-    passes = passes_of(model)
-    tokens = torch.tensor([list(token_ids)], device=model.cfg.device)
-    return passes.logits(tokens, passes.new_cache(1), [])[0]
+    """Logits (d_vocab,) after the last token, to the bit those that a graph starts from.
+
+    Raises:
+        NotFinite: they are not all finite numbers.
+    """
+    with torch.inference_mode():
+        tokens = torch.tensor([list(token_ids)], device=model.cfg.device)
+        logits = passes_of(model).plain_logits(tokens)
+        if not logits.isfinite().all():
+            raise NotFinite.of("the model's logits after this prompt", model.cfg.dtype)
+        return logits

@@ -48,10 +48,14 @@ class TransformerLensPasses:
             mask = torch.ones_like(tokens)
             return self.model(tokens, attention_mask=mask, past_kv_cache=cache)[:, -1]
 
+    def plain_logits(self, tokens: Tensor) -> Tensor:
+        logits: Tensor = self.model(tokens)
+        return logits[0, -1]
+
     def read(self, tokens: Tensor, hooks: Sequence[Hook]) -> None:
         last = max(hook.layer for hook in hooks)
         with self.model.hooks(self._named(hooks)):
-            self.model(tokens, attention_mask=torch.ones_like(tokens), stop_at_layer=last + 1)
+            self.model(tokens, stop_at_layer=last + 1)
 
     def _named(self, hooks: Sequence[Hook]) -> list[tuple[str, Callable[..., Tensor | None]]]:
         return [

@@ -13,7 +13,9 @@ D_TRANSCODER = 16_384
 
 
 def make_config(n_layers):
-    return UnifiedConfig(n_layers, 8, 4, 2, 16, D_VOCAB, "none", "none", "none")
+    return UnifiedConfig(
+        n_layers, 8, 4, 2, 16, D_VOCAB, "none", "none", "none", dtype=torch.float32
+    )
 
 
 def make_graph(*, n_features=60, n_layers=3, n_pos=5, n_logits=4, adjacency=None, seed=0):

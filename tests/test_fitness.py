@@ -16,6 +16,7 @@ import model_loader
 from fitness import UnfitError
 from tests.control_plane import ControlPlane, running_worker
 from tests.demo_worker import FORWARD, ROOT, demo_settings
+from tests.tiny_families import FAMILIES, write_family
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def test_a_sound_worker_passes(engine):
     loaded = model_loader.load(demo_settings(model_engine=engine))
     fitness.check_device(demo_settings())
     fitness.check_weights(loaded)
-    fitness.check_forward_pass(loaded)
+    fitness.check_model(loaded)
     fitness.check_disk(needed_bytes=1_000_000)
 
 
@@ -91,16 +92,52 @@ def test_a_threshold_of_infinity_is_no_fault(loaded):
     with torch.no_grad():
         loaded.model.transcoders[0].activation_function.threshold[3] = torch.inf
     fitness.check_weights(loaded)
-    fitness.check_forward_pass(loaded)
+    fitness.check_model(loaded)
+
+
+def test_a_gemma_3_chat_model_is_asked_in_a_chat(tmp_path):
+    family = FAMILIES["Gemma 3 chat, affine in a folder"]
+    write_family(tmp_path / "hub", family)
+    settings = demo_settings(
+        model_id=family.model,
+        transcoder_set=family.transcoder_set,
+        hf_home=str(tmp_path),
+        image_weights=str(tmp_path / "none"),
+        runpod_model_cache=str(tmp_path / "none"),
+        model_dtype="bfloat16",
+    )
+    fitness.check_model(model_loader.load(settings))
+
+
+def test_a_model_that_overflows_in_its_dtype_is_unfit_and_the_dtype_named():
+    loaded = model_loader.load(demo_settings(model_dtype="float16"))
+    with torch.no_grad():
+        weight = loaded.model.blocks[1].mlp.old_mlp.W_out
+        weight.copy_(weight.sign() * 6e4)
+    with pytest.raises(UnfitError, match=r"of demo, .*float16.*MODEL_DTYPE=bfloat16"):
+        fitness.check_model(loaded)
 
 
 def test_logits_that_are_not_finite_are_unfit(loaded):
     loaded.model.blocks[2].mlp.register_forward_hook(lambda _mlp, _in, output: output * torch.inf)
     with pytest.raises(UnfitError, match="not finite"):
-        fitness.check_forward_pass(loaded)
+        fitness.check_model(loaded)
 
 
 def test_something_left_over_by_the_first_run_is_unfit(loaded):
+    generated = []
+
+    def drift(_module, _inputs, output):
+        """From the first generated token on, every pass goes another way."""
+        generated.extend([output] * (output.shape[1] == 1))
+        return output + 0.5 * output.roll(1, -1) if generated else output
+
+    loaded.model.blocks[0].mlp.register_forward_hook(drift)
+    with pytest.raises(UnfitError, match="predicts otherwise on its second run"):
+        fitness.check_model(loaded)
+
+
+def test_a_pass_that_goes_another_way_each_time_is_unfit(loaded):
     runs = []
 
     def drift(_module, _inputs, output):
@@ -108,8 +145,8 @@ def test_something_left_over_by_the_first_run_is_unfit(loaded):
         return output + 0.1 * len(runs) * output.roll(1, -1)
 
     loaded.model.blocks[0].mlp.register_forward_hook(drift)
-    with pytest.raises(UnfitError, match="predicts otherwise on its second run"):
-        fitness.check_forward_pass(loaded)
+    with pytest.raises(UnfitError, match="not computed right"):
+        fitness.check_model(loaded)
 
 
 def test_the_last_bit_of_a_logit_in_bfloat16_is_no_fault(loaded):
@@ -123,7 +160,7 @@ def test_the_last_bit_of_a_logit_in_bfloat16_is_no_fault(loaded):
         return logits
 
     loaded.model.unembed.register_forward_hook(rounded_the_other_way)
-    fitness.check_forward_pass(loaded)
+    fitness.check_model(loaded)
 
 
 def test_a_disk_without_room_for_a_graph_is_unfit(tmp_path, monkeypatch):

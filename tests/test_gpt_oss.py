@@ -88,7 +88,7 @@ def test_experts_in_mxfp4_become_the_numbers_they_stand_for(
 
 def test_the_worker_is_found_fit(loaded: LoadedModel) -> None:
     fitness.check_weights(loaded)
-    fitness.check_forward_pass(loaded)
+    fitness.check_model(loaded)
 
 
 def test_the_graph_is_the_library_s(loaded: LoadedModel) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import graph_document
 from attribution import prune
-from errors import Internal, InvalidInput
+from errors import Internal, InvalidInput, NotFinite
 from tests.synthetic_graph import make_graph, make_info, make_pruned
 
 
@@ -200,18 +200,18 @@ def test_a_number_that_json_lacks_is_refused_before_the_first_byte(where, number
     else:
         getattr(pruned, where)[17] = number
         pruned.edge_sources[0] = 17
-    with pytest.raises(Internal, match=f"{where} are NaN or infinite"):
+    with pytest.raises(NotFinite, match=f"{where} of the graph are not finite numbers in float32"):
         graph_document.build(pruned, make_info())
 
 
 def test_activations_and_probabilities_that_json_lacks_are_refused_too():
     graph = make_graph()
     graph.activation_values[:] = float("inf")
-    with pytest.raises(Internal, match="activation_values"):
+    with pytest.raises(NotFinite, match="activation_values"):
         graph_document.build(make_pruned(graph, 50), make_info())
     graph = make_graph()
     graph.logit_probabilities[0] = float("nan")
-    with pytest.raises(Internal, match="logit_probabilities"):
+    with pytest.raises(NotFinite, match="logit_probabilities"):
         graph_document.build(make_pruned(graph, 50), make_info())
 
 

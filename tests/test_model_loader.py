@@ -12,7 +12,7 @@ from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTransco
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import model_loader
-from actions import forward_pass
+import steering
 from loading.layouts import stored_dtype
 from model_loader import DEMO, REGISTRY, ModelLoadError, entry_for, resolve_entry
 from settings import SettingsError
@@ -181,8 +181,8 @@ def test_directories_load_as_they_were_saved(model_directory, tmp_path, save):
     ids = [1, 5, 9, 700]
     with torch.no_grad():
         logits = expected(torch.tensor([ids])).logits[0, -1]
-    probabilities = forward_pass.next_token_probabilities(loaded, ids)
-    assert torch.allclose(probabilities, logits.softmax(-1), atol=1e-5)
+    ours = steering.next_token_logits(loaded.model, ids)
+    assert torch.allclose(ours.softmax(-1), logits.softmax(-1), atol=1e-5)
 
 
 @pytest.mark.parametrize("lazy", [{"lazy_encoder": True}, {"lazy_decoder": False}])

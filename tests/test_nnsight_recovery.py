@@ -12,7 +12,7 @@ from circuit_tracer.attribution.context_nnsight import AttributionContext
 
 import attribution
 import steering
-from errors import Cancelled, DeadlineExceeded, InvalidInput, NotFinite, OutOfMemory
+from errors import Cancelled, DeadlineExceeded, NotFinite, OutOfMemory
 from steering import Intervention
 from tests.hugging_face_models import shared_model
 from tests.steering_cases import (
@@ -80,7 +80,7 @@ FAILURES: dict[str, tuple[Callable[[Any], Any], str | None, type[Exception]]] = 
     "steering, stopped": (lambda m: steer(m, should_stop=third_time()), None, Cancelled),
     "steering, in a callback": (lambda m: steer(m, on_token=broken), None, Broken),
     "steering, in its numbers": (
-        lambda m: generate(m, [Intervention(0, 1, None, 1e39)]), None, InvalidInput
+        lambda m: generate(m, [Intervention(0, 1, None, 1e39)]), None, NotFinite
     ),
 }  # fmt: skip
 

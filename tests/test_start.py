@@ -1,6 +1,7 @@
 """start.py as a program: arguments, where it listens, what it logs, how it ends."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -8,7 +9,10 @@ import sys
 
 import pytest
 import requests
+import torch
+from safetensors.torch import load_file, save_file
 
+import model_loader
 import start
 from settings import read_settings
 from tests.demo_worker import ROOT, demo_settings
@@ -80,6 +84,7 @@ def test_the_program_serves_on_loopback_logs_nothing_private_and_ends_when_told(
     assert process.returncode == 0
     assert f"serving demo, see http://127.0.0.1:{port}/docs" in log
     assert "SECRET is not set: listening on 127.0.0.1 only" in log
+    assert log.index("checked a small graph and a steer in") < log.index("serving demo")
     assert "generate-graph: upload_url_refused in" in log
     for private in ("topsecret", "10.0.0.1", "Michael", "Traceback"):
         assert private not in log + refused.text
@@ -112,3 +117,25 @@ def test_without_a_secret_the_server_listens_on_loopback_only(host):
     assert start.listening_host(demo_settings(server_host=host)) == "127.0.0.1"
     assert start.listening_host(demo_settings(server_host=host, secret="s")) == host
     assert start.listening_host(demo_settings(server_host="::1")) == "::1"
+
+
+def test_a_server_whose_weights_are_damaged_ends_before_it_listens(tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(model_loader.DEMO.model, model)
+    weights = load_file(model / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = torch.nan
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    names = {"MODEL_ID": str(model), "TRANSCODER_SET": model_loader.DEMO.transcoder_set}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "start.py"), "--port", str(free_port())],
+        cwd=tmp_path,
+        env=environment(**names),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "start: blocks.1.mlp.old_mlp.W_in of" in done.stderr
+    assert "holds NaN" in done.stderr
+    assert "serving" not in done.stderr
+    assert "Traceback" not in done.stderr

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from errors import InvalidInput
+from errors import InvalidInput, NotFinite
 from model_loader import get_model
 from tests.demo_worker import FORWARD, GRAPH, PROMPT, ask, demo_settings
 
@@ -187,7 +187,7 @@ def test_the_last_feature_of_many_is_checked_before_anything_runs(model_runs):
 
 
 def test_a_delta_beyond_the_number_range_is_refused(strongest):
-    with pytest.raises(InvalidInput, match="smaller deltas"):
+    with pytest.raises(NotFinite, match="range of float32; use smaller deltas"):
         steer([{**strongest, "steer_position": LAST, "delta": 1e300}])
 
 

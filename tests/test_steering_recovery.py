@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import steering
-from errors import Cancelled, DeadlineExceeded, InvalidInput
+from errors import Cancelled, DeadlineExceeded, NotFinite
 from steering import Intervention
 from tests.steering_cases import (
     ON_GENERATED_TOKENS,
@@ -110,7 +110,7 @@ FAILURES: list[tuple[Callable[[Any, list[Intervention]], None], type[Exception]]
     (fail_in_should_stop, Cancelled),
     (fail_with_the_pollers_error, DeadlineExceeded),
     (fail_in_on_token, Broken),
-    (fail_in_numbers, InvalidInput),
+    (fail_in_numbers, NotFinite),
 ]
 
 

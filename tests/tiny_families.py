@@ -271,6 +271,9 @@ PUBLISHED = {
         "gemma-scope-2-4b-it/transcoder_all/width_262k_l0_small_affine",
         _converted(),
     ),
+    "Gemma 3 12B": _gemma3_family(
+        "google/gemma-3-12b-pt", f"gemma-scope-2-12b-pt/{_SMALL_AFFINE}", _converted()
+    ),
     "Gemma 3 12B chat": _gemma3_family(
         "google/gemma-3-12b-it", f"gemma-scope-2-12b-it/{_SMALL_AFFINE}", _converted()
     ),

@@ -1,0 +1,277 @@
+"""A small graph and a steer of the loaded model, and their numbers computed a second way.
+
+Features' activations and the edges from the last layer into the logits follow from a few rows of
+the weights: they are recomputed in float32 on the CPU, whatever computed them first. How far both
+may be apart follows from the dtype that the model runs in. What a graph, a forward pass and a steer
+say of the same thing is compared as well. Peak memory is a small graph's.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder
+from torch import Tensor
+
+import attribution
+import steering
+from attribution.salient_logits import probabilities_of
+from steering import Intervention
+from steering.features import encoder_rows
+from steering.passes import Hook, Passes, passes_of
+
+logger = logging.getLogger(__name__)
+
+# In log-probability. Two runs differ by nothing, or by what a GPU's kernels do in another order:
+# the last bit of a logit of 32 to 64, in bfloat16, is 0.25.
+ROUNDING = 0.5
+
+_FEATURE_NODES = 64
+_STRONGEST = 4  # features of a layer that are looked at
+_DECODERS_AT_ONCE = 1024
+
+
+class InconsistentError(Exception):
+    """Two ways to compute one number disagree; the message says which."""
+
+
+@dataclass(frozen=True)
+class _Active:
+    """The active features of a graph: (n,) each, on the CPU."""
+
+    layer: Tensor
+    position: Tensor
+    index: Tensor
+    value: Tensor  # float32
+
+    @classmethod
+    def of(cls, graph: Any) -> "_Active":
+        layer, position, index = graph.active_features.cpu().T
+        return cls(layer, position, index, graph.activation_values.float().cpu())
+
+    def __getitem__(self, chosen: Tensor) -> "_Active":
+        parts = (self.layer, self.position, self.index, self.value)
+        return _Active(*(part[chosen] for part in parts))
+
+    def strongest_of(self, layer: int) -> "_Active":
+        mine = (self.layer == layer).nonzero().flatten()
+        return self[mine[self.value[mine].topk(min(_STRONGEST, len(mine))).indices]]
+
+    def names(self) -> list[tuple[int, int, int]]:
+        """(layer, position, index) of each."""
+        return [tuple(n) for n in torch.stack([self.layer, self.position, self.index], 1).tolist()]
+
+
+def run(model: Any, ids: Sequence[int]) -> None:
+    """Attribute and steer a prompt, and check the numbers.
+
+    A set of transcoders that explains nothing of the model is only warned of, in the log.
+
+    Raises:
+        InconsistentError: they disagree with each other or with float32.
+        errors.NotFinite: some overflow.
+    """
+    graph = attribution.attribute(torch.tensor(ids), model, max_feature_nodes=_FEATURE_NODES)
+    passes, active = passes_of(model), _Active.of(graph)
+    with torch.inference_mode():
+        read, written = _record(passes, ids)
+        _check_logits(graph, steering.next_token_logits(model, ids))
+        strongest = [active.strongest_of(layer) for layer in range(model.cfg.n_layers)]
+        for layer, features in enumerate(strongest):
+            steered = steering.feature_activations(model, ids, features.names())
+            _check_activations(passes, layer, features, read[layer], torch.tensor(steered))
+        _check_edges_into_logits(graph, active, model, ids)
+        _check_steer(model, ids, strongest)
+        _warn_of_a_set_that_explains_nothing(passes, active, read, written)
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    """How far a sum may be off, as a share of the sum of its terms' sizes.
+
+    The terms and the sum are rounded to the dtype, and added in float32.
+    """
+    return 4 * torch.finfo(dtype).eps + 64 * torch.finfo(torch.float32).eps
+
+
+def _probability_tolerance(dtype: torch.dtype) -> float:
+    """How much probability a pass in another batch may move.
+
+    Of bfloat16 a quarter, since the last bit of its logits, of 16 to 64, is 0.1 to 0.25.
+    """
+    return min(0.25, 4096 * torch.finfo(dtype).eps)
+
+
+def _record(passes: Passes, ids: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
+    """What the features of each layer read, and what they stand in for, (n_positions, d_model)."""
+    read: dict[int, Tensor] = {}
+    written: dict[int, Tensor] = {}
+
+    def keep(store: dict[int, Tensor], layer: int) -> Any:
+        def function(acts: Tensor) -> None:
+            store[layer] = acts[-1].clone()
+
+        return function
+
+    layers = range(passes.model.cfg.n_layers)
+    hooks = [Hook(layer, "feature input", keep(read, layer)) for layer in layers]
+    hooks += [Hook(layer, "feature output", keep(written, layer)) for layer in layers]
+    passes.read(torch.tensor([list(ids)], device=passes.model.cfg.device), hooks)
+    return [read[layer] for layer in layers], [written[layer] for layer in layers]
+
+
+def _check_logits(graph: Any, logits: Tensor) -> None:
+    tokens = torch.tensor([target.vocab_idx for target in graph.logit_targets])
+    change = float(
+        (graph.logit_probabilities.cpu() - probabilities_of(logits).cpu()[tokens]).abs().sum()
+    )
+    if not change <= _probability_tolerance(logits.dtype):
+        raise InconsistentError(
+            f"a graph and a forward pass differ by {change:.2g} in next-token probability"
+        )
+
+
+def _check_activations(
+    passes: Passes, layer: int, features: _Active, read: Tensor, steered: Tensor
+) -> None:
+    """A graph's activations are those that a steer reads, and that the encoder's rows give."""
+    transcoders = passes.transcoders
+    cross_layer = isinstance(transcoders, CrossLayerTranscoder)
+    b_enc = transcoders.b_enc[layer] if cross_layer else transcoders[layer].b_enc
+    rows = encoder_rows(transcoders, layer, features.index.to(read.device))
+    inputs = read.to(rows.dtype).cpu().float()[features.position]
+    terms, bias = inputs * rows.cpu().float(), b_enc.cpu().float()[features.index]
+    bound = _tolerance(rows.dtype) * (terms.abs().sum(1) + bias.abs())
+    for way, other in (("in float32", terms.sum(1) + bias), ("in a steer", steered)):
+        off = (features.value - other).abs()
+        if not (off <= bound).all():
+            raise InconsistentError(
+                f"features of layer {layer} have other activations in a graph than {way}: off by "
+                f"up to {float(off.max()):.2g}, where {float(bound.max()):.2g} would be rounding"
+            )
+
+
+def _check_edges_into_logits(graph: Any, active: _Active, model: Any, ids: Sequence[int]) -> None:
+    """From the last layer's features only the final norm lies between: each edge is one product.
+
+    On TransformerLens, and where no other norm lies behind what features write.
+    """
+    cfg = model.cfg
+    if model.backend == "nnsight" or (
+        cfg.use_normalization_before_and_after
+        and model.original_feature_output_hook != "hook_mlp_out"
+    ):
+        return
+    chosen = active[graph.selected_features.cpu()]
+    at_end = (chosen.layer == cfg.n_layers - 1) & (chosen.position == len(ids) - 1)
+    if not at_end.any():
+        return
+    features = chosen[at_end]
+    rows = model.transcoders._get_decoder_vectors(cfg.n_layers - 1, features.index)
+    written = rows.cpu().float().flatten(1) * features.value[:, None]  # (n, d_model)
+    towards = _logit_gradients(graph, model, ids)  # (n_logits, d_model)
+    expected, bound = towards @ written.T, towards.abs() @ written.abs().T
+    edges = graph.adjacency_matrix.cpu()[-len(towards) :, : len(at_end)][:, at_end]
+    off = (edges - expected).abs()
+    if not (off <= _tolerance(rows.dtype) * bound).all():
+        raise InconsistentError(
+            f"edges from the last layer's features into the logits are off by up to "
+            f"{float(off.max()):.2g} from float32"
+        )
+
+
+def _logit_gradients(graph: Any, model: Any, ids: Sequence[int]) -> Tensor:
+    """Gradients of a graph's logits, less the mean logit, before the final norm, in float32."""
+    scales: list[Tensor] = []
+    with model.hooks([("ln_final.hook_scale", lambda scale, hook: scales.append(scale))]):  # noqa: ARG005
+        model(torch.tensor([list(ids)], device=model.cfg.device))
+    W_U = model.unembed.W_U
+    tokens = torch.tensor([target.vocab_idx for target in graph.logit_targets])
+    mean = W_U.mean(-1, dtype=torch.float32).cpu()
+    gradients = W_U[:, tokens.to(W_U.device)].cpu().float().T - mean
+    norm = model.ln_final
+    if hasattr(norm, "w"):
+        gradients = gradients * norm.w.cpu().float()
+    if type(norm).__name__.startswith("LayerNorm"):
+        gradients = gradients - gradients.mean(-1, keepdim=True)
+    return gradients / scales[-1][0, -1].cpu().float()
+
+
+def _check_steer(model: Any, ids: Sequence[int], strongest: Sequence[_Active]) -> None:
+    """Features held at their own activations change nothing; ablated, they leave finite numbers."""
+    features = [
+        (name, value)
+        for layer in strongest
+        for name, value in zip(layer.names(), layer.value.tolist(), strict=True)
+    ]
+    own = [Intervention(layer, index, at, value) for (layer, at, index), value in features]
+    options: steering.Options = {
+        "n_tokens": 1,
+        "top_k": model.cfg.d_vocab,
+        "temperature": 0,
+        "freq_penalty": 0,
+        "seed": None,
+        "freeze_attention": False,
+    }
+    default, held = steering.generate_both(model, ids, own, **options)
+    first = [torch.zeros(model.cfg.d_vocab) for _ in range(2)]
+    for side, generation in zip(first, (default, held), strict=True):
+        side[generation.top_ids[0]] = generation.top_probs[0]
+    change = float((first[1] - first[0]).abs().sum() / 2)
+    if not change <= _probability_tolerance(model.cfg.dtype):
+        raise InconsistentError(
+            f"features set to the activations that they have move {change:.2g} of the next token's "
+            "probability"
+        )
+    ablated = [Intervention(layer, index, at, 0.0) for (layer, at, index), _ in features]
+    # One that decodes too: what is set on the tokens that are generated.
+    ablated += [Intervention(layer, 0, None, 0.0) for layer in range(model.cfg.n_layers)]
+    steering.generate(model, ids, ablated, **options)
+
+
+def _warn_of_a_set_that_explains_nothing(
+    passes: Passes,
+    active: _Active,
+    read: Sequence[Tensor],
+    written: Sequence[Tensor],
+) -> None:
+    """Warn where the transcoders' error is larger than what they stand in for, in most layers."""
+    spoken = torch.ones(len(read[0]), dtype=torch.bool)
+    spoken[passes.model.zero_positions] = False
+    replaced = _reconstruction(passes, active, read)
+    shares = [
+        float((output.float() - sums)[spoken].norm() / output.float()[spoken].norm())
+        for output, sums in zip(written, replaced, strict=True)
+    ]
+    logger.debug("the transcoders' error is %s of what they stand in for, by layer", shares)
+    usual = float(torch.tensor(shares).median())
+    if usual > 1:
+        logger.warning(
+            "in most layers the transcoders' error is larger than what they stand in for (%.3g "
+            "times): they may be those of another model, or their activation function another one; "
+            "see MODEL_ID and TRANSCODER_SET",
+            usual,
+        )
+
+
+def _reconstruction(passes: Passes, active: _Active, read: Sequence[Tensor]) -> list[Tensor]:
+    """What the transcoders write in each layer, (n_positions, d_model) float32."""
+    transcoders = passes.transcoders
+    cross_layer = isinstance(transcoders, CrossLayerTranscoder)
+    sums: list[Tensor] = []
+    for layer, inputs in enumerate(read):
+        b_dec = transcoders.b_dec[layer] if cross_layer else transcoders[layer].b_dec
+        sums.append(b_dec.float().expand(inputs.shape).clone())
+        if transcoders.skip_connection:
+            sums[-1] += transcoders.compute_skip(layer, inputs.to(b_dec.dtype)).float()
+    positions = torch.arange(len(read[0]))
+    for layer in range(len(read)):
+        for part in (active.layer == layer).nonzero().flatten().split(_DECODERS_AT_ONCE):
+            features = active[part]
+            at = torch.where(positions[:, None] == features.position, features.value, 0.0)
+            at = at.to(read[0].device)
+            rows = transcoders._get_decoder_vectors(layer, features.index)
+            for i, vectors in enumerate(rows.flatten(1).split(read[0].shape[1], 1)):
+                sums[layer + i] += at @ vectors.float()
+    return sums
