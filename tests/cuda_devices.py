@@ -39,12 +39,6 @@ def cuda_device(kind: str) -> Iterator[EmulatedCuda | None]:
         torch.use_deterministic_algorithms(False)
 
 
-def any_order(device: EmulatedCuda | None) -> None:
-    """Allow the emulated device what isn't deterministic: steering still has an `index_add_`."""
-    if device is not None:
-        device.deterministic = False
-
-
 def on_cuda(model: Any) -> Any:
     """A TransformerLens model, moved to the device."""
     return model.to("cuda", print_details=False)

@@ -15,7 +15,7 @@ import steering
 from attribution import expansion
 from benchmarks.precision import agreement, in_float32
 from steering import Intervention
-from tests.cuda_devices import DEVICES, any_order, cuda_device, emulated_only, on_cuda
+from tests.cuda_devices import DEVICES, cuda_device, emulated_only, on_cuda
 from tests.tiny_models import (
     ARCHITECTURES,
     CROSS_LAYER,
@@ -129,7 +129,6 @@ def test_graphs_are_the_cpus_in_float32_and_as_near_the_truth_in_16_bits(case, b
 
 
 def test_steering_reading_and_predicting_give_the_cpus_numbers(case, build, cuda):
-    any_order(cuda)
     dtype = case[-1]
     features = [(0, 3, 5), (1, 4, 17), (2, 5, 40), (1, 0, 3)]
     interventions = [
@@ -195,7 +194,6 @@ def test_in_16_bits_graphs_are_as_near_the_truth_as_the_librarys_on_a_cpu(cuda):
 
 @emulated_only
 def test_sampling_with_a_seed_draws_the_same_tokens(cuda):
-    any_order(cuda)
     options = {"n_tokens": 12, "top_k": 3, "freeze_attention": False, "temperature": 1.3}
 
     def sample(model):

@@ -21,7 +21,7 @@ from errors import OutOfMemory
 from graph_cache import GraphCache
 from settings import Settings
 from tests.chat_messages import user
-from tests.cuda_devices import DEVICES, any_order, cuda_device, emulated_only
+from tests.cuda_devices import DEVICES, cuda_device, emulated_only
 from tests.demo_worker import FORWARD, GRAPH, PARSE, PROMPT, ask, demo_settings
 from tests.tiny_families import FAMILIES, write_family
 
@@ -46,7 +46,6 @@ CLOSE = {"float32": 1e-4, "bfloat16": 0.06, "float16": 0.02}
 @pytest.fixture(params=DEVICES)
 def cuda(request):
     with cuda_device(request.param) as device:
-        any_order(device)
         yield device
 
 

@@ -24,7 +24,7 @@ def test_a_graphs_stages_have_all_its_counts_and_the_same_each_time():
 
 
 def test_a_steers_stages_have_all_its_counts():
-    with emulated_cuda(deterministic=False) as cuda:
+    with emulated_cuda() as cuda:
         model, tokens, _ = build("R0", device="cuda")
         with cuda.counts.during() as all_of_it:
             stages = steer_counts(cuda, model, tokens, n_tokens=3)
