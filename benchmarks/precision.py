@@ -34,7 +34,7 @@ class Agreement(NamedTuple):
     error: float  # of shared edges: 0 where they are the same
 
 
-Build = Callable[[torch.dtype], Any]  # a dtype to a replacement model, always of one shape
+Build = Callable[..., Any]  # a dtype to a replacement model, always of one shape
 
 
 def in_float32(model: Any, build: Build) -> Any:
@@ -102,54 +102,89 @@ def _mean(agreements: Iterable[Agreement]) -> Agreement:
     return Agreement(mean(jaccards), mean(errors))
 
 
-def _shown(agreement: Agreement | None) -> tuple[str, str]:
-    return ("none", "none") if agreement is None else (f"{agreement[0]:.3f}", f"{agreement[1]:.2%}")
+class Kind(NamedTuple):
+    """A row of the table: models that differ in where features read and write alone."""
+
+    architecture: str
+    dictionary: str
+    skip: bool
+    hooks: tuple[str, ...]  # where they read and write
+
+
+def kinds() -> list[Kind]:
+    """Every architecture with every dictionary, wherever circuit-tracer serves it.
+
+    It mixes dtypes where cross-layer features or skip connections read behind a norm; of these only
+    the first are served here too, in rows of their own.
+    """
+    from tests.tiny_models import ARCHITECTURES, CROSS_LAYER, HOOKS, PER_LAYER
+
+    found = []
+    for architecture in ARCHITECTURES:
+        if architecture == "parallel":  # no sum behind attention, and one hook point before both
+            found += [Kind(architecture, d, False, ("gemma scope",)) for d in PER_LAYER]
+            continue
+        everywhere, elsewhere = tuple(HOOKS), ("residual", "mlp")
+        found += [Kind(architecture, d, False, everywhere) for d in PER_LAYER]
+        found += [Kind(architecture, d, False, elsewhere) for d in CROSS_LAYER]
+        found += [Kind(architecture, d, True, elsewhere) for d in ("relu", "cross_layer_relu")]
+        found.append(Kind(architecture, "cross_layer_jump_relu", False, ("gemma scope",)))
+    return found
+
+
+def measured(
+    kind: Kind, dtype: torch.dtype, prompts: Sequence[torch.Tensor]
+) -> tuple[Agreement, Agreement | None]:
+    """Ours and the library's mean agreement with the truth."""
+    from tests.tiny_models import tiny_model
+
+    ours, library = [], []
+    for hooks in kind.hooks:
+        build = partial(_tiny, tiny_model, kind, hooks)
+        mine, theirs = compare(
+            build, dtype, prompts, max_feature_nodes=FEATURE_NODES, batch_size=16
+        )
+        ours.append(mine)
+        library.append(theirs)
+    known = [agreement for agreement in library if agreement is not None]
+    return _mean(ours), _mean(known) if len(known) == len(library) else None
+
+
+def _tiny(tiny_model: Build, kind: Kind, hooks: str, dtype: torch.dtype) -> Any:
+    return tiny_model(kind.architecture, kind.dictionary, hooks, skip=kind.skip, dtype=dtype)
 
 
 def _print_row(*cells: str) -> None:
     print("|", " | ".join(cells), "|", flush=True)
 
 
-def main() -> None:
-    from tests.tiny_models import (
-        ARCHITECTURES,
-        CROSS_LAYER,
-        HOOKS,
-        PER_LAYER,
-        prompt_tokens,
-        tiny_model,
-    )
+def _shown(agreement: Agreement | None) -> tuple[str, str]:
+    return ("none", "none") if agreement is None else (f"{agreement[0]:.3f}", f"{agreement[1]:.2%}")
 
-    def _tiny(
-        architecture: str, dictionary: str, hooks: str, skip: bool, dtype: torch.dtype
-    ) -> Any:
-        return tiny_model(architecture, dictionary, hooks, skip=skip, dtype=dtype)
+
+def main() -> None:
+    from tests.tiny_models import prompt_tokens
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--prompts", type=int, default=6)
+    parser.add_argument("--prompts", type=int, default=4)
     n_prompts = parser.parse_args().prompts
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     prompts = [prompt_tokens(10, seed) for seed in range(n_prompts)]
-    columns = ("architecture", "features", "read and write at", "dtype")
-    _print_row(*columns, "Jaccard", "library", "error", "library")
-    _print_row(*["---"] * 8)
-    # Where features read the sum behind attention, a parallel block has no such sum.
-    places = {a: list(HOOKS) if a != "parallel" else ["gemma scope"] for a in ARCHITECTURES}
-    cases = [(a, "jump_relu", hooks, False) for a in ARCHITECTURES for hooks in places[a]]
-    cases += [("gemma2", d, "gemma scope", False) for d in (*PER_LAYER, *CROSS_LAYER)]
-    cases += [("llama", d, "residual", True) for d in (*PER_LAYER, *CROSS_LAYER)]
-    for architecture, dictionary, hooks, skip in cases:
-        for name, dtype in DTYPES.items():
-            build = partial(_tiny, architecture, dictionary, hooks, skip)
-            ours, library = compare(
-                build, dtype, prompts, max_feature_nodes=FEATURE_NODES, batch_size=16
-            )
-            features = dictionary.replace("_", " ") + (", skip" if skip else "")
-            jaccards, errors = zip(_shown(ours), _shown(library), strict=True)
-            _print_row(architecture, features, hooks, name, *jaccards, *errors)
+    columns = ("Jaccard", "library", "error", "library")
+    _print_row("architecture", "features", *(f"{name}: {c}" for name in DTYPES for c in columns))
+    _print_row(*["---"] * 10)
+    for kind in kinds():
+        features = kind.dictionary.replace("_", " ") + (", skip" if kind.skip else "")
+        if kind.hooks == ("gemma scope",) and kind.architecture != "parallel":
+            features += ", behind a norm"
+        cells: list[str] = []
+        for dtype in DTYPES.values():
+            jaccards, errors = zip(*map(_shown, measured(kind, dtype, prompts)), strict=True)
+            cells += [*jaccards, *errors]
+        _print_row(kind.architecture, features, *cells)
 
 
 if __name__ == "__main__":
