@@ -7,7 +7,8 @@ Random weights of SmolLM-135M's shape with a transcoder in each layer, in files;
 Each graph is `python handler.py`'s, as `make run` starts it, in a process of its own, and its time
 the one that the worker says the job took. The neighbours are a busy loop for each core. "As torch
 has them" is the worker that leaves OpenMP's variables alone: a thread for each core of the machine,
-which spins for milliseconds before it sleeps.
+which spins for milliseconds before it sleeps. Beside them what else the environment could say: to
+spin for some 10 microseconds, and to compute in one thread.
 """
 
 import argparse
@@ -46,11 +47,21 @@ N_FEATURES, THRESHOLD = 2304, 2.5  # some 15 active features a token and layer
 PROMPT = "Michael Jordan joue au basket et Zidane joue au football"
 JOB = {"input": {"action": "generate-graph", "prompt": PROMPT, "max_feature_nodes": 1000}}
 # What may be set around the benchmark and would decide instead.
-VARIABLES = ("CPU_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY")
+VARIABLES = (
+    "CPU_THREADS",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT",
+)
 BEFORE = "import cpu_threads, handler; cpu_threads.set_threads = lambda _: None; handler.main()"
-PROGRAMS = {
-    "as torch has them": ["-c", BEFORE],
-    "as the worker has them": [str(ROOT / "handler.py")],
+HANDLER = [str(ROOT / "handler.py")]
+# How threads are set: a program, and variables beside.
+WAYS: dict[str, tuple[list[str], dict[str, str]]] = {
+    "as torch has them": (["-c", BEFORE], {}),
+    "as the worker has them": (HANDLER, {}),
+    "a short spin": (HANDLER, {"GOMP_SPINCOUNT": "1000"}),
+    "one thread": (HANDLER, {"CPU_THREADS": "1"}),
 }
 
 
@@ -79,7 +90,7 @@ def write(directory: Path) -> None:
     (transcoders / "config.yaml").write_text(demo_config.read_text())
 
 
-def graph(program: list[str], weights: Path) -> tuple[float, str]:
+def graph(program: list[str], variables: dict[str, str], weights: Path) -> tuple[float, str]:
     """The seconds that a worker takes for the graph, and what it says of its threads."""
     environment = {n: v for n, v in os.environ.items() if n not in VARIABLES}
     environment |= {
@@ -87,6 +98,7 @@ def graph(program: list[str], weights: Path) -> tuple[float, str]:
         "TRANSCODER_SET": str(weights / "transcoders"),
         "DEVICE": "cpu",
         "PYTHONPATH": str(ROOT),
+        **variables,
     }
     with tempfile.TemporaryDirectory() as directory:
         done = subprocess.run(
@@ -129,14 +141,14 @@ def main() -> None:
         write(Path(directory))
         for _ in range(arguments.rounds):
             for busy in (False, True):
-                for name, program in PROGRAMS.items():
+                for name, (program, variables) in WAYS.items():
                     with neighbours(n_cores if busy else 0):
-                        seconds, threads[name] = graph(program, Path(directory))
+                        seconds, threads[name] = graph(program, variables, Path(directory))
                     times.setdefault((name, busy), []).append(seconds)
     print(f"{n_cores} cores, {n_cores} busy loops, medians of {arguments.rounds}\n")
     print("| threads | the log says | alone | beside busy loops | ratio |")
     print("| --- | --- | --- | --- | --- |")
-    for name in PROGRAMS:
+    for name in WAYS:
         alone, beside = median(times[name, False]), median(times[name, True])
         cells = f"{alone:.2f} s | {beside:.2f} s | {beside / alone:.2f}"
         print(f"| {name} | {threads[name]} | {cells} |")
