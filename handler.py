@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from pydantic import BaseModel
 
+import cpu_threads
 import logs
 from errors import DeviceBroken, Internal, OutputTooLarge, WorkerError
 from loading.lean_imports import lean_imports
@@ -127,6 +128,7 @@ def main() -> None:
     except SettingsError as error:
         raise SystemExit(f"settings: {error}") from None
     logs.set_up(settings.log_level, as_json=settings.runpod_webhook_get_job is not None)
+    cpu_threads.set_threads(settings)
     from model_loader import ModelLoadError, get_model, import_libraries, read_weights_ahead
 
     started = time.perf_counter()

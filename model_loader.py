@@ -34,7 +34,7 @@ from loading.read_ahead import read_ahead
 from loading.references import WeightsError
 from loading.registry import REGISTRY
 from loading.sources import find, locate, places_of
-from settings import Settings, SettingsError, read_settings
+from settings import Settings, SettingsError, how_threads_wait, read_settings
 from token_text import TokenText
 
 if TYPE_CHECKING:
@@ -218,7 +218,14 @@ def import_libraries(settings: Settings) -> None:
     lean = entry_for(settings).engine == "transformerlens"
     engine = ["loading.transformerlens_engine"] if lean else []
     import_lean("actions", "loading.build", *engine)
-    logger.info("imported the libraries in %.1f s", time.perf_counter() - started)
+    import torch
+
+    logger.info(
+        "imported the libraries in %.1f s; CPU threads: %d, %s",
+        time.perf_counter() - started,
+        torch.get_num_threads(),
+        how_threads_wait(),
+    )
 
 
 def read_weights_ahead(settings: Settings) -> None:

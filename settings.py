@@ -11,6 +11,10 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+# Any of them decides how OpenMP's threads wait: the standard's, GNU's (which torch's wheels for
+# Linux bring along) and LLVM's.
+_WAITING_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
 
 class SettingsError(Exception):
     """A variable has a value that can't be used. The message names it and says what would do."""
@@ -39,6 +43,12 @@ class Settings(BaseSettings):
     )
     model_engine: Literal["transformerlens", "nnsight"] | None = Field(
         None, description="`transformerlens` or `nnsight`; unset: the model's own"
+    )
+    cpu_threads: int | None = Field(
+        None,
+        ge=1,
+        description="threads that compute on the CPU; unset: what the container may use; "
+        "`OMP_NUM_THREADS` wins",
     )
     lazy_encoder: bool | None = Field(
         None, description="leave encoder weights on disk until read; unset: the model's own"
@@ -131,6 +141,21 @@ class Settings(BaseSettings):
         """
         os.environ["HF_HOME"] = self.hf_home
 
+    def export_thread_variables(self, available: int | None) -> None:
+        """Tell OpenMP, which computes for torch, how many threads there are and how they wait.
+
+        What the environment says already stays. Has to come before torch's first import: OpenMP
+        reads the environment once.
+
+        Args:
+            available: how many threads there are if CPU_THREADS is unset; None leaves it to torch.
+        """
+        threads = self.cpu_threads or available
+        if threads is not None and not os.environ.get("OMP_NUM_THREADS"):
+            os.environ["OMP_NUM_THREADS"] = str(threads)  # numpy's and pyarrow's as well
+        if not any(os.environ.get(name) for name in _WAITING_VARIABLES):
+            os.environ["OMP_WAIT_POLICY"] = "passive"
+
     @field_validator("log_level", mode="before")
     @classmethod
     def _upper(cls, value: object) -> object:
@@ -170,6 +195,13 @@ def read_settings(**overrides: str) -> Settings:
 def get_settings() -> Settings:
     """The process's settings."""
     return read_settings()
+
+
+def how_threads_wait() -> str:
+    """The variables that tell OpenMP how threads wait for each other, as they are now."""
+    said = {name: os.environ.get(name) for name in _WAITING_VARIABLES}
+    shown = ", ".join(f"{name}={value}" for name, value in said.items() if value)
+    return shown or "waiting as is OpenMP's default"
 
 
 def _explain(detail: object) -> str:

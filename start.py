@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+import cpu_threads
 import logs
 from http_api import create_app
 from settings import Settings, SettingsError, read_settings
@@ -52,6 +53,7 @@ def main() -> None:
     except SettingsError as error:
         raise SystemExit(f"settings: {error}") from None
     logs.set_up(settings.log_level, as_json=False)
+    cpu_threads.set_threads(settings)
     import fitness
     from model_loader import ModelLoadError, get_model, import_libraries, read_weights_ahead
 
