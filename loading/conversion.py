@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import IO
 from uuid import uuid4
 
-from loading import converted, layouts, published, safetensors_files
-from loading.published import ConvertedFile
+from loading import converted, layouts, safetensors_files
+from loading.conversion_plan import ConvertedFile, plan
+from loading.inspection import can_be_lazy
 from loading.read_ahead import read_ahead
 from loading.references import WeightsError
 from loading.room import free_bytes, gigabytes
@@ -49,7 +50,7 @@ def prepared(files: TranscoderFiles, places: Places, *, lazy: bool) -> Transcode
         WeightsError: a file is damaged.
     """
     copy = converted.find(files, places)
-    if copy is None and lazy and published.needs_conversion(files):
+    if copy is None and lazy and not can_be_lazy(files):
         try:
             copy = convert(files, places, margin=MARGIN)
         except NoPlaceError as error:
@@ -70,7 +71,7 @@ def convert(files: TranscoderFiles, places: Places, *, margin: int = 0) -> Trans
         NoPlaceError: the volume has too little room, or can't be written.
         WeightsError: a file of the set is damaged, or isn't in its layout.
     """
-    if not published.needs_conversion(files):
+    if can_be_lazy(files):
         return files
     copy = converted.find(files, places)
     if copy is not None:
@@ -87,7 +88,7 @@ def convert(files: TranscoderFiles, places: Places, *, margin: int = 0) -> Trans
 def _write_all(files: TranscoderFiles, directory: Path, margin: int) -> None:
     name = directory.name
     started = time.perf_counter()
-    planned = published.plan(files)
+    planned = plan(files)
     left = [file for file in planned if not _is_there(directory, file)]
     needed = sum(file.n_bytes for file in left)
     _check_room(name, needed, directory, margin)
@@ -116,8 +117,8 @@ def _is_there(directory: Path, file: ConvertedFile) -> bool:
     return safetensors_files.holds(directory / file.name, file.tensors)
 
 
-def _tensors_of(planned: ConvertedFile) -> Callable[[IO[bytes]], object]:
-    return lambda file: safetensors_files.write(file, planned.tensors, planned.pieces)
+def _tensors_of(made: ConvertedFile) -> Callable[[IO[bytes]], object]:
+    return lambda file: safetensors_files.write(file, made.tensors, made.pieces)
 
 
 def _check_room(name: str, needed: int, directory: Path, margin: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from loading import layouts
-from loading.published import layers_of, needs_conversion
+from loading.inspection import can_be_lazy
 from loading.sources import Cache, Places, TranscoderFiles
 
 # Of what is in a copy; another one makes the copies of before unknown.
@@ -49,9 +49,9 @@ def find(files: TranscoderFiles, places: Places) -> TranscoderFiles | None:
 
     Its hooks and its scan are those of the set as it was found.
     """
-    if not needs_conversion(files):
+    if can_be_lazy(files):
         return None
-    n_layers = len(layers_of(files))
+    n_layers = len(files.layers)
     for cache in places.caches:
         directory = _directory(cache, files)
         if directory.is_dir() and not layouts.missing_transcoders(directory, n_layers):
@@ -70,7 +70,7 @@ def configuration(files: TranscoderFiles) -> str:
     else:
         source |= {"repository": origin.repository, "revision": origin.commit}
         source |= {"folder": origin.path} if origin.path else {}
-    source["files"] = [str(_origin(path) or path.resolve()) for path in layers_of(files)]
+    source["files"] = [str(_origin(path) or path.resolve()) for path in files.layers]
     return yaml.safe_dump(settings | {"source": source}, sort_keys=False)
 
 
@@ -80,7 +80,7 @@ def _directory(cache: Cache, files: TranscoderFiles) -> Path:
 
 def _name(files: TranscoderFiles) -> str:
     """`owner--name--folder@commit-digest`, or `name@digest` of a local directory."""
-    identities = [_identity(path) for path in layers_of(files)]
+    identities = [_identity(path) for path in files.layers]
     digest = hashlib.sha256(json.dumps([FORMAT, files.kind, identities]).encode()).hexdigest()
     origin = _origin(files.folder)
     if origin is None:
@@ -109,7 +109,7 @@ def _origin(path: Path) -> Origin | None:
 
 
 def _copy(files: TranscoderFiles, directory: Path, label: str) -> TranscoderFiles:
-    layers = [directory / f"layer_{layer}.safetensors" for layer in range(len(layers_of(files)))]
+    layers = [directory / f"layer_{layer}.safetensors" for layer in range(len(files.layers))]
     return replace(
         files,
         config=replace(files.config, listed=None),

@@ -1,4 +1,4 @@
-"""What the files of a set hold, told by their headers: sizes, activation, and what is amiss.
+"""What the files of a set hold, told by their headers: layout, sizes, activation, what is amiss.
 
 Nothing else is read, so a set that can't be served is refused before gigabytes are loaded.
 Importing this module imports no torch.
@@ -11,17 +11,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import safe_open
+
 from loading import layouts
 from loading.layouts import Activation
 from loading.references import WeightsError
+from loading.safetensors_files import Spec
 from loading.sources import TranscoderFiles, Weights
-from loading.tensor_headers import Shape, shapes_in
-from loading.tensor_layouts import OPTIONAL, REQUIRED, TensorLayout, layout_of
+from loading.tensor_files import tensors_in
+from loading.tensor_layouts import OPTIONAL, REQUIRED, TensorLayout, file_of, layout_of
 
 logger = logging.getLogger(__name__)
 
 # What circuit-tracer takes where a TopK set names none: facebook/crv-8b-instruct-transcoders.
 DEFAULT_K = 128
+
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -31,16 +36,16 @@ class Layer:
     layout: TensorLayout
     files: Mapping[str, Path]  # where each tensor is
     stored: Mapping[str, str]  # its name there
-    shapes: Mapping[str, Shape]  # as stored
+    specs: Mapping[str, Spec]  # as stored
 
     def shape(self, name: str) -> Shape:
         """The shape once read."""
-        shape = self.shapes[name]
+        shape = self.specs[name].shape
         return shape[::-1] if name in self.layout.transposed else shape
 
     def named(self, name: str) -> str:
         """A tensor for messages."""
-        return f"{self.files[name]} has {self.stored[name]} of {_sides(self.shapes[name])}"
+        return f"{self.files[name]} has {self.stored[name]} of {_sides(self.specs[name].shape)}"
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Contents:
     @property
     def skip(self) -> bool:
         """Whether there are skip connections."""
-        return "W_skip" in self.layers[0].shapes
+        return "W_skip" in self.layers[0].specs
 
 
 def inspect(files: TranscoderFiles) -> Contents:
@@ -83,6 +88,18 @@ def inspect(files: TranscoderFiles) -> Contents:
     activation = _activation(files, first)
     k = _k(files, layers, n_features) if activation == "topk" else None
     return Contents(layers, d_model, n_features, activation, k)
+
+
+def can_be_lazy(files: TranscoderFiles) -> bool:
+    """Whether circuit-tracer can leave a set on the disk in the layout that it has.
+
+    Raises:
+        WeightsError: a file can't be read.
+    """
+    return all(
+        layout_of(files.kind, path, () if path.suffix == ".npz" else tensors_in(path)).can_be_lazy
+        for path in files.layers
+    )
 
 
 def check_fits(weights: Weights) -> None:
@@ -111,7 +128,7 @@ def _files_of_layers(files: TranscoderFiles) -> list[tuple[Path, ...]]:
 
 
 def _layer(files: TranscoderFiles, number: int, paths: tuple[Path, ...]) -> Layer:
-    held = {name: (path, shape) for path in paths for name, shape in shapes_in(path).items()}
+    held = {name: (path, spec) for path in paths for name, spec in tensors_in(path).items()}
     layout = layout_of(files.kind, paths[0], held)
     names = layout.names(number)
     for name, (path, _) in held.items():
@@ -122,8 +139,7 @@ def _layer(files: TranscoderFiles, number: int, paths: tuple[Path, ...]) -> Laye
             )
     for name in REQUIRED:
         if names[name] not in held:
-            path = paths[-1] if name == "W_dec" else paths[0]
-            raise WeightsError(f"{path} lacks {names[name]}: replace it")
+            raise WeightsError(f"{file_of(name, paths)} lacks {names[name]}: replace it")
     there = {name: stored for name, stored in names.items() if stored in held}
     return Layer(
         layout,
@@ -136,7 +152,7 @@ def _layer(files: TranscoderFiles, number: int, paths: tuple[Path, ...]) -> Laye
 def _check_alike(layers: tuple[Layer, ...]) -> None:
     """A threshold, a skip connection and a k are in all layers or in none."""
     for name in OPTIONAL:
-        having = [number for number, layer in enumerate(layers) if name in layer.shapes]
+        having = [number for number, layer in enumerate(layers) if name in layer.specs]
         for number, layer in enumerate(layers):
             if having and number not in having:
                 other = layers[having[0]]
@@ -164,7 +180,7 @@ def _check_shapes(
     if files.kind == "cross_layer_transcoder":
         written = n_layers if layer.layout.all_decoders else n_layers - number
         expected["W_dec"] = ((n_features, written, d_model),)
-    for name in layer.shapes:
+    for name in layer.specs:
         if layer.shape(name) not in expected[name]:
             wanted = expected[name][0]
             stored = wanted[::-1] if name in layer.layout.transposed else wanted
@@ -180,7 +196,7 @@ def _activation(files: TranscoderFiles, first: Layer) -> Activation:
     Raises:
         WeightsError: one contradicts the other.
     """
-    has_threshold, has_k = "threshold" in first.shapes, "k" in first.shapes
+    has_threshold, has_k = "threshold" in first.specs, "k" in first.specs
     named, file = files.config.activation, files.folder / layouts.CONFIG
     activation: Activation = named or (
         "topk" if has_k else "jump_relu" if has_threshold else "relu"
@@ -207,7 +223,7 @@ def _k(files: TranscoderFiles, layers: tuple[Layer, ...], n_features: int) -> in
     """How many features TopK keeps: the configuration's, the files', or circuit-tracer's."""
     file = files.folder / layouts.CONFIG
     said = {} if files.config.k is None else {file: files.config.k}
-    said |= {layer.files["k"]: _held_k(layer) for layer in layers if "k" in layer.shapes}
+    said |= {layer.files["k"]: _held_k(layer) for layer in layers if "k" in layer.specs}
     if not said:
         logger.info("%s names no k: %d, as circuit-tracer takes it", file, DEFAULT_K)
         said = {file: DEFAULT_K}
@@ -226,8 +242,6 @@ def _k(files: TranscoderFiles, layers: tuple[Layer, ...], n_features: int) -> in
 
 
 def _held_k(layer: Layer) -> int:
-    from safetensors import safe_open
-
     with safe_open(layer.files["k"], framework="np") as opened:
         return int(opened.get_tensor(layer.stored["k"]).reshape(()))
 

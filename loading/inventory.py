@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from loading import conversion, converted, layouts, published, sources
+from loading import conversion, converted, layouts, sources
 from loading.entry import ModelEntry
 from loading.footprint import device_bytes, disk_bytes
+from loading.inspection import can_be_lazy
 from loading.references import WeightsError
 from loading.sources import Places, TranscoderFiles
 
@@ -83,7 +84,7 @@ def _conversion(entry: ModelEntry, files: TranscoderFiles, places: Places) -> st
         if converted.find(files, places) is not None:
             return ", converted"
         lazy = entry.lazy_encoder or entry.lazy_decoder
-        return ", not yet converted" if lazy and published.needs_conversion(files) else ""
+        return ", not yet converted" if lazy and not can_be_lazy(files) else ""
     except WeightsError:
         return ""  # a damaged file; whoever loads it is told
 

@@ -25,7 +25,7 @@ _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _SMALL = re.compile(r"[^/]+\.(json|jinja|txt|model)")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 # The files of a layer, by kind of transcoder.
-_LAYER_FILES = {
+LAYER_FILES = {
     "transcoder_set": ("layer_{}.safetensors",),
     "cross_layer_transcoder": ("W_enc_{}.safetensors", "W_dec_{}.safetensors"),
 }
@@ -170,9 +170,9 @@ def read_transcoder_config(folder: Path) -> TranscoderConfig:
         if not isinstance(config.get(key), str):
             raise WeightsError(f"{file} has no {key!r}: add it, as circuit-tracer's sets have it")
     kind: Any = config["model_kind"]
-    if kind not in _LAYER_FILES:
+    if kind not in LAYER_FILES:
         raise WeightsError(
-            f"{file}: model_kind {kind!r} is not served; one of {', '.join(_LAYER_FILES)} is"
+            f"{file}: model_kind {kind!r} is not served; one of {', '.join(LAYER_FILES)} is"
         )
     for key in config.keys() - _READ - _DESCRIBING:
         raise WeightsError(
@@ -254,11 +254,11 @@ def missing_transcoders(folder: Path, layers: int | None) -> list[str]:
 
 
 def _expected(kind: Kind, count: int) -> list[str]:
-    return [name.format(layer) for layer in range(count) for name in _LAYER_FILES[kind]]
+    return [name.format(layer) for layer in range(count) for name in LAYER_FILES[kind]]
 
 
 def _count(names: set[str], kind: Kind) -> int:
     """One more than the highest layer that has a file."""
-    pattern = re.compile(_LAYER_FILES[kind][0].format(r"(\d+)"))
+    pattern = re.compile(LAYER_FILES[kind][0].format(r"(\d+)"))
     found = (pattern.fullmatch(name) for name in names)
     return max((int(match[1]) + 1 for match in found if match), default=0)

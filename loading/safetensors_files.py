@@ -16,6 +16,7 @@ from typing import IO, Any, NamedTuple
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 # Where the data begins, so that it can be mapped into memory as numbers.
 _ALIGNMENT = 8
+_MAX_HEADER_BYTES = 100_000_000  # the format's own bound
 
 
 class Spec(NamedTuple):
@@ -47,7 +48,7 @@ def read_header(path: Path) -> dict[str, Stored]:
     size = path.stat().st_size
     with path.open("rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
-        if not 0 < header_size < size:
+        if not 0 < header_size < size or header_size > _MAX_HEADER_BYTES:
             raise ValueError("no safetensors header")
         header = json.loads(file.read(header_size))
     start = 8 + header_size

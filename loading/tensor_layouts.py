@@ -1,12 +1,15 @@
-"""Under which names published sets keep the tensors of a layer, beside circuit-tracer's own."""
+"""The layouts of transcoders: under which names, and how, files hold the tensors of a layer."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from loading.layouts import Kind
+
+_File = TypeVar("_File")
 
 # What every layer has, and what some have: a k is that of TopK.
 REQUIRED = ("W_enc", "W_dec", "b_enc", "b_dec")
@@ -36,10 +39,14 @@ _SAME = {name: name for name in (*REQUIRED, "W_skip", "k")}
 CIRCUIT_TRACER = TensorLayout(
     {**_SAME, "threshold": "activation_function.threshold"}, can_be_lazy=True
 )
-# circuit-tracer has no place for a skip connection in this one.
+# circuit-tracer has no place for a skip connection in this one; the worker gives it one.
 CIRCUIT_TRACER_CROSS_LAYER = TensorLayout(
     {name: f"{name}_{{}}" for name in (*REQUIRED, "threshold", "W_skip")}, can_be_lazy=True
 )
+CIRCUIT_TRACERS_OWN: dict[Kind, TensorLayout] = {
+    "transcoder_set": CIRCUIT_TRACER,
+    "cross_layer_transcoder": CIRCUIT_TRACER_CROSS_LAYER,
+}
 GEMMA_SCOPE = TensorLayout({name: name for name in (*REQUIRED, "threshold")}, transposed=("W_enc",))
 _GEMMA_SCOPE_2 = {
     "W_enc": "w_enc",
@@ -57,6 +64,11 @@ def layout_of(kind: Kind, file: Path, names: Collection[str]) -> TensorLayout:
     """The format of a layer, by its file and the names of its tensors."""
     if file.suffix == ".npz":
         return GEMMA_SCOPE
-    if kind == "cross_layer_transcoder":
-        return GEMMA_SCOPE_2_CROSS_LAYER if "w_enc" in names else CIRCUIT_TRACER_CROSS_LAYER
-    return GEMMA_SCOPE_2 if "w_enc" in names else CIRCUIT_TRACER
+    if "w_enc" not in names:
+        return CIRCUIT_TRACERS_OWN[kind]
+    return GEMMA_SCOPE_2_CROSS_LAYER if kind == "cross_layer_transcoder" else GEMMA_SCOPE_2
+
+
+def file_of(tensor: str, files: Sequence[_File]) -> _File:
+    """Of a layer's files, the one that a tensor is in: where there are two, decoders have one."""
+    return files[-1] if tensor == "W_dec" else files[0]

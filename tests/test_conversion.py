@@ -9,7 +9,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from loading import conversion, converted, published, sources
+from loading import conversion, conversion_plan, converted, sources
+from loading.inspection import can_be_lazy
 from loading.references import WeightsError
 from tests.conversions import LAZY, convert, located, read
 from tests.model_cache import commit_of
@@ -28,7 +29,7 @@ from tests.weight_files import empty_caches, places
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     """Tensors are copied in pieces of a few rows, as large ones are."""
-    monkeypatch.setattr(published, "PIECE_BYTES", 3000)
+    monkeypatch.setattr(conversion_plan, "PIECE_BYTES", 3000)
 
 
 @pytest.fixture
@@ -84,14 +85,17 @@ class TestWhatIsConverted:
         family = FAMILIES["Llama 3, skip"]
         write_family(places(caches).caches[-1].path, family)
         files = located(family.transcoder_set, caches)
-        assert not published.needs_conversion(files)
+        assert can_be_lazy(files)
         assert conversion.convert(files, places(caches)) is files
         assert conversion.prepared(files, places(caches), lazy=True) is files
 
-    def test_a_layer_that_is_in_circuit_tracer_s_own_layout_is_copied(self, one_set, caches):
-        random_transcoder(1, skip=True, jump=True).to_safetensors(str(one_set / FILES[1]))
-        file = convert(one_set, caches).layers[1]
-        expected, found = load_file(one_set / FILES[1]), load_file(file)
+    @pytest.mark.parametrize("layer", [0, 1])
+    def test_a_layer_that_is_in_circuit_tracer_s_own_layout_is_copied(self, one_set, caches, layer):
+        original = one_set / FILES[layer]
+        random_transcoder(layer, skip=True, jump=True).to_safetensors(str(original))
+        file = convert(one_set, caches).layers[layer]
+        assert file != original
+        expected, found = load_file(original), load_file(file)
         assert set(found) == set(expected)
         assert all(torch.equal(found[name], expected[name]) for name in found)
 
@@ -187,12 +191,12 @@ class TestDamagedOriginals:
 
     def test_a_tensor_that_is_not_there_is_named(self, one_set, caches):
         self.change(one_set, threshold=None)
-        with pytest.raises(WeightsError, match=f"{FILES[1]} has no 'threshold'"):
+        with pytest.raises(WeightsError, match=f"{FILES[1]} lacks threshold"):
             convert(one_set, caches)
 
     def test_a_tensor_of_another_shape_is_named_with_both(self, one_set, caches):
         self.change(one_set, w_dec=torch.zeros(N_FEATURES, 8))
-        with pytest.raises(WeightsError, match=rf"{FILES[1]}: 'w_dec' is \(64, 8\).*\(64, 32\)"):
+        with pytest.raises(WeightsError, match=f"{FILES[1]} has w_dec of 64 x 8, .*64 x 32"):
             convert(one_set, caches)
 
     def test_a_layer_of_another_width_is_named(self, one_set, caches):
@@ -202,13 +206,13 @@ class TestDamagedOriginals:
         narrow = {"w_enc": tensors["w_enc"][:, :half], "w_dec": tensors["w_dec"][:half]}
         narrow |= {name: tensors[name][:half] for name in ("b_enc", "threshold")}
         self.change(one_set, **{name: t.contiguous() for name, t in narrow.items()})
-        with pytest.raises(WeightsError, match=f"{FILES[1]} has 32 features .* has 64"):
+        with pytest.raises(WeightsError, match=f"{FILES[1]} has w_enc of 32 x 32, .*32 x 64"):
             convert(one_set, caches)
 
     def test_an_npz_with_more_than_is_understood_is_refused(self, tmp_path, caches):
         path = npz_set(tmp_path) / "layer_0.npz"
         np.savez(path, **dict(np.load(path)), W_skip=np.zeros((32, 32), np.float32))
-        with pytest.raises(WeightsError, match=r"layer_0\.npz has 'W_skip'"):
+        with pytest.raises(WeightsError, match=r"layer_0\.npz holds 'W_skip'"):
             convert(tmp_path, caches)
 
 

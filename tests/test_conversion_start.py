@@ -103,9 +103,7 @@ class TestAtTheStart:
 
     def test_damaged_originals_stop_the_start(self, one_set, caches, model):
         (one_set / FILES[1]).write_bytes(b"nothing")
-        with pytest.raises(
-            model_loader.ModelLoadError, match=f"{FILES[1]} (is damaged|can't be read)"
-        ):
+        with pytest.raises(model_loader.ModelLoadError, match=f"{FILES[1]} is damaged"):
             start(one_set, caches, model, lazy_encoder=True)
 
     def test_the_copy_is_read_ahead_without_what_stays_on_the_disk(

@@ -71,3 +71,12 @@ def test_a_shape_that_is_not_that_of_the_bytes_is_told(tmp_path):
     path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
     with pytest.raises(ValueError, match="'a' has 8 bytes instead of 12"):
         read_header(path)
+
+
+def test_a_header_that_is_larger_than_the_format_allows_is_not_read(tmp_path):
+    path = tmp_path / "x.safetensors"
+    with path.open("wb") as file:
+        file.write((100_000_001).to_bytes(8, "little"))
+        file.truncate(200_000_000)  # takes no room
+    with pytest.raises(ValueError, match="no safetensors header"):
+        read_header(path)
