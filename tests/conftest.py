@@ -1,7 +1,10 @@
 """What every test stands on: one thread, no model hub, and no bound on how long it takes."""
 
 import os
+from pathlib import Path
+from typing import Any
 
+import pytest
 from hypothesis import settings
 
 # Tests run in two processes; more threads than cores slow tiny products down by tens of times.
@@ -15,3 +18,11 @@ os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 # Hypothesis' own bound for an example, 200 ms, is missed on a busy machine.
 settings.register_profile("worker", deadline=None)
 settings.load_profile("worker")
+
+
+@pytest.fixture
+def caches(tmp_path: Path) -> dict[str, Any]:
+    """Settings under which the caches of weights are directories that don't exist yet."""
+    from tests.weight_files import empty_caches  # needs the variables above
+
+    return empty_caches(tmp_path)

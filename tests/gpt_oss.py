@@ -12,7 +12,7 @@ from transformers import GptOssConfig, PreTrainedTokenizerFast
 
 from tests.hugging_face_models import hugging_face_model
 from tests.model_cache import files_of, write_repository
-from tests.tiny_families import config_yaml
+from tests.tiny_sets import config_yaml
 from tests.tiny_tokenizers import byte_level
 
 MODEL, TRANSCODER_SET = "openai/gpt-oss-20b", "mntss/clt-131k"

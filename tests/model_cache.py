@@ -38,6 +38,12 @@ def write_repository(
     return snapshot
 
 
+def write_repositories(cache: Path, repositories: Mapping[str, Files]) -> None:
+    """Write repositories, by their names, into a cache."""
+    for name, files in repositories.items():
+        write_repository(cache, name, files)
+
+
 def files_of(directory: Path) -> dict[str, bytes]:
     """A directory's files by their relative names."""
     paths = [path for path in directory.rglob("*") if path.is_file()]

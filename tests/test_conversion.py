@@ -12,18 +12,20 @@ from safetensors.torch import load_file, save_file
 from loading import conversion, conversion_plan, converted, sources
 from loading.inspection import can_be_lazy
 from loading.references import WeightsError
-from tests.conversions import LAZY, convert, located, read
-from tests.model_cache import commit_of
-from tests.published_layouts import (
+from tests.conversions import (
     FILES,
     LAYOUTS,
+    LAZY,
+    convert,
+    located,
     npz_set,
-    scope_2,
+    read,
     scope_2_set,
-    write_repositories,
 )
-from tests.tiny_families import FAMILIES, N_FEATURES, N_LAYERS, random_transcoder, write_family
-from tests.weight_files import empty_caches, places
+from tests.model_cache import commit_of, write_repositories
+from tests.tiny_families import FAMILIES, write_family
+from tests.tiny_sets import N_FEATURES, N_LAYERS, gemma_scope_2, random_transcoder
+from tests.weight_files import places
 
 
 @pytest.fixture(autouse=True)
@@ -32,23 +34,14 @@ def small_pieces(monkeypatch):
     monkeypatch.setattr(conversion_plan, "PIECE_BYTES", 3000)
 
 
-@pytest.fixture
-def caches(tmp_path):
-    return empty_caches(tmp_path)
-
-
 @pytest.fixture(params=LAYOUTS)
 def original(request, tmp_path):
     """A set in each of the layouts."""
-    torch.manual_seed(0)
-    (tmp_path / "My-set").mkdir()
     return LAYOUTS[request.param](tmp_path / "My-set")
 
 
 @pytest.fixture
 def one_set(tmp_path):
-    torch.manual_seed(0)
-    (tmp_path / "set").mkdir()
     return scope_2_set(tmp_path / "set")
 
 
@@ -120,7 +113,7 @@ class TestTheCopy:
     def test_keeps_the_configuration_and_says_where_it_came_from(self, caches):
         name = "mwhanna/gemma-scope-2-4b-it/transcoder_all/width_262k"
         home = places(caches).caches[-1].path
-        write_repositories(home, scope_2(name))
+        write_repositories(home, gemma_scope_2(skip=True)(name))
         originals = located(name, caches)
         files = conversion.convert(originals, places(caches))
         commit = commit_of("mwhanna/gemma-scope-2-4b-it")
@@ -135,7 +128,7 @@ class TestTheCopy:
             "revision": commit,
             "files": [
                 f"google/gemma-scope-2-4b-it@{commit_of('google/gemma-scope-2-4b-it')}/"
-                f"transcoder_all/layer_{layer}_width_262k_l0_small_affine/params.safetensors"
+                f"transcoder_all/layer_{layer}_width_262k/params.safetensors"
                 for layer in range(N_LAYERS)
             ],
         }

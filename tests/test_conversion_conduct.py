@@ -13,27 +13,15 @@ import time
 from collections.abc import Callable
 
 import pytest
-import torch
 
 from loading import conversion, converted
-from tests.conversions import LAZY, contents, convert, located, read
-from tests.published_layouts import (
-    LAYOUTS,
-    scope_2_set,
-)
-from tests.tiny_families import N_LAYERS
+from tests.conversions import LAYOUTS, LAZY, contents, convert, located, read, scope_2_set
+from tests.tiny_sets import N_LAYERS
 from tests.weight_files import empty_caches, places
 
 
 @pytest.fixture
-def caches(tmp_path):
-    return empty_caches(tmp_path)
-
-
-@pytest.fixture
 def one_set(tmp_path):
-    torch.manual_seed(0)
-    (tmp_path / "set").mkdir()
     return scope_2_set(tmp_path / "set")
 
 
@@ -91,7 +79,6 @@ class TestInterrupted:
         assert done.items() <= {p.name: p.stat().st_ino for p in folder.iterdir()}.items()
 
     def test_a_cross_layer_copy_resumes_too(self, tmp_path, caches):
-        (tmp_path / "set").mkdir()
         directory = LAYOUTS["Scope 2 cross-layer"](tmp_path / "set")
         killed_at(5, directory, caches)
         assert read(convert(directory, caches), **LAZY).n_layers == N_LAYERS

@@ -7,45 +7,30 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 import model_loader
 from loading import conversion, converted
 from tests.chat_messages import user
-from tests.conversions import convert, located
+from tests.conversions import FILES, LAYOUTS, convert, located, scope_2_set
 from tests.demo_worker import ask, demo_settings, without_times
+from tests.model_cache import write_repositories
 from tests.model_hub import Repository, running_hub
-from tests.published_layouts import (
-    FILES,
-    LAYOUTS,
-    scope_2,
-    scope_2_set,
-    write_repositories,
-)
 from tests.test_hub import TestCommands as HubCommands
-from tests.tiny_families import FAMILIES, N_LAYERS, write_family
-from tests.weight_files import MODEL, NAME, empty_caches, places
+from tests.tiny_families import FAMILIES, write_family
+from tests.tiny_sets import N_LAYERS, gemma_scope_2
+from tests.weight_files import MODEL, NAME, places
 
 TRANSCODER = "cross layer transcoder"  # what features' nodes are called
-
-
-@pytest.fixture
-def caches(tmp_path):
-    return empty_caches(tmp_path)
 
 
 @pytest.fixture(params=LAYOUTS)
 def original(request, tmp_path):
     """A set in each of the layouts."""
-    torch.manual_seed(0)
-    (tmp_path / "My-set").mkdir()
     return LAYOUTS[request.param](tmp_path / "My-set")
 
 
 @pytest.fixture
 def one_set(tmp_path):
-    torch.manual_seed(0)
-    (tmp_path / "set").mkdir()
     return scope_2_set(tmp_path / "set")
 
 
@@ -162,7 +147,8 @@ class TestCommands:
         environment |= {"MODEL_ID": NAME, "TRANSCODER_SET": name, "LOG_LEVEL": "DEBUG"}
         with running_hub() as hub:
             hub.repositories = {NAME: Repository(dict(MODEL))}
-            hub.repositories |= {key: Repository(files) for key, files in scope_2(name).items()}
+            sets = gemma_scope_2(skip=True)(name)
+            hub.repositories |= {key: Repository(files) for key, files in sets.items()}
             done = HubCommands.run("convert", url=hub.url, **environment)
         assert done.returncode == 0, done.stderr
         *_, last = done.stdout.splitlines()
@@ -194,7 +180,7 @@ class TestCommands:
 
     def test_list_tells_what_a_start_will_convert(self, caches, monkeypatch, capsys):
         name = "mwhanna/gemma-scope-2-4b-it/transcoder_all/width_262k_l0_small_affine"
-        write_repositories(places(caches).caches[-1].path, scope_2(name))
+        write_repositories(places(caches).caches[-1].path, gemma_scope_2(skip=True)(name))
         assert self.run(monkeypatch, caches, "list") == 0
         (line,) = [line for line in capsys.readouterr().out.splitlines() if name in line]
         assert line.endswith("transcoders: HF_HOME, not yet converted")

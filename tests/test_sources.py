@@ -19,16 +19,10 @@ from tests.weight_files import (
     PER_LAYER,
     SET,
     cache_paths,
-    empty_caches,
     in_folder,
     listing,
     places,
 )
-
-
-@pytest.fixture
-def caches(tmp_path):
-    return empty_caches(tmp_path)
 
 
 class TestOrder:

@@ -9,10 +9,8 @@ from safetensors.torch import load_file, save_file
 
 import attribution
 import steering
-from loading import sources
 from loading.references import WeightsError
-from loading.transcoders import transcoders
-from settings import Settings
+from tests.conversions import EAGER, LAZY, located, read
 from tests.test_attribution import assert_same_graph
 from tests.tiny_models import prompt_tokens, tiny_model
 from tests.tiny_sets import (
@@ -24,7 +22,6 @@ from tests.tiny_sets import (
     random_transcoder,
 )
 
-CPU = torch.device("cpu")
 HOOKS = ("mlp.hook_in", "mlp.hook_out")
 PER_LAYER, CROSS_LAYER = "transcoder_set", "cross_layer_transcoder"
 KINDS = pytest.mark.parametrize("kind", [PER_LAYER, CROSS_LAYER])
@@ -46,9 +43,7 @@ def write_set(directory: Path, kind: str = PER_LAYER, *, jump: bool = False, **k
 
 
 def load(directory: Path, *, lazy: bool = False):
-    places = sources.places_of(Settings(_env_file=None))
-    files = sources.transcoder_files(str(directory), places, N_LAYERS)
-    return transcoders(files, device=CPU, dtype=torch.float32, lazy_encoder=lazy, lazy_decoder=lazy)
+    return read(located(directory, {}), **(LAZY if lazy else EAGER))
 
 
 def edit(file: Path, **tensors: torch.Tensor | None) -> None:

@@ -10,8 +10,7 @@ from safetensors.torch import load_file, save_file
 from loading import sources
 from loading.inspection import check_fits, inspect
 from loading.references import WeightsError
-from loading.transcoders import transcoders
-from settings import Settings
+from tests.conversions import LAZY, read
 from tests.test_transcoder_activations import CROSS_LAYER, PER_LAYER, edit, load, write_set
 from tests.tiny_sets import (
     D_MODEL,
@@ -22,31 +21,21 @@ from tests.tiny_sets import (
     npz_layer,
     random_cross_layer_transcoder,
     random_transcoder,
+    write_listed,
 )
+from tests.weight_files import places
 
 HOOKS = ("mlp.hook_in", "hook_mlp_out")
 
 
 def weights(directory: Path, model: Path | None = None, n_layers: int | None = None):
-    places = sources.places_of(Settings(_env_file=None))
-    files = sources.transcoder_files(str(directory), places, n_layers)
+    files = sources.transcoder_files(str(directory), places({}), n_layers)
     return sources.Weights(model or directory, files)
 
 
 def model_folder(directory: Path, **config) -> Path:
     directory.mkdir()
     (directory / "config.json").write_text(str(config).replace("'", '"'))
-    return directory
-
-
-def write_listed(directory: Path, kind: str, states, *, again: int | None = None) -> Path:
-    """Files of Gemma Scope 2's own, listed; `again` names that layer's file once more."""
-    torch.manual_seed(0)
-    names = [f"params_layer_{layer}.safetensors" for layer in range(len(states))]
-    for name, state in zip(names, states, strict=True):
-        save_file({key: value.contiguous() for key, value in state.items()}, directory / name)
-    listed = names if again is None else [*names, names[again]]
-    (directory / "config.yaml").write_bytes(config_yaml(kind, *HOOKS, tuple(listed)))
     return directory
 
 
@@ -62,7 +51,7 @@ def inputs() -> torch.Tensor:
 @pytest.mark.parametrize("again", [None, N_LAYERS - 1], ids=["once", "twice"])
 def test_a_list_of_a_cross_layer_set_may_name_its_last_file_twice(tmp_path, again):
     original, states = published_cross_layer(skip=True)
-    loaded = load(write_listed(tmp_path, CROSS_LAYER, states, again=again))
+    loaded = load(write_listed(tmp_path, CROSS_LAYER, HOOKS, states, again=again))
     assert loaded.n_layers == N_LAYERS
     x = inputs()
     with torch.no_grad():
@@ -102,9 +91,8 @@ def test_files_of_any_dtype_are_read_into_the_one_wanted(tmp_path, dtype):
 
 def test_a_cross_layer_skip_connection_has_the_dtype_of_the_rest(tmp_path):
     _, states = published_cross_layer(skip=True)
-    files = weights(write_listed(tmp_path, CROSS_LAYER, states)).transcoders
-    lazy = {"lazy_encoder": False, "lazy_decoder": False}
-    loaded = transcoders(files, device=torch.device("cpu"), dtype=torch.bfloat16, **lazy)
+    files = weights(write_listed(tmp_path, CROSS_LAYER, HOOKS, states)).transcoders
+    loaded = read(files, torch.bfloat16)
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
 
 
@@ -218,7 +206,7 @@ def test_what_can_not_be_left_on_the_disk_is_told(tmp_path, kind, caplog):
     _, states = published_cross_layer()
     if kind == PER_LAYER:
         states = [gemma_scope_2_layer(random_transcoder(layer, jump=True)) for layer in range(3)]
-    directory = write_listed(tmp_path, kind, states)
+    directory = write_listed(tmp_path, kind, HOOKS, states)
     load(directory)
     assert caplog.text == ""
     load(directory, lazy=True)
@@ -253,7 +241,7 @@ def test_transcoders_of_another_depth_are_refused(tmp_path, kind):
 
 def test_a_listed_cross_layer_set_without_a_layer_is_refused(tmp_path):
     _, states = published_cross_layer()
-    directory = write_listed(tmp_path, CROSS_LAYER, states[:-1])
+    directory = write_listed(tmp_path, CROSS_LAYER, HOOKS, states[:-1])
     with pytest.raises(WeightsError, match=r"w_dec of 64 x 3 x 32, .*64 x 2 x 32"):
         inspect(weights(directory).transcoders)
 
@@ -270,10 +258,7 @@ def test_npz_files_hold_what_numpy_saved(tmp_path):
     held = np.load(tmp_path / "a.npz")
     assert held["W_enc"].shape == (D_MODEL, N_FEATURES)
     (tmp_path / "config.yaml").write_bytes(config_yaml(PER_LAYER, *HOOKS, ("a.npz",)))
-    places = sources.places_of(Settings(_env_file=None))
-    files = sources.transcoder_files(str(tmp_path), places, None)
-    lazy = {"lazy_encoder": True, "lazy_decoder": True}
-    loaded = transcoders(files, device=torch.device("cpu"), dtype=torch.float32, **lazy)
+    loaded = read(weights(tmp_path).transcoders, **LAZY)
     assert torch.equal(loaded[0].W_enc, original.W_enc)
     assert torch.equal(
         loaded[0].activation_function.threshold, original.activation_function.threshold

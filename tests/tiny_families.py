@@ -25,38 +25,17 @@ from transformers import (
 )
 
 from tests import tiny_tokenizers
-from tests.model_cache import files_of, write_repository
+from tests.model_cache import files_of, write_repositories, write_repository
 from tests.test_hooked_config import LINEAR_ROPE, gemma3_with_vision
 from tests.tiny_sets import (
     D_MODEL,
-    N_FEATURES,
     N_LAYERS,
     Repositories,
-    config_yaml,
     cross_layer,
     gemma_scope,
     gemma_scope_2,
     per_layer,
-    random_cross_layer_transcoder,
-    random_transcoder,
 )
-
-# The sets' own parts can be had from here too.
-__all__ = [
-    "D_MODEL",
-    "FAMILIES",
-    "N_FEATURES",
-    "N_LAYERS",
-    "PUBLISHED",
-    "Family",
-    "Repositories",
-    "config_yaml",
-    "cross_layer",
-    "per_layer",
-    "random_cross_layer_transcoder",
-    "random_transcoder",
-    "write_family",
-]
 
 _SHAPE: dict[str, Any] = {
     "hidden_size": D_MODEL,
@@ -317,6 +296,5 @@ def write_family(cache: Path, family: Family) -> Path:
         model.save_pretrained(directory, max_shard_size="60KB")
         tokenizer.save_pretrained(directory)
         snapshot = write_repository(cache, family.model, files_of(Path(directory)))
-    for name, files in family.transcoders(family.transcoder_set).items():
-        write_repository(cache, name, files)
+    write_repositories(cache, family.transcoders(family.transcoder_set))
     return snapshot

@@ -2,7 +2,7 @@
 
 import io
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from circuit_tracer.transcoder.activation_functions import JumpReLU
 from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder
 from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder
-from safetensors.torch import save
+from safetensors.torch import save, save_file
 
 from tests.model_cache import files_of
 
@@ -79,11 +79,14 @@ def npz_layer(transcoder: Any) -> bytes:
     return buffer.getvalue()
 
 
-def gemma_scope_2_layer(transcoder: Any, layer: int | None = None) -> Tensors:
+def gemma_scope_2_layer(
+    transcoder: Any, layer: int | None = None, *, dtype: torch.dtype = torch.float32
+) -> Tensors:
     """A layer as Gemma Scope 2's own files hold it: names in small letters, encoder transposed.
 
     Args:
-        layer: of a cross-layer transcoder, whose decoders are there for all layers.
+        layer: of a cross-layer transcoder, whose decoders are there for all layers; those to the
+            layers before mean nothing.
     """
     threshold = transcoder.activation_function.threshold
     if layer is None:
@@ -97,7 +100,7 @@ def gemma_scope_2_layer(transcoder: Any, layer: int | None = None) -> Tensors:
         if transcoder.W_skip is not None:
             tensors["affine_skip_connection"] = transcoder.W_skip.T
     else:
-        w_dec = torch.zeros(N_FEATURES, N_LAYERS, D_MODEL)
+        w_dec = torch.full((N_FEATURES, N_LAYERS, D_MODEL), 7.0)
         w_dec[:, layer:] = transcoder.W_dec[layer].detach()
         tensors = {
             "w_enc": transcoder.W_enc[layer].T,
@@ -108,7 +111,29 @@ def gemma_scope_2_layer(transcoder: Any, layer: int | None = None) -> Tensors:
         }
         if transcoder.W_skip is not None:
             tensors["affine_skip_connection"] = transcoder.W_skip[layer]
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    return {name: tensor.detach().to(dtype).contiguous() for name, tensor in tensors.items()}
+
+
+def write_listed(
+    directory: Path,
+    kind: str,
+    hooks: tuple[str, str],
+    states: Sequence[Tensors],
+    *,
+    again: int | None = None,
+) -> Path:
+    """Files that hold a layer each, and a configuration that lists them.
+
+    Args:
+        again: the layer whose file is listed once more at the end.
+    """
+    directory.mkdir(exist_ok=True)
+    names = [f"params_layer_{layer}.safetensors" for layer in range(len(states))]
+    for name, state in zip(names, states, strict=True):
+        save_file(state, directory / name)
+    listed = names if again is None else [*names, names[again]]
+    (directory / "config.yaml").write_bytes(config_yaml(kind, *hooks, tuple(listed)))
+    return directory
 
 
 def gemma_scope(name: str) -> Repositories:
