@@ -27,11 +27,10 @@ from typing import TYPE_CHECKING, Any
 
 import logs
 from graph_cache import GraphCache
-from loading import converted, inventory
+from loading import WeightsError, converted, inventory
 from loading.entry import ModelEntry
 from loading.lean_imports import import_lean
 from loading.read_ahead import read_ahead
-from loading.references import WeightsError
 from loading.registry import REGISTRY
 from loading.sources import find, locate, places_of
 from settings import Settings, SettingsError, how_threads_wait, read_settings

@@ -3,6 +3,10 @@
 from collections.abc import Iterable
 
 
+class WeightsError(Exception):
+    """Files can't be had or read, or aren't what is served. The message says what to do."""
+
+
 class UnsupportedArchitectureError(ValueError):
     """The engine has no exact way to run the model as it is configured; the message says why."""
 

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import IO
 from uuid import uuid4
 
-from loading import converted, layouts, safetensors_files
+from loading import WeightsError, converted, safetensors_files
 from loading.conversion_plan import ConvertedFile, plan
 from loading.inspection import can_be_lazy
 from loading.read_ahead import read_ahead
-from loading.references import WeightsError
 from loading.room import free_bytes, gigabytes
 from loading.sources import Places, TranscoderFiles
+from loading.transcoder_config import CONFIG
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def _write_all(files: TranscoderFiles, directory: Path, margin: int) -> None:
             time.perf_counter() - started,
         )
     text = converted.configuration(files).encode()
-    _write(directory / layouts.CONFIG, lambda file: file.write(text))
+    _write(directory / CONFIG, lambda file: file.write(text))
 
 
 def _is_there(directory: Path, file: ConvertedFile) -> bool:

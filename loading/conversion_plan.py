@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from loading import WeightsError
 from loading.inspection import Layer, inspect
 from loading.layouts import LAYER_FILES
-from loading.references import WeightsError
 from loading.safetensors_files import ITEM_BYTES, Spec
 from loading.sources import TranscoderFiles
 from loading.tensor_files import numbers

@@ -18,6 +18,7 @@ import yaml
 from loading import layouts
 from loading.inspection import can_be_lazy
 from loading.sources import Cache, Places, TranscoderFiles
+from loading.transcoder_config import CONFIG
 
 # Of what is in a copy; another one makes the copies of before unknown.
 FORMAT = 1
@@ -61,7 +62,7 @@ def find(files: TranscoderFiles, places: Places) -> TranscoderFiles | None:
 
 def configuration(files: TranscoderFiles) -> str:
     """The copy's `config.yaml`: the set's own, and where it came from."""
-    settings: dict[str, Any] = yaml.safe_load((files.folder / layouts.CONFIG).read_text())
+    settings: dict[str, Any] = yaml.safe_load((files.folder / CONFIG).read_text())
     settings.pop("transcoders", None)
     source: dict[str, Any] = {"converted": FORMAT}
     origin = _origin(files.folder)

@@ -29,8 +29,9 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import disable_progress_bars
 
+from loading import WeightsError
 from loading.download_progress import shown
-from loading.references import Reference, WeightsError, download_folder
+from loading.references import Reference, download_folder
 from loading.room import free_bytes, gigabytes
 
 logger = logging.getLogger(__name__)

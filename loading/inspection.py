@@ -13,13 +13,12 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from loading import layouts
-from loading.layouts import Activation
-from loading.references import WeightsError
+from loading import WeightsError, layouts
 from loading.safetensors_files import Spec
 from loading.sources import TranscoderFiles, Weights
 from loading.tensor_files import tensors_in
 from loading.tensor_layouts import OPTIONAL, REQUIRED, TensorLayout, file_of, layout_of
+from loading.transcoder_config import CONFIG, Activation
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +196,7 @@ def _activation(files: TranscoderFiles, first: Layer) -> Activation:
         WeightsError: one contradicts the other.
     """
     has_threshold, has_k = "threshold" in first.specs, "k" in first.specs
-    named, file = files.config.activation, files.folder / layouts.CONFIG
+    named, file = files.config.activation, files.folder / CONFIG
     activation: Activation = named or (
         "topk" if has_k else "jump_relu" if has_threshold else "relu"
     )
@@ -221,7 +220,7 @@ def _activation(files: TranscoderFiles, first: Layer) -> Activation:
 
 def _k(files: TranscoderFiles, layers: tuple[Layer, ...], n_features: int) -> int:
     """How many features TopK keeps: the configuration's, the files', or circuit-tracer's."""
-    file = files.folder / layouts.CONFIG
+    file = files.folder / CONFIG
     said = {} if files.config.k is None else {file: files.config.k}
     said |= {layer.files["k"]: _held_k(layer) for layer in layers if "k" in layer.specs}
     if not said:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from loading import conversion, converted, layouts, sources
+from loading import WeightsError, conversion, converted, layouts, sources
 from loading.entry import ModelEntry
 from loading.footprint import device_bytes, disk_bytes
 from loading.inspection import can_be_lazy
-from loading.references import WeightsError
 from loading.sources import Places, TranscoderFiles
 
 _HEADINGS = ("model", "transcoders", "engine", "dtype", "on the disk", "GPU", "disk", "here")

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from loading import WeightsError
+
 _REPOSITORY = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-class WeightsError(Exception):
-    """Weights can't be had. The message is a sentence that says what to do."""
 
 
 @dataclass(frozen=True)

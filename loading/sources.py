@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from loading import layouts
-from loading.layouts import Kind, TranscoderConfig
-from loading.references import Reference, WeightsError, snapshot
+from loading import WeightsError, layouts
+from loading.references import Reference, snapshot
+from loading.transcoder_config import CONFIG, Kind, TranscoderConfig, read_transcoder_config
 from settings import Settings
 
 # What is missing from a folder, of that which is needed.
@@ -175,8 +175,8 @@ def _choose_model(reference: str) -> Choose:
 
 def _choose_transcoders(n_layers: int | None) -> Choose:
     def choose(names: list[str], get: Get) -> Path:
-        config = layouts.read_transcoder_config(get([layouts.CONFIG]))
-        return get([layouts.CONFIG, *layouts.transcoder_files(names, config, n_layers)])
+        config = read_transcoder_config(get([CONFIG]))
+        return get([CONFIG, *layouts.transcoder_files(names, config, n_layers)])
 
     return choose
 
@@ -252,7 +252,7 @@ def _with_layers(
     found: Found,
     locate: Callable[[Sequence[str]], dict[str, Path]],
 ) -> TranscoderFiles:
-    config = layouts.read_transcoder_config(found.folder)
+    config = read_transcoder_config(found.folder)
     scan = _scan(reference, config)
     if config.listed is not None:
         files = locate([name for name in config.listed if name.startswith("hf://")])
@@ -262,7 +262,7 @@ def _with_layers(
         absent = [path for path in layers if not path.exists()]
         if absent or not layers:
             raise WeightsError(
-                f"{found.folder / layouts.CONFIG} lists {absent[0] if absent else 'no file'}, "
+                f"{found.folder / CONFIG} lists {absent[0] if absent else 'no file'}, "
                 "which is not there: correct `transcoders`"
             )
     elif config.kind == "cross_layer_transcoder":

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
-from loading.references import WeightsError
+from loading import WeightsError
 from loading.safetensors_files import ITEM_BYTES, Spec, read_header
 
 _NUMPY_DTYPES = {"f8": "F64", "f4": "F32", "f2": "F16"}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from loading.layouts import Kind
+from loading.transcoder_config import Kind
 
 _File = TypeVar("_File")
 

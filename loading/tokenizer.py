@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from loading import WeightsError
 from loading.layouts import read_json
-from loading.references import WeightsError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

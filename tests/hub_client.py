@@ -52,8 +52,7 @@ def hub_client(url: str) -> Iterator[HubClient]:
 
 
 def _serve() -> None:
-    from loading import sources
-    from loading.references import WeightsError
+    from loading import WeightsError, sources
     from settings import Settings
 
     for line in sys.stdin:

@@ -9,9 +9,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from loading import conversion, conversion_plan, converted, sources
+from loading import WeightsError, conversion, conversion_plan, converted, sources
 from loading.inspection import can_be_lazy
-from loading.references import WeightsError
 from tests.conversions import (
     FILES,
     LAYOUTS,

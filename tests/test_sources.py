@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loading import sources
-from loading.references import Reference, WeightsError
+from loading import WeightsError, sources
+from loading.references import Reference
 from model_loader import entry_for
 from settings import read_settings
 from tests.model_cache import commit_of, write_repository

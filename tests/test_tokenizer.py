@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import model_loader
-from loading.references import WeightsError
+from loading import WeightsError
 from loading.tokenizer import read_tokenizer
 from tests.chat_messages import assistant, user
 from tests.demo_worker import FORWARD, ask, demo_settings

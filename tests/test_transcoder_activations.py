@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import attribution
 import steering
-from loading.references import WeightsError
+from loading import WeightsError
 from tests.conversions import EAGER, LAZY, located, read
 from tests.test_attribution import assert_same_graph
 from tests.tiny_models import prompt_tokens, tiny_model

@@ -7,9 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from loading import sources
+from loading import WeightsError, sources
 from loading.inspection import check_fits, inspect
-from loading.references import WeightsError
 from tests.conversions import LAZY, read
 from tests.test_transcoder_activations import CROSS_LAYER, PER_LAYER, edit, load, write_set
 from tests.tiny_sets import (
