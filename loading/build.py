@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +11,7 @@ from loading.conversion import prepared
 from loading.engines import opened, replacement_model
 from loading.entry import ModelEntry
 from loading.inspection import check_fits
-from loading.layouts import stored_dtype
+from loading.layouts import read_json, stored_dtype
 from loading.model_config import read_config
 from loading.naming import circuit_tracer_name
 from loading.sources import Weights, places_of
@@ -82,7 +81,7 @@ def _stop_ids(directory: Path, config: Any, tokenizer: PreTrainedTokenizerBase) 
     """What `generation_config.json` says, without it the configuration, and the tokenizer."""
     path = directory / "generation_config.json"
     text = config.get_text_config()
-    generation = json.loads(path.read_text()) if path.is_file() else {}
+    generation = read_json(path) if path.is_file() else {}
     sources = (generation.get("eos_token_id"), config.eos_token_id, text.eos_token_id)
     configured = next((ids for ids in sources if ids is not None), None)
     ids = configured if isinstance(configured, list) else [configured]

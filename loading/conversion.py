@@ -7,7 +7,6 @@ imports no torch.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import logging
 import os
@@ -18,11 +17,11 @@ from pathlib import Path
 from typing import IO
 from uuid import uuid4
 
-from loading import WeightsError, converted, safetensors_files
+from loading import WeightsError, converted, room, safetensors_files
 from loading.conversion_plan import ConvertedFile, plan
 from loading.inspection import can_be_lazy
 from loading.read_ahead import read_ahead
-from loading.room import free_bytes, gigabytes
+from loading.room import gigabytes
 from loading.sources import Places, TranscoderFiles
 from loading.transcoder_config import CONFIG
 
@@ -31,7 +30,6 @@ logger = logging.getLogger(__name__)
 # What a start leaves free on the volume that it converts on.
 MARGIN = 2_000_000_000
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WAIT_S = 0.1
 
 
@@ -50,7 +48,7 @@ def prepared(files: TranscoderFiles, places: Places, *, lazy: bool) -> Transcode
         WeightsError: a file is damaged.
     """
     copy = converted.find(files, places)
-    if copy is None and lazy and not can_be_lazy(files):
+    if copy is None and lazy:
         try:
             copy = convert(files, places, margin=MARGIN)
         except NoPlaceError as error:
@@ -91,7 +89,8 @@ def _write_all(files: TranscoderFiles, directory: Path, margin: int) -> None:
     planned = plan(files)
     left = [file for file in planned if not _is_there(directory, file)]
     needed = sum(file.n_bytes for file in left)
-    _check_room(name, needed, directory, margin)
+    if said := room.shortage(f"converting {name}", needed + margin, directory.parent):
+        raise NoPlaceError(said)
     logger.info("converting %s: %s to write", name, gigabytes(needed))
     done = 0
     for number, file in enumerate(planned, 1):
@@ -119,16 +118,6 @@ def _is_there(directory: Path, file: ConvertedFile) -> bool:
 
 def _tensors_of(made: ConvertedFile) -> Callable[[IO[bytes]], object]:
     return lambda file: safetensors_files.write(file, made.tensors, made.pieces)
-
-
-def _check_room(name: str, needed: int, directory: Path, margin: int) -> None:
-    free = free_bytes(directory)
-    if needed + margin > free:
-        raise NoPlaceError(
-            f"converting {name} needs {gigabytes(needed + margin)} more in {directory.parent}, "
-            f"where {gigabytes(free)} are free: free {gigabytes(needed + margin - free)}, or set "
-            "HF_HOME to a larger volume"
-        )
 
 
 def _write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -193,11 +182,6 @@ def _explained(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
-            raise NoPlaceError(
-                f"the disk of {directory} is full: free some of it, or set HF_HOME to a larger "
-                "volume, and start again; finished files are kept"
-            ) from error
-        raise NoPlaceError(
-            f"{directory} can't be written ({error.strerror}): set HF_HOME to a directory that can"
-        ) from error
+        if error.errno in room.FULL:
+            raise NoPlaceError(room.full(directory)) from error
+        raise NoPlaceError(room.not_writable(directory, error.strerror)) from error

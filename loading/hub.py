@@ -29,10 +29,9 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import disable_progress_bars
 
-from loading import WeightsError
+from loading import WeightsError, room
 from loading.download_progress import shown
 from loading.references import Reference, download_folder
-from loading.room import free_bytes, gigabytes
 
 logger = logging.getLogger(__name__)
 
@@ -186,13 +185,8 @@ def _check_room(hub: Listing, names: list[str], folder: Path, cache: Path) -> No
         file = folder / "blobs" / blob
         begun = file if file.exists() else Path(f"{file}.incomplete")
         needed += size - (begun.stat().st_size if begun.exists() else 0)
-    free = free_bytes(cache)
-    if needed > free:
-        raise WeightsError(
-            f"{hub.reference} needs {gigabytes(needed)} more in {cache}, where "
-            f"{gigabytes(free)} are free: free {gigabytes(needed - free)}, or set HF_HOME to a "
-            "larger volume"
-        )
+    if said := room.shortage(str(hub.reference), needed, cache):
+        raise WeightsError(said)
 
 
 @contextmanager
@@ -233,10 +227,7 @@ def _explanation(
     if isinstance(error, EntryNotFoundError):
         return WeightsError(f"{repository} lost a file meanwhile: start again ({error})")
     if _is_full(error):
-        return WeightsError(
-            f"the disk of {cache} is full: free some of it or set HF_HOME to a larger volume, and "
-            "start again; what is there is kept"
-        )
+        return WeightsError(room.full(cache))
     if isinstance(error, OfflineModeIsEnabled):
         return UnreachableError(f"HF_HUB_OFFLINE is set: unset it, or {_HINTS}")
     if isinstance(error, HfHubHTTPError) and error.response is not None:
@@ -247,7 +238,7 @@ def _explanation(
             )
         return UnreachableError(f"{constants.ENDPOINT} answers with status {status}: start again")
     if isinstance(error, PermissionError) or _has_number(error, errno.EROFS, errno.ENOTDIR):
-        return WeightsError(f"{cache} can't be written: set HF_HOME to a directory that can")
+        return WeightsError(room.not_writable(cache))
     if _is_passing(error):
         kind = type(error).__name__
         return UnreachableError(f"{constants.ENDPOINT} can't be reached ({kind}): {_HINTS}")
@@ -256,7 +247,7 @@ def _explanation(
 
 def _is_full(error: BaseException) -> bool:
     # Xet reports what the system said as text.
-    return _has_number(error, errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+    return _has_number(error, *room.FULL) or "No space left" in str(error)
 
 
 def _has_number(error: BaseException, *numbers: int) -> bool:

@@ -34,8 +34,7 @@ def convert(entry: ModelEntry, places: Places) -> Iterator[str]:
         WeightsError: it can't be had, or not be kept; the message says what to do.
     """
     yield from prefetch(entry, places)
-    model = sources.model(entry.model, places)
-    files = sources.transcoder_files(entry.transcoder_set, places, layouts.n_layers(model.folder))
+    files = sources.locate(entry.model, entry.transcoder_set, places).transcoders
     copy = conversion.convert(files, places)
     if copy is files:
         yield f"{entry.transcoder_set}: nothing to convert, its files can be left on the disk"
