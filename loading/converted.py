@@ -110,11 +110,13 @@ def _origin(path: Path) -> Origin | None:
 
 
 def _copy(files: TranscoderFiles, directory: Path, label: str) -> TranscoderFiles:
-    layers = [directory / f"layer_{layer}.safetensors" for layer in range(len(files.layers))]
+    config = replace(files.config, listed=None)
+    names = layouts.transcoder_files((), config, len(files.layers))
+    layers = [directory / name for name in names]
     return replace(
         files,
-        config=replace(files.config, listed=None),
+        config=config,
         folder=directory,
-        layers=() if files.kind == "cross_layer_transcoder" else tuple(layers),
+        layers=() if config.kind == "cross_layer_transcoder" else tuple(layers),
         source=f"{label}, converted",
     )
