@@ -15,7 +15,6 @@ import numpy as np
 
 from loading import WeightsError
 from loading.inspection import Layer, inspect
-from loading.layouts import LAYER_FILES
 from loading.safetensors_files import ITEM_BYTES, Spec
 from loading.sources import TranscoderFiles
 from loading.tensor_files import numbers
@@ -73,8 +72,8 @@ def plan(files: TranscoderFiles) -> list[ConvertedFile]:
 
 
 def _files(files: TranscoderFiles, number: int, layer: Layer) -> list[ConvertedFile]:
-    names = [name.format(number) for name in LAYER_FILES[files.kind]]
-    called = CIRCUIT_TRACERS_OWN[files.kind].names(number)
+    becomes = CIRCUIT_TRACERS_OWN[files.kind]
+    names, called = becomes.file_names(number), becomes.names(number)
     skipped = number if layer.layout.all_decoders else 0
     made = []
     for name in names:

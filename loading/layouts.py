@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from loading import WeightsError
-from loading.transcoder_config import CONFIG, Kind, TranscoderConfig, read_transcoder_config
+from loading.tensor_layouts import CIRCUIT_TRACERS_OWN, TensorLayout
+from loading.transcoder_config import CONFIG, TranscoderConfig, read_transcoder_config
 
 SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -18,11 +19,6 @@ _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 # Configuration, tokenizer and chat template, at the top of a repository.
 _SMALL = re.compile(r"[^/]+\.(json|jinja|txt|model)")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-# The files of a layer, by kind of transcoder.
-LAYER_FILES: dict[Kind, tuple[str, ...]] = {
-    "transcoder_set": ("layer_{}.safetensors",),
-    "cross_layer_transcoder": ("W_enc_{}.safetensors", "W_dec_{}.safetensors"),
-}
 
 
 def model_files(names: Iterable[str]) -> list[str]:
@@ -92,7 +88,9 @@ def transcoder_files(
     """
     if config.listed is not None:
         return []
-    return _expected(config.kind, max(_count(set(names), config.kind), layers or 1))
+    layout = CIRCUIT_TRACERS_OWN[config.kind]
+    count = max(_count(names, layout), layers or 1)
+    return [name for layer in range(count) for name in layout.file_names(layer)]
 
 
 def missing_transcoders(folder: Path, layers: int | None) -> list[str]:
@@ -104,12 +102,8 @@ def missing_transcoders(folder: Path, layers: int | None) -> list[str]:
     return [name for name in needed if name not in there]
 
 
-def _expected(kind: Kind, count: int) -> list[str]:
-    return [name.format(layer) for layer in range(count) for name in LAYER_FILES[kind]]
-
-
-def _count(names: set[str], kind: Kind) -> int:
+def _count(names: Iterable[str], layout: TensorLayout) -> int:
     """One more than the highest layer that has a file."""
-    pattern = re.compile(LAYER_FILES[kind][0].format(r"(\d+)"))
+    pattern = re.compile(layout.files[0].format(r"(\d+)"))
     found = (pattern.fullmatch(name) for name in names)
     return max((int(match[1]) + 1 for match in found if match), default=0)

@@ -1,4 +1,4 @@
-"""The layouts of transcoders: under which names, and how, files hold the tensors of a layer."""
+"""The layouts of transcoders: in which files, by which names and how a layer's tensors lie."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ OPTIONAL = ("threshold", "W_skip", "k")
 
 @dataclass(frozen=True)
 class TensorLayout:
-    """A format: names of a layer's tensors, and which of them lie transposed.
+    """A format: where a layer's tensors are, and which of them lie transposed.
 
     The shapes meant are circuit-tracer's: W_enc (n_features, d_model), a per-layer W_skip
     (written, read), a cross-layer one (read, written).
     """
 
     stored: Mapping[str, str]  # by circuit-tracer's name; "{}" stands for the layer
+    files: tuple[str, ...] = ()  # of a layer, as `stored`; (): each set has a list of its own
     transposed: Collection[str] = ()
     can_be_lazy: bool = False  # circuit-tracer can read rows of it from the file
     all_decoders: bool = False  # cross-layer: also those that would write to layers before
@@ -33,15 +34,23 @@ class TensorLayout:
         """The stored names in a layer, by circuit-tracer's."""
         return {name: stored.format(layer) for name, stored in self.stored.items()}
 
+    def file_names(self, layer: int) -> list[str]:
+        """The names of a layer's files."""
+        return [name.format(layer) for name in self.files]
+
 
 _SAME = {name: name for name in (*REQUIRED, "W_skip", "k")}
 
 CIRCUIT_TRACER = TensorLayout(
-    {**_SAME, "threshold": "activation_function.threshold"}, can_be_lazy=True
+    {**_SAME, "threshold": "activation_function.threshold"},
+    files=("layer_{}.safetensors",),
+    can_be_lazy=True,
 )
 # circuit-tracer has no place for a skip connection in this one; the worker gives it one.
 CIRCUIT_TRACER_CROSS_LAYER = TensorLayout(
-    {name: f"{name}_{{}}" for name in (*REQUIRED, "threshold", "W_skip")}, can_be_lazy=True
+    {name: f"{name}_{{}}" for name in (*REQUIRED, "threshold", "W_skip")},
+    files=("W_enc_{}.safetensors", "W_dec_{}.safetensors"),
+    can_be_lazy=True,
 )
 CIRCUIT_TRACERS_OWN: dict[Kind, TensorLayout] = {
     "transcoder_set": CIRCUIT_TRACER,
