@@ -73,6 +73,16 @@ class TestWhatIsConverted:
         for path in files.layers:
             assert {t.dtype for t in load_file(path).values()} == {torch.bfloat16}
 
+    @pytest.mark.parametrize("shape", [(), (1,)])
+    def test_a_threshold_for_all_features_stays_one(self, one_set, caches, shape):
+        for name in FILES:
+            tensors = {**load_file(one_set / name), "threshold": torch.full(shape, 0.2)}
+            save_file(tensors, one_set / name)
+        expected = read(located(one_set, caches)).state_dict()
+        found = read(convert(one_set, caches)).state_dict()
+        assert found["transcoders.0.activation_function.threshold"].shape == shape
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
     def test_sets_in_circuit_tracer_s_own_layout_are_left_alone(self, caches):
         family = FAMILIES["Llama 3, skip"]
         write_family(places(caches).caches[-1].path, family)
@@ -184,6 +194,11 @@ class TestDamagedOriginals:
     def test_a_tensor_that_is_not_there_is_named(self, one_set, caches):
         self.change(one_set, threshold=None)
         with pytest.raises(WeightsError, match=f"{FILES[1]} lacks threshold"):
+            convert(one_set, caches)
+
+    def test_a_tensor_of_another_kind_of_number_is_named_with_it(self, one_set, caches):
+        self.change(one_set, b_enc=torch.zeros(N_FEATURES, dtype=torch.int32))
+        with pytest.raises(WeightsError, match=f"{FILES[1]} has b_enc in I32; one of F64, F32"):
             convert(one_set, caches)
 
     def test_a_tensor_of_another_shape_is_named_with_both(self, one_set, caches):
