@@ -49,13 +49,13 @@ def test_files_are_read_whole(caplog, transcoder):
 
 def test_what_stays_on_the_disk_comes_last_where_all_files_fit(caplog, transcoder, monkeypatch):
     asked = []
-    send = os.sendfile
+    read = os.preadv
 
-    def noted(out, file, begin, size):
-        asked.append((begin, size))
-        return send(out, file, begin, size)
+    def noted(file, buffers, begin):
+        asked.append((begin, len(buffers[0])))
+        return read(file, buffers, begin)
 
-    monkeypatch.setattr("os.sendfile", noted)
+    monkeypatch.setattr("os.preadv", noted)
     assert bytes_read(caplog, [transcoder], ["W_dec"]) == 4 * (7 * 5 + 6 * 5 + 3)
     (W_dec,) = ranges_in(transcoder, ("W_dec",), of_those=True)
     assert len(asked) == 3
