@@ -40,7 +40,7 @@ def read_arrays(
             yield tensor.permute(*reversed(range(len(shape)))) if is_fortran else tensor
 
 
-def _fill(flat: torch.Tensor, file: zipfile.ZipExtFile, stored: Any) -> None:
+def _fill(flat: torch.Tensor, file: Any, stored: Any) -> None:
     native = stored.newbyteorder("=")
     buffer = np.empty(_PIECE // stored.itemsize, stored)
     begin = 0
