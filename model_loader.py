@@ -243,7 +243,7 @@ def read_weights_ahead(settings: Settings) -> None:
     if weights is not None:
         weights = weights._replace(transcoders=copy or weights.transcoders)
         lazy = {"W_enc": entry.lazy_encoder, "W_dec": entry.lazy_decoder}
-        read_ahead(weights.files, skip=[name for name, is_lazy in lazy.items() if is_lazy])
+        read_ahead(weights.files, later=[name for name, is_lazy in lazy.items() if is_lazy])
 
 
 _loaded: LoadedModel | None = None

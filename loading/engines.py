@@ -28,7 +28,7 @@ def opened(
     if engine == "nnsight":
         from loading.hugging_face_model import read_model
 
-        yield read_model(directory, hf_config, dtype)
+        yield read_model(directory, hf_config, dtype, device)
         return
     with open_checkpoint(directory, hf_config, device=device, dtype=dtype) as checkpoint:
         yield checkpoint

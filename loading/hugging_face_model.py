@@ -26,9 +26,16 @@ _ONLY_SERVED_OF_A: dict[str, dict[str, Any]] = {
     "gpt_oss": {"hidden_act": "silu", "swiglu_alpha": 1.702, "swiglu_limit": 7.0},
 }
 
+_CPU = torch.device("cpu")
 
-def read_model(directory: Path, hf_config: Any, dtype: torch.dtype) -> Any:
-    """The Hugging Face model of a directory, on the CPU. No code of the model's is run.
+
+def read_model(
+    directory: Path, hf_config: Any, dtype: torch.dtype, device: torch.device = _CPU
+) -> Any:
+    """The Hugging Face model of a directory. No code of the model's is run.
+
+    Weights go to the device one by one as they are read: no more than a tensor, or the packed
+    experts of a layer, is in the host's memory.
 
     Weights in MXFP4, as GPT-OSS is published, become the numbers that they stand for: bfloat16
     holds each of them exactly.
@@ -63,6 +70,8 @@ def read_model(directory: Path, hf_config: Any, dtype: torch.dtype) -> Any:
         directory,
         config=hf_config,
         dtype=dtype,
+        # As a string: of a torch.device transformers takes the index, and "cuda" has none.
+        device_map={"": str(device)},
         trust_remote_code=False,
         use_safetensors=True,
         ignore_mismatched_sizes=True,  # they are refused below, with the others

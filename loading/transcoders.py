@@ -12,7 +12,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from circuit_tracer.transcoder import TranscoderSet
 from circuit_tracer.transcoder.activation_functions import JumpReLU, TopK
@@ -21,6 +20,7 @@ from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTransco
 from safetensors import safe_open
 
 from loading.inspection import Contents, Layer, inspect
+from loading.npz_files import read_arrays
 from loading.sources import TranscoderFiles
 
 logger = logging.getLogger(__name__)
@@ -160,10 +160,10 @@ def _tensors(
     for path in dict.fromkeys(layer.files[name] for name in wanted):
         here = [name for name in wanted if layer.files[name] == path]
         if path.suffix == ".npz":
-            with np.load(path) as arrays:
-                for name in here:
-                    tensor = torch.from_numpy(arrays[layer.stored[name]]).to(device, dtype)
-                    yield name, _turned(layer, name, tensor)
+            stored = [layer.stored[name] for name in here]
+            arrays = read_arrays(path, stored, device=device, dtype=dtype)
+            for name, tensor in zip(here, arrays, strict=True):
+                yield name, _turned(layer, name, tensor)
             continue
         with safe_open(path, framework="pt", device=str(device)) as opened:
             for name in here:

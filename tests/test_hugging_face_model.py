@@ -72,3 +72,19 @@ def test_the_weights_are_of_the_dtype_that_is_asked_for(dtype: Any, tmp_path: Pa
     model = read_model(tmp_path, read_config(tmp_path), dtype)
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     assert model.config.dtype == dtype
+
+
+NEEDS_CUDA = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])
+def test_weights_are_read_onto_the_device_and_are_in_memory_once(
+    device: str, tmp_path: Path
+) -> None:
+    hugging_face_model(LlamaConfig(**SHAPE)).save_pretrained(tmp_path)
+    model = read_model(tmp_path, read_config(tmp_path), torch.bfloat16, torch.device(device))
+    assert model.hf_device_map == {"": device}  # transformers put them there, not a later move
+    assert {parameter.device.type for parameter in model.parameters()} == {device}
