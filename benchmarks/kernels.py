@@ -7,7 +7,8 @@
 
 Counted on the emulated device (`benchmarks.emulated_cuda`), so no GPU is needed. The model has
 Gemma-2-2B's layers and is narrow: what is launched depends on layers, tokens and numbers of
-features, not on widths. All families side by side are counted on models that are narrower yet.
+features, not on widths, but for FLOP and bytes. All families side by side are counted on models
+that are narrower yet.
 """
 
 import argparse
@@ -139,15 +140,16 @@ def pass_counts(cuda: EmulatedCuda, model: Any, tokens: torch.Tensor) -> Stages:
 
 
 def table(title: str, stages: Stages) -> str:
-    """A markdown table with a row a stage and one for all."""
+    """A markdown table with a row a stage and one for all; FLOP and bytes depend on widths too."""
     lines = [
-        f"| {title} | kernels | to the device | to the host | synchronisations |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        f"| {title} | kernels | to the device | to the host | synchronisations | GFLOP | GB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     total = sum(stages.values(), Counts())
     for name, c in {**stages, "**all**": total}.items():
         copies = f"{c.to_device.total():,} | {c.to_host.total():,}"
-        lines.append(f"| {name} | {c.n_kernels:,} | {copies} | {c.n_synchronisations:,} |")
+        work = f"{c.flop.total() / 1e9:,.1f} | {c.n_bytes.total() / 1e9:,.2f}"
+        lines.append(f"| {name} | {c.n_kernels:,} | {copies} | {c.n_synchronisations:,} | {work} |")
     return "\n".join(lines)
 
 

@@ -103,7 +103,7 @@ def test_tables_are_markdown_with_a_row_a_stage_and_one_for_all():
     counts.to_device["copy_"] = 2
     stages = {"one": counts, "another": counts.copy()}
     lines = table("a graph", stages).splitlines()
-    assert [line.count("|") for line in lines] == [6] * 5
-    assert lines[2] == "| one | 1,234 | 2 | 0 | 0 |"
-    assert lines[4] == "| **all** | 2,468 | 4 | 0 | 0 |"
+    assert [line.count("|") for line in lines] == [8] * 5
+    assert lines[2] == "| one | 1,234 | 2 | 0 | 0 | 0.0 | 0.00 |"
+    assert lines[4] == "| **all** | 2,468 | 4 | 0 | 0 | 0.0 | 0.00 |"
     assert operations(stages).splitlines()[0] == "- one, kernels: mm 1,200, add 34"
