@@ -42,6 +42,16 @@ def product(
     return torch.mm(vectors, weights, out_dtype=torch.float32, out=out)
 
 
+def add_product_(total: torch.Tensor, vectors: torch.Tensor, weights: torch.Tensor) -> None:
+    """Add `product` of vectors (n, d) and weights (d, m) to total (n, m), float32."""
+    dtype = operand_dtype(weights)
+    vectors, weights = vectors.to(dtype), weights.to(dtype)
+    if dtype == torch.float32:
+        total.addmm_(vectors, weights)
+    else:
+        torch.addmm(total, vectors, weights, out_dtype=torch.float32, out=total)
+
+
 def batched_product(vectors: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """As `product` for several at once: (b, n, m) of (b, n, d) and (b, d, m)."""
     dtype = operand_dtype(weights)

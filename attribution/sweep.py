@@ -23,7 +23,7 @@ from attribution.local_replacement_model import (
     FrozenSkip,
     LocalReplacementModel,
 )
-from attribution.precision import operand_dtype, product
+from attribution.precision import add_product_, operand_dtype, product
 
 # Targets that go through a layer's attention at once on a CPU: what they need stays in its cache.
 _TARGETS_IN_CACHE = 24
@@ -80,10 +80,12 @@ def attribution_rows(
                 operands = gradients[:joined].to(dtype)
         for start in range(0, joined, at_once):
             chunk = slice(start, min(start + at_once, joined))
-            values = _values(local.attention[layer], operands, where, spread, chunk)
+            # Tokens meet the first attention's values in float32.
+            wanted = dtype if layer else torch.float32
+            values = _values(local.attention[layer], operands, where, spread, chunk, wanted)
             if layer > 0:
                 reads_of = local.attention[layer].reads
-                _add_product_(gradients[chunk].flatten(0, 1), values.flatten(0, 1), reads_of)
+                add_product_(gradients[chunk].flatten(0, 1), values.flatten(0, 1), reads_of)
             else:
                 _token_edges(local, gradients[chunk], values, rows[chunk])
         spread = joined
@@ -110,17 +112,13 @@ def _token_edges(
     rows[:, start : start + n_pos] = _dots(gradients, local.tokens) + _dots(values, read)
 
 
-def _add_product_(total: torch.Tensor, vectors: torch.Tensor, weights: torch.Tensor) -> None:
-    """Add to total (n, m) float32 the product of vectors (n, d) and weights (d, m)."""
-    if weights.dtype == torch.float32:
-        total.addmm_(vectors, weights)
-    else:
-        total += product(vectors, weights)
-
-
 def _dots(gradients: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
     """Products (n, n_pos) of gradients (n, n_pos, d) with the vector (d,) of each position."""
-    return torch.linalg.vecdot(gradients, vectors[: gradients.shape[1]])
+    vectors = vectors[: gradients.shape[1]]
+    if gradients.device.type == "cuda":
+        # One pass over the gradients, where a product by element and a sum take three.
+        return torch.bmm(gradients.transpose(0, 1), vectors[:, :, None])[:, :, 0].T
+    return torch.linalg.vecdot(gradients, vectors)
 
 
 def _through_skip_(skip: FrozenSkip, gradients: torch.Tensor) -> None:
@@ -134,11 +132,15 @@ def _values(
     where: torch.Tensor,
     spread: int,
     chunk: slice,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
-    """The gradient (n, n_pos, n_values * d_head) of the heads' values, of a chunk of targets."""
+    """The gradient (n, n_pos, n_values * d_head) of the heads' values, of a chunk of targets.
+
+    On a CUDA device it is rounded to `dtype`; on a CPU it is float32.
+    """
     if gradients.device.type == "cuda":
         # A few launches would take longer than the arithmetic they save.
-        return _values_of_spread(attention, gradients[chunk])
+        return _values_of_spread(attention, gradients[chunk], dtype)
     n_spread = min(max(spread - chunk.start, 0), chunk.stop - chunk.start)
     middle = chunk.start + n_spread
     parts = []
@@ -150,7 +152,9 @@ def _values(
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _values_of_spread(attention: FrozenAttention, gradients: torch.Tensor) -> torch.Tensor:
+def _values_of_spread(
+    attention: FrozenAttention, gradients: torch.Tensor, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
     """For gradients (n, n_pos, d_model) of any kind."""
     n, n_pos, d_model = gradients.shape
     n_values, _, n_grouped, _ = attention.pattern.shape
@@ -161,7 +165,9 @@ def _values_of_spread(attention: FrozenAttention, gradients: torch.Tensor) -> to
     results = results.permute(2, 3, 1, 0, 4).reshape(n_values, n_grouped * n_pos, -1)
     pattern = attention.pattern[:, :n_pos, :, :n_pos].flatten(2)
     mixed = (pattern @ results).view(n_values, n_pos, n, attention.d_head)
-    return mixed.permute(2, 1, 0, 3).reshape(n, n_pos, -1)
+    # Brought together and, where it is another dtype, rounded in one copy.
+    together = mixed.permute(2, 1, 0, 3).to(dtype, memory_format=torch.contiguous_format)
+    return together.reshape(n, n_pos, -1)
 
 
 def _values_of_single(

@@ -2,10 +2,13 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.kernels
     OMP_NUM_THREADS=1 python -m benchmarks.kernels --by-operation
+    OMP_NUM_THREADS=1 python -m benchmarks.kernels --family "GPT-2"
+    OMP_NUM_THREADS=1 python -m benchmarks.kernels --family all
 
 Counted on the emulated device (`benchmarks.emulated_cuda`), so no GPU is needed. The model has
 Gemma-2-2B's layers and is narrow: what is launched depends on layers, tokens and numbers of
-features, not on widths.
+features, not on widths, but for FLOP and bytes. All families side by side are counted on models
+that are narrower yet.
 """
 
 import argparse
@@ -23,13 +26,14 @@ import attribution
 import steering
 from attribution import expansion, freezing, ranking
 from benchmarks.emulated_cuda import Counts, EmulatedCuda, emulated_cuda
+from benchmarks.families import FAMILIES
 from benchmarks.reference_workload import build
 from steering import Intervention, generation, passes
 
 Stages = dict[str, Counts]
 
 # Functions whose counts are a stage's, but for what a stage within them counts.
-_OF_A_GRAPH: list[tuple[str, Any, str]] = [
+OF_A_GRAPH: list[tuple[str, Any, str]] = [
     ("forward pass", freezing, "_run_and_record"),
     # The module: in the package its name is the function's.
     (
@@ -88,7 +92,7 @@ def graph_counts(
     cuda: EmulatedCuda, model: Any, tokens: torch.Tensor, **settings: Any
 ) -> tuple[Any, Stages]:
     """A prompt's graph, pruned, and its counts by stage."""
-    with staged(cuda, _OF_A_GRAPH, "the rest") as stages:
+    with staged(cuda, OF_A_GRAPH, "the rest") as stages:
         graph = attribution.attribute(tokens, model, **settings)
         attribution.prune(graph)
     return graph, stages
@@ -136,15 +140,16 @@ def pass_counts(cuda: EmulatedCuda, model: Any, tokens: torch.Tensor) -> Stages:
 
 
 def table(title: str, stages: Stages) -> str:
-    """A markdown table with a row a stage and one for all."""
+    """A markdown table with a row a stage and one for all; FLOP and bytes depend on widths too."""
     lines = [
-        f"| {title} | kernels | to the device | to the host | synchronisations |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        f"| {title} | kernels | to the device | to the host | synchronisations | GFLOP | GB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     total = sum(stages.values(), Counts())
     for name, c in {**stages, "**all**": total}.items():
         copies = f"{c.to_device.total():,} | {c.to_host.total():,}"
-        lines.append(f"| {name} | {c.n_kernels:,} | {copies} | {c.n_synchronisations:,} |")
+        work = f"{c.flop.total() / 1e9:,.1f} | {c.n_bytes.total() / 1e9:,.2f}"
+        lines.append(f"| {name} | {c.n_kernels:,} | {copies} | {c.n_synchronisations:,} | {work} |")
     return "\n".join(lines)
 
 
@@ -161,32 +166,66 @@ def operations(stages: Stages, most: int = 12) -> str:
     return "\n".join(lines)
 
 
+def family_counts(family: str, dtype: torch.dtype = torch.bfloat16) -> tuple[Any, Stages]:
+    """The graph of a narrow model of a family, 26 layers and 64 tokens, and its counts by stage."""
+    with emulated_cuda() as cuda:
+        model, tokens, settings = build("K64-", family=family, device="cuda", dtype=dtype)
+        assert attribution.method_for(model) == "explicit sweep"
+        return graph_counts(cuda, model, tokens, **settings)
+
+
+def compare_families(dtype: torch.dtype) -> None:
+    """Print a markdown table with a row a family."""
+    header = None
+    for family in FAMILIES:
+        graph, stages = family_counts(family, dtype)
+        if header is None:
+            header = ["family", "active features", *stages, "all kernels", "synchronisations"]
+            print("| " + " | ".join(header) + " |\n| ---" + " | ---:" * (len(header) - 1) + " |")
+        total = sum(stages.values(), Counts())
+        numbers = [c.n_kernels for c in (*stages.values(), total)] + [total.n_synchronisations]
+        cells = [family, *(f"{n:,}" for n in (len(graph.active_features), *numbers))]
+        print("| " + " | ".join(cells) + " |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--family", choices=[*FAMILIES, "all"], default="reference")
     parser.add_argument("--by-operation", action="store_true")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     for dtype in args.dtypes:
-        with emulated_cuda() as cuda:
-            model, tokens, settings = build("K64", device="cuda", dtype=getattr(torch, dtype))
-            graph, of_graph = graph_counts(cuda, model, tokens, **settings)
-            print(
-                f"\n{model.cfg.n_layers} layers, {len(tokens)} tokens, {dtype}: "
-                f"{len(graph.active_features):,} active features, "
-                f"{len(graph.selected_features):,} feature nodes, batch {settings['batch_size']}, "
-                f"ranked every {settings['update_interval']} batches\n"
-            )
-            of_passes = pass_counts(cuda, model, tokens)
-            of_steer = steer_counts(cuda, model, tokens, N_TOKENS)
-        steer = f"steering {N_STEERED} features, {N_TOKENS} tokens"
-        for title, stages in (("graph", of_graph), ("passes", of_passes), (steer, of_steer)):
-            print(table(title, stages), "\n", flush=True)
-            if args.by_operation:
-                print(operations(stages), "\n", flush=True)
+        if args.family == "all":
+            print(f"\n{dtype}\n")
+            compare_families(getattr(torch, dtype))
+        else:
+            report(args.family, dtype, args.by_operation)
+
+
+def report(family: str, dtype: str, by_operation: bool) -> None:
+    """Print what a graph, the model's own passes and a steer launch."""
+    with emulated_cuda() as cuda:
+        model, tokens, settings = build(
+            "K64", family=family, device="cuda", dtype=getattr(torch, dtype)
+        )
+        graph, of_graph = graph_counts(cuda, model, tokens, **settings)
+        print(
+            f"\n{model.cfg.n_layers} layers, {len(tokens)} tokens, {dtype}: "
+            f"{len(graph.active_features):,} active features, "
+            f"{len(graph.selected_features):,} feature nodes, batch {settings['batch_size']}, "
+            f"ranked every {settings['update_interval']} batches\n"
+        )
+        of_passes = pass_counts(cuda, model, tokens)
+        of_steer = steer_counts(cuda, model, tokens, N_TOKENS)
+    steer = f"steering {N_STEERED} features, {N_TOKENS} tokens"
+    for title, stages in (("graph", of_graph), ("passes", of_passes), (steer, of_steer)):
+        print(table(title, stages), "\n", flush=True)
+        if by_operation:
+            print(operations(stages), "\n", flush=True)
 
 
 if __name__ == "__main__":

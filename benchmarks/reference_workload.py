@@ -1,19 +1,19 @@
 """The workloads on which attribution's speed and exactness are judged.
 
-Each is a random Gemma-2-shaped model with JumpReLU transcoders and a random prompt. Random weights
-are enough: cost depends on shapes and on how many features are active, and exactness on neither.
+Each is a random Gemma-2-shaped model with JumpReLU transcoders, or one of another family, and a
+random prompt. Random weights are enough: cost depends on shapes and on how many features are
+active, and exactness on neither.
 """
 
 from typing import Any, NamedTuple
 
 import torch
 from circuit_tracer import ReplacementModel
-from circuit_tracer.transcoder import TranscoderSet
-from circuit_tracer.transcoder.activation_functions import JumpReLU
-from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformer_lens import HookedTransformerConfig
 from transformers import PreTrainedTokenizerFast
+
+from benchmarks.families import FAMILIES, Family, transcoders
 
 
 class Workload(NamedTuple):
@@ -39,16 +39,28 @@ WORKLOADS = {
     "G512": Workload(26, 2304, 16384, 2.7, 512, 5000, 256, 8, 9216, 256_000, 256),
     # As many layers, tokens and features as G64 in narrow layers: what is launched, on a CPU.
     "K64": Workload(26, 64, 1024, 1.6, 64, 5000, 16),
+    # A few layers of it.
+    "K24": Workload(4, 64, 512, 1.8, 24, 300, 32, 4, 96, 300, 32),
+    # The same with the least arithmetic: 14,000 active features in layers that are narrower yet.
+    "K64-": Workload(26, 16, 256, 1.8, 64, 5000, 8, 2, 16, 500),
 }
 
 
 def build(
-    name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
+    name: str,
+    *,
+    family: str = "reference",
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
 ) -> tuple[Any, torch.Tensor, dict[str, Any]]:
     """Return a replacement model, token ids (n_tokens,) and settings for `attribute`."""
-    w = WORKLOADS[name]
+    w, kind = WORKLOADS[name], FAMILIES[family]
     torch.manual_seed(seed)
-    model = ReplacementModel.from_config(_config(w, device, dtype), _transcoders(w, device, dtype))
+    model = ReplacementModel.from_config(
+        _config(w, kind, device, dtype),
+        transcoders(kind, w.n_layers, w.d_model, w.d_transcoder, w.threshold, device, dtype),
+    )
     model.tokenizer = _tokenizer(w.d_vocab)
     torch.manual_seed(seed + 1)
     words = torch.randint(2, w.d_vocab, (w.n_tokens - 1,))
@@ -57,47 +69,30 @@ def build(
     return model, tokens, {"max_n_logits": 10, "update_interval": 4, **settings}
 
 
-def _config(w: Workload, device: str, dtype: torch.dtype) -> HookedTransformerConfig:
+def _config(
+    w: Workload, family: Family, device: str, dtype: torch.dtype
+) -> HookedTransformerConfig:
     n_heads = w.n_heads or w.d_model // 64
+    options = dict(family.config)
+    if options.get("positional_embedding_type") == "rotary":
+        options["rotary_dim"] = w.d_head
+    if options.get("use_local_attn"):
+        options["attn_types"] = ["local", "global"] * (w.n_layers // 2 + 1)
     return HookedTransformerConfig(
         n_layers=w.n_layers,
         d_model=w.d_model,
         n_ctx=512,
         d_head=w.d_head,
         n_heads=n_heads,
-        n_key_value_heads=max(1, n_heads // 2),
+        n_key_value_heads=max(1, n_heads // 2) if family.grouped_heads else None,
         d_mlp=w.d_mlp or 2 * w.d_model,
         d_vocab=w.d_vocab,
-        act_fn="gelu",
-        gated_mlp=True,
-        normalization_type="RMS",
-        final_rms=True,
-        use_normalization_before_and_after=True,
-        positional_embedding_type="rotary",
-        rotary_dim=w.d_head,
         model_name="synthetic",
         device=device,
         dtype=dtype,
         init_weights=True,
+        **options,
     )
-
-
-def _transcoders(w: Workload, device: str, dtype: torch.dtype) -> TranscoderSet:
-    layers = {}
-    for layer in range(w.n_layers):
-        transcoder = SingleLayerTranscoder(
-            w.d_model,
-            w.d_transcoder,
-            JumpReLU(torch.full((w.d_transcoder,), w.threshold), 0.1),
-            layer,
-            device=torch.device(device),
-            dtype=dtype,
-        )
-        for parameter in transcoder.parameters():
-            if parameter.ndim == 2:
-                torch.nn.init.normal_(parameter, std=w.d_model**-0.5)
-        layers[layer] = transcoder
-    return TranscoderSet(layers, "ln2.hook_normalized", "hook_mlp_out", scan="synthetic")
 
 
 def _tokenizer(d_vocab: int) -> PreTrainedTokenizerFast:

@@ -1,10 +1,21 @@
 """The benchmark that counts kernels counts each once, under the stage that launched it."""
 
+import pytest
 import torch
 
 from benchmarks.emulated_cuda import Counts, emulated_cuda
-from benchmarks.kernels import graph_counts, operations, pass_counts, steer_counts, table
+from benchmarks.families import FAMILIES
+from benchmarks.kernels import (
+    family_counts,
+    graph_counts,
+    operations,
+    pass_counts,
+    steer_counts,
+    table,
+)
 from benchmarks.reference_workload import build
+
+OTHER_FAMILIES = ("Gemma 2", "Gemma 3", "Llama, TopK", "Gemma 2, cross-layer")
 
 
 def test_a_graphs_stages_have_all_its_counts_and_the_same_each_time():
@@ -36,13 +47,63 @@ def test_a_steers_stages_have_all_its_counts():
     assert all(counts.kernels["_softmax"] == model.cfg.n_layers for counts in bare.values())
 
 
+def test_a_graph_of_26_layers_64_tokens_and_5000_features_keeps_within_its_budget():
+    graph, stages = family_counts("reference")
+    total = sum(stages.values(), Counts())
+    assert (graph.cfg.n_layers, len(graph.input_tokens)) == (26, 64)
+    assert len(graph.selected_features) == 5000 < len(graph.active_features)
+    assert total.n_kernels <= 15_000
+    assert total.n_synchronisations <= 200
+    assert stages["forward pass"].n_kernels <= 2_500
+    assert stages["sweep"].n_synchronisations == stages["ranking"].n_synchronisations == 0
+
+
+# The default run has one of each kind of norm, transcoder and head; the soak has the rest.
+@pytest.mark.parametrize(
+    "family",
+    [
+        "Qwen 3",
+        "Llama, skip connections",
+        "GPT-2",
+        "Gemma 3, cross-layer",
+        *(pytest.param(name, marks=pytest.mark.soak) for name in OTHER_FAMILIES),
+    ],
+)
+def test_every_family_keeps_within_its_budget(family):
+    graph, stages = family_counts(family)
+    total = sum(stages.values(), Counts())
+    assert len(graph.selected_features) == 5000
+    assert total.n_kernels <= 20_000
+    assert total.n_synchronisations <= 200
+
+
+def test_the_families_are_those_that_the_budget_is_about():
+    configs = [family.config for family in FAMILIES.values()]
+    assert {config["normalization_type"] for config in configs} == {"RMS", "LN"}
+    for option in ("use_qk_norm", "use_normalization_before_and_after", "use_local_attn"):
+        assert {bool(config.get(option)) for config in configs} == {True, False}
+    assert {family.skip for family in FAMILIES.values()} == {True, False}
+    assert len({family.dictionary for family in FAMILIES.values()}) == 5
+
+
+def test_a_steer_launches_little_more_than_the_passes_it_needs():
+    n_tokens = 6
+    with emulated_cuda() as cuda:
+        model, tokens, _ = build("K64-", device="cuda", dtype=torch.bfloat16)
+        total = sum(steer_counts(cuda, model, tokens, n_tokens).values(), Counts())
+        over_prompt, over_one = pass_counts(cuda, model, tokens).values()
+    # One that reads, one over the prompt and one for each further token.
+    needed = 2 * over_prompt.n_kernels + n_tokens * over_one.n_kernels
+    assert total.n_kernels <= 1.3 * needed
+
+
 def test_tables_are_markdown_with_a_row_a_stage_and_one_for_all():
     counts = Counts()
     counts.kernels.update({"mm": 1200, "add": 34})
     counts.to_device["copy_"] = 2
     stages = {"one": counts, "another": counts.copy()}
     lines = table("a graph", stages).splitlines()
-    assert [line.count("|") for line in lines] == [6] * 5
-    assert lines[2] == "| one | 1,234 | 2 | 0 | 0 |"
-    assert lines[4] == "| **all** | 2,468 | 4 | 0 | 0 |"
+    assert [line.count("|") for line in lines] == [8] * 5
+    assert lines[2] == "| one | 1,234 | 2 | 0 | 0 | 0.0 | 0.00 |"
+    assert lines[4] == "| **all** | 2,468 | 4 | 0 | 0 | 0.0 | 0.00 |"
     assert operations(stages).splitlines()[0] == "- one, kernels: mm 1,200, add 34"

@@ -23,12 +23,17 @@ class Counts:
 
     `synchronisations`: the host waits for the device, as it needs a value or a shape from it. A
     copy from the host waits for its stream as well; those are in `to_device` and not here.
+
+    `flop`: those of matrix products, by the dtype that is multiplied. `n_bytes`: what kernels read
+    and write, each operand once, and copies to the host under `to the host`.
     """
 
     kernels: Counter[str] = field(default_factory=_counter)
     to_device: Counter[str] = field(default_factory=_counter)
     to_host: Counter[str] = field(default_factory=_counter)
     synchronisations: Counter[str] = field(default_factory=_counter)
+    flop: Counter[str] = field(default_factory=_counter)
+    n_bytes: Counter[str] = field(default_factory=_counter)
 
     @property
     def n_kernels(self) -> int:
@@ -43,7 +48,14 @@ class Counts:
         return self.synchronisations.total()
 
     def _counters(self) -> tuple[Counter[str], ...]:
-        return self.kernels, self.to_device, self.to_host, self.synchronisations
+        return (
+            self.kernels,
+            self.to_device,
+            self.to_host,
+            self.synchronisations,
+            self.flop,
+            self.n_bytes,
+        )
 
     def copy(self) -> Counts:
         return Counts(*(counter.copy() for counter in self._counters()))

@@ -11,6 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.emulated_cuda import rules
+from benchmarks.emulated_cuda.arithmetic import bytes_of, flop_of, n_bytes
 from benchmarks.emulated_cuda.counts import Counts
 from benchmarks.emulated_cuda.generator import check_generator
 from benchmarks.emulated_cuda.memory import DeviceMemory
@@ -131,6 +132,8 @@ class EmulatedCuda:
         host_kwargs = _without_pinning(host_kwargs)
         result = self._run(op, func, args, kwargs, host_args, host_kwargs)
         self._count(op, args, kwargs, hosts, to_device)
+        if op.launches:
+            self._count_work(op, func, host_args, host_kwargs, result)
         stays = to_device or (target is None and op.name != "copy_")
         return self._results(op, result, args, kwargs, on_device=stays)
 
@@ -170,6 +173,7 @@ class EmulatedCuda:
             arrives = args[0].is_cuda if name == "copy_" else to_device or "device" not in kwargs
             if source.is_cuda and not arrives:
                 counts.to_host[name] += 1
+                counts.n_bytes["to the host"] += n_bytes(source)
                 waits = 1
             elif arrives and not source.is_cuda:
                 counts.to_device[name] += 1
@@ -179,6 +183,19 @@ class EmulatedCuda:
             counts.to_host[name] += 1
         if waits:
             counts.synchronisations[name] += waits
+
+    def _count_work(
+        self,
+        op: Operation,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        result: Any,
+    ) -> None:
+        self.counts.n_bytes[op.name] += bytes_of(op, args, kwargs, result)
+        flop = flop_of(op, func, args, result)
+        if flop is not None:
+            self.counts.flop[flop[0]] += flop[1]
 
     def _results(
         self,
