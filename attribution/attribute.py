@@ -1,17 +1,8 @@
 """The attribution graph of a prompt: logits first, then the features that matter most to them.
 
-Peak memory beside the model. With F active features that write to W layers each (1 for per-layer
-transcoders, half of them for cross-layer ones), L layers, P tokens, S = F + (L + 1) P sources, R
-rows (feature nodes and logits), N nodes in the graph, B targets a batch, d the model's width, h and
-v the widths of all heads' results and values:
-
-    float32:      R S + R^2 + N^2 + L P^2 n_heads + 3 L P d + B P (d + 2 h + 2 v)
-    model dtype:  F W d + L d (h + v) + L P d [+ B P L d]
-
-The last term is for cross-layer decoders only, and on a CPU in float32. Rows are kept on the host
-where the device has no room for them, and on the host take memory only where a source can reach the
-target, about half. With every active feature in the graph its matrix is filled in place: then N^2
-stands for R S + R^2 + N^2.
+What it takes of memory beside the model is `attribution.memory`'s to say. Rows are kept on the host
+where the device has no room for them. With every active feature in the graph its matrix is filled
+in place.
 """
 
 from __future__ import annotations

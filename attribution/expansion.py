@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import mmap
+from contextlib import suppress
 
 import numpy as np
 import torch
 
 import errors
 from attribution.local_replacement_model import LocalReplacementModel
+from attribution.memory import rows_bytes, target_bytes
 from attribution.progress import Progress
 from attribution.ranking import Ranking
 from attribution.sweep import attribution_rows
@@ -17,8 +20,9 @@ from attribution.targets import Targets
 logger = logging.getLogger(__name__)
 
 _SHARE_OF_DEVICE = 0.6  # of its free memory that the rows may take; batches need the rest
-# What more than one batch may take: a share of what is free then, on a CPU these bytes.
-_SHARE_OF_BATCH, _BYTES_OF_BATCH = 0.5, 1 << 28
+# What more than one batch may take, as larger products are no faster; on a CUDA device no more than
+# a share of what is free then.
+_BYTES_OF_BATCH, _SHARE_OF_BATCH = {"cpu": 1 << 26, "cuda": 1 << 30}, 0.5
 _ROWS_AT_ONCE = 256
 
 
@@ -51,7 +55,7 @@ class Expansion:
         n_sources = self._local.n_sources
         n_nodes = n_sources + len(self._targets)
         adjacency = _host_zeros(n_nodes, n_nodes)
-        self._at_once = self._affordable_at_once()
+        self._at_once = self._affordable_at_once(rows_on_host=True)
         self._logit_rows(adjacency[n_sources:, :n_sources])
         for features in torch.arange(self._local.n_active).split(self._layers.bincount().tolist()):
             if len(features):
@@ -62,7 +66,7 @@ class Expansion:
         """The `n_features` that influence the logits most, sorted, and their adjacency matrix."""
         n_logits, n_active = len(self._targets), self._local.n_active
         rows = self._new_rows(n_logits + n_features)
-        self._at_once = self._affordable_at_once()
+        self._at_once = self._affordable_at_once(rows_on_host=not rows.is_cuda)
         self._logit_rows(rows[:n_logits])
         ranking = Ranking(rows, self._targets.probabilities, n_active, self._local.n_layers)
         before_layer = torch.tensor(
@@ -80,13 +84,14 @@ class Expansion:
             self._feature_rows(queue, rows[start : start + len(queue)])
             expanded = torch.cat([expanded, queue])
             is_expanded[queue] = True
+        del ranking  # and the block that it keeps
         return is_expanded.nonzero().flatten(), self._adjacency(rows, expanded)
 
     def _new_rows(self, n: int) -> torch.Tensor:
         """Zeros (n, n_sources), on the device if they fit there with room to work, or the CPU."""
         device = self._device
         if device.type == "cuda":
-            needed = 4 * n * (self._local.n_sources + n)
+            needed = rows_bytes(n, self._local.n_sources)
             if needed > _SHARE_OF_DEVICE * _free_bytes(device):
                 logger.info("keeping %.1f GB of attribution rows on the host", needed / 1e9)
                 device = torch.device("cpu")
@@ -94,13 +99,14 @@ class Expansion:
             return _host_zeros(n, self._local.n_sources)
         return torch.zeros(n, self._local.n_sources, device=device)
 
-    def _affordable_at_once(self) -> int:
+    def _affordable_at_once(self, *, rows_on_host: bool) -> int:
         """How many targets to carry down at once: those of an interval where there is room."""
-        room: float = _BYTES_OF_BATCH
+        room: float = _BYTES_OF_BATCH[self._device.type]
         if self._device.type == "cuda":
-            room = _SHARE_OF_BATCH * _free_bytes(self._device)
+            room = min(room, _SHARE_OF_BATCH * _free_bytes(self._device))
         most = self._update_interval * self._batch_size
-        return max(self._batch_size, min(most, int(room / self._local.bytes_of_target)))
+        needed = target_bytes(self._local.shape, rows_on_host=rows_on_host)
+        return max(self._batch_size, min(most, int(room / needed)))
 
     def _in_sweep_order(self, features: torch.Tensor) -> torch.Tensor:
         """Sort so that a batch shares late positions, and within it the top layers come first."""
@@ -152,7 +158,7 @@ class Expansion:
                 rows = torch.zeros(out.shape, device=self._device)
             attribution_rows(self._local, layers, positions, reads, rows)
             if rows is not out:
-                out.copy_(rows)
+                self._copy_reached(layers, rows, out)
             return
         except torch.OutOfMemoryError as error:
             if len(reads) == 1:
@@ -165,9 +171,24 @@ class Expansion:
         self._at_once = min(self._at_once, max(1, half))
         logger.warning("out of memory: attributing in batches of %d", self._at_once)
         del rows
-        out.zero_()
+        if out.device == self._device:
+            out.zero_()
         for part in (slice(0, half), slice(half, None)):
             self._batch(layers[part], positions[part], reads[part], out[part])
+
+    def _copy_reached(self, layers: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> None:
+        """Copy rows to the host but for features above their targets, so that these take no memory.
+
+        Args:
+            layers: (n,) of the targets, on the CPU, descending.
+        """
+        n_active, starts = self._local.n_active, self._local.features.group_starts
+        out[:, n_active:] = rows[:, n_active:]
+        start = 0
+        for layer, n in zip(*layers.unique_consecutive(return_counts=True), strict=True):
+            at, below = slice(start, start + int(n)), starts[int(layer) * self._local.n_pos]
+            out[at, :below] = rows[at, :below]
+            start += int(n)
 
     def _adjacency(self, rows: torch.Tensor, expanded: torch.Tensor) -> torch.Tensor:
         """Put rows, logits first and then features as expanded, in the graph's order."""
@@ -191,5 +212,13 @@ def _free_bytes(device: torch.device) -> int:
 
 
 def _host_zeros(n_rows: int, n_columns: int) -> torch.Tensor:
-    """Float32 zeros that take memory only where written, as about half of a row never is."""
-    return torch.from_numpy(np.zeros((n_rows, n_columns), dtype=np.float32))
+    """Float32 zeros that take memory only where written, as more than half of a row never is.
+
+    Pages are small: of the 2 MB that numpy asks for, each would have something written to it.
+    """
+    n = n_rows * n_columns
+    pages = mmap.mmap(-1, max(1, 4 * n), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with suppress(OSError):  # of a kernel that has none
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.from_numpy(np.frombuffer(pages, np.float32, n).reshape(n_rows, n_columns))

@@ -28,9 +28,13 @@ def build_local_replacement_model(model: Any, tokens: torch.Tensor) -> LocalRepl
     n_layers, n_pos = model.cfg.n_layers, len(tokens)
 
     def stacked(hook: str) -> torch.Tensor:
-        return torch.cat([seen[f"blocks.{layer}.{hook}"] for layer in range(n_layers)])
+        return torch.cat([seen.pop(f"blocks.{layer}.{hook}") for layer in range(n_layers)])
 
     norms = [_layer_norms(model, layer, seen, n_pos) for layer in range(n_layers)]
+    attention = [
+        _freeze_attention(block.attn, seen.pop(block.attn.hook_pattern.name)[0], norm)
+        for block, norm in zip(model.blocks, norms, strict=True)
+    ]
 
     def to_stream(
         layer: int, vectors: torch.Tensor, positions: torch.Tensor | slice
@@ -47,26 +51,22 @@ def build_local_replacement_model(model: Any, tokens: torch.Tensor) -> LocalRepl
     errors[:, model.zero_positions] = 0
     for layer in range(n_layers):
         errors[layer] = to_stream(layer, errors[layer], slice(None))
-    blocks = zip(model.blocks, norms, strict=True)
     return LocalReplacementModel(
-        attention=[
-            _freeze_attention(block.attn, seen[block.attn.hook_pattern.name][0], norm)
-            for block, norm in blocks
-        ],
+        attention=attention,
         skips=_freeze_skips(model.transcoders, norms),
         features=features,
         input_norms=FrozenNorms.of([norm.input for norm in norms]),
         errors=errors,
         tokens=model.W_E[tokens].detach().float(),
         final_norm=FrozenNorm.of(model.ln_final, seen["ln_final.hook_scale"]),
-        logits=logits[0, -1],
+        logits=logits,
     )
 
 
 def _run_and_record(
     model: Any, tokens: torch.Tensor
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The logits (1, n_pos, d_vocab) and the activations, by hook name, that freezing needs."""
+    """The last position's logits (d_vocab,), and the activations that freezing needs, by hook."""
     seen: dict[str, torch.Tensor] = {}
 
     def record(activation: torch.Tensor, hook: Any) -> None:
@@ -80,7 +80,9 @@ def _run_and_record(
         name for name in model.hook_dict if name.partition(".")[2].partition(".")[2] in wanted
     ]
     with model.hooks(fwd_hooks=[(name, record) for name in names]):
-        logits = model(tokens)
+        # Those of all positions are computed, as a product of one position may round otherwise
+        # than the library's; only a copy of the last is kept.
+        logits = model(tokens)[0, -1].clone()
     return logits, seen
 
 

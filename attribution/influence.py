@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from attribution.memory import ENTRIES_AT_ONCE
+
 if TYPE_CHECKING:
     from circuit_tracer.graph import Graph
 
-# Of a block of rows that is made absolute: on a CPU it stays in the cache, on a GPU it is large
-# enough for a launch to be worth it.
-_ENTRIES_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 26}
 _LEAST_NORM = 1e-10
 
 
@@ -114,7 +113,7 @@ def _absolute_blocks(
 
     With `reach`, as far as any row of the block reaches.
     """
-    step = max(1, _ENTRIES_AT_ONCE[rows.device.type] // max(1, rows.shape[1]))
+    step = max(1, ENTRIES_AT_ONCE[rows.device.type] // max(1, rows.shape[1]))
     absolute = rows.new_empty(min(step, len(rows)), rows.shape[1])
     for start in range(0, len(rows), step):
         at = slice(start, min(start + step, len(rows)))

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from attribution.features import ActiveFeatures
+from attribution.memory import Shape
 from attribution.norms import FrozenNorm, FrozenNorms
 
 
@@ -82,14 +83,27 @@ class LocalReplacementModel:
         return self.n_active + (self.n_layers + 1) * self.n_pos
 
     @property
-    def bytes_of_target(self) -> int:
-        """About how much memory a sweep takes for each target."""
-        d_model, attention = self.tokens.shape[1], self.attention[0]
-        n_results, n_values = attention.writes.shape[0], attention.reads.shape[0]
-        numbers = 3 * d_model + 2 * n_results + 2 * n_values
-        if self.is_cross_layer:
-            numbers += 2 * self.n_layers * d_model
-        return 4 * (self.n_pos * numbers + self.n_sources)
+    def shape(self) -> Shape:
+        """What a sweep's memory follows from."""
+        attention, weights = self.attention[0], self.attention[0].writes
+        n_values, _, n_grouped, _ = attention.pattern.shape
+        kept = sum(writes.n_kept for writes in self.features.writes)
+        return Shape(
+            n_layers=self.n_layers,
+            n_pos=self.n_pos,
+            d_model=self.tokens.shape[1],
+            n_heads=n_values * n_grouped,
+            d_results=weights.shape[0],
+            d_values=attention.reads.shape[0],
+            n_active=self.n_active,
+            number=weights.element_size(),
+            on_cuda=weights.device.type == "cuda",
+            bfloat16=weights.dtype == torch.bfloat16,
+            cross_layer=self.is_cross_layer,
+            skip=self.skips[0] is not None,
+            encoders_copied=self.features.encoders_are_active,
+            padding=kept / max(1, self.n_active),
+        )
 
     def feature_reads(self, layers: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """What features (n,) read, (n, d_model) float32.

@@ -23,10 +23,8 @@ from attribution.local_replacement_model import (
     FrozenSkip,
     LocalReplacementModel,
 )
+from attribution.memory import TARGETS_IN_CACHE
 from attribution.precision import add_product_, operand_dtype, product
-
-# Targets that go through a layer's attention at once on a CPU: what they need stays in its cache.
-_TARGETS_IN_CACHE = 24
 
 
 @torch.no_grad()
@@ -56,7 +54,7 @@ def attribution_rows(
     if local.is_cross_layer:
         behind = gradients.new_zeros(len(reads), n_pos, local.n_layers, reads.shape[1], dtype=dtype)
 
-    at_once = len(reads) if reads.device.type == "cuda" else _TARGETS_IN_CACHE
+    at_once = len(reads) if reads.device.type == "cuda" else TARGETS_IN_CACHE
     joined = int((layers == local.n_layers).sum())  # targets above the sweep's height
     spread = 0  # of these, those that have been through attention
     for layer in reversed(range(local.n_layers)):
@@ -88,6 +86,7 @@ def attribution_rows(
                 add_product_(gradients[chunk].flatten(0, 1), values.flatten(0, 1), reads_of)
             else:
                 _token_edges(local, gradients[chunk], values, rows[chunk])
+            del values  # before the next are computed
         spread = joined
 
 

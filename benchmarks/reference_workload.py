@@ -34,6 +34,7 @@ WORKLOADS = {
     "R0": Workload(4, 128, 1024, 2.0, 16, 200),  # a quick look
     "R1": Workload(8, 256, 4096, 1.5, 32, 1000),  # 69,000 active features
     "R2": Workload(8, 256, 4096, 2.3, 128, 2000),  # a long prompt
+    "R2-512": Workload(8, 256, 4096, 2.3, 512, 2000),  # for its memory
     # Gemma-2-2B's shapes, for a GPU: about 60 active features a token and layer.
     "G64": Workload(26, 2304, 16384, 2.7, 64, 5000, 256, 8, 9216, 256_000, 256),
     "G512": Workload(26, 2304, 16384, 2.7, 512, 5000, 256, 8, 9216, 256_000, 256),

@@ -40,7 +40,7 @@ def test_progress_counts_feature_nodes_from_none_to_all(architecture):
 
 def test_a_whole_interval_is_one_step_where_there_is_memory_for_it(monkeypatch):
     def steps(bytes_of_batch):
-        monkeypatch.setattr(expansion, "_BYTES_OF_BATCH", bytes_of_batch)
+        monkeypatch.setitem(expansion._BYTES_OF_BATCH, "cpu", bytes_of_batch)
         seen = []
         graph = attribution.attribute(
             prompt_tokens(),
