@@ -19,8 +19,9 @@ import attribution
 import steering
 from attribution.salient_logits import probabilities_of
 from steering import Intervention
+from steering.engine import Hook, Passes
 from steering.features import encoder_rows
-from steering.passes import Hook, Passes, passes_of
+from steering.passes import passes_of
 
 logger = logging.getLogger(__name__)
 

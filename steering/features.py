@@ -26,7 +26,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from errors import NotFinite
-from steering.passes import Hook, Passes, passes_of
+from steering.engine import Hook, Passes
+from steering.passes import passes_of
 
 Site = tuple[int, int]  # position, feature index
 

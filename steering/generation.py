@@ -9,8 +9,9 @@ from torch import Tensor
 
 from attribution.salient_logits import probabilities_of
 from errors import Cancelled, InvalidInput, NotFinite
+from steering.engine import Hook, Passes
 from steering.features import intervention_hooks, silent_positions
-from steering.passes import Hook, Passes, passes_of
+from steering.passes import passes_of
 
 
 @dataclass(frozen=True)
