@@ -17,7 +17,7 @@ from attribution.targets import Targets
 logger = logging.getLogger(__name__)
 
 _SHARE_OF_DEVICE = 0.6  # of its free memory that the rows may take; batches need the rest
-# What more than one batch may take: a share of what is free then, on a CPU these bytes.
+# What targets beyond one batch may take: a share of the GPU's free memory, or bytes on a CPU.
 _SHARE_OF_BATCH, _BYTES_OF_BATCH = 0.5, 1 << 28
 _ROWS_AT_ONCE = 256
 

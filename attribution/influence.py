@@ -17,8 +17,8 @@ import torch
 if TYPE_CHECKING:
     from circuit_tracer.graph import Graph
 
-# Of a block of rows that is made absolute: on a CPU it stays in the cache, on a GPU it is large
-# enough for a launch to be worth it.
+# How many entries' absolute values are held at once: few enough for a CPU's cache, or enough to be
+# worth a launch on a GPU.
 _ENTRIES_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 26}
 _LEAST_NORM = 1e-10
 
