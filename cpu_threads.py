@@ -1,10 +1,12 @@
-"""How many threads suit this machine, or as much of it as the container may use.
+"""How many threads suit this machine, or the share of it that the container may use.
 
-Left alone torch starts a thread for each core of the host, whatever the container's quota, and
-threads spin while they wait for each other: beside neighbours, for one that has no core. OpenMP
-reads the environment once, when it is loaded, so this comes before torch and imports none. The
-environment it is, not `torch.set_num_threads`: that holds for the thread that calls it, and jobs
-and gradients run in others.
+By itself torch starts a thread for each core of the host, whatever the container's CPU quota. Its
+threads spin while they wait for each other. Where other processes keep the cores busy, they use up
+CPU time while the thread that they wait for has no core.
+
+Both are set by environment variables. `torch.set_num_threads` holds only for the thread that calls
+it, and jobs and gradients run in others. OpenMP reads the variables once, when torch is imported,
+so this module imports no torch.
 """
 
 import math
@@ -19,9 +21,12 @@ _SYSTEM = Path("/")
 
 
 def set_threads(settings: Settings) -> None:
-    """Have torch's threads as many as CPU_THREADS says or the container may use, and asleep
-    while they wait; what the environment says of either stays. To be called before torch is
-    imported, by a process that is the worker."""
+    """Set how many threads torch uses, and have them sleep while they wait for each other.
+
+    There are as many as CPU_THREADS says, or else as the container may use. OpenMP's own variables
+    win where the environment has them. To be called before torch is imported, and only in a process
+    that is the worker: it changes the environment.
+    """
     settings.export_thread_variables(available_threads())
 
 
@@ -35,7 +40,7 @@ def available_threads() -> int | None:
 
 
 def count_cores(cpus: Collection[int], system: Path = _SYSTEM) -> int:
-    """How many physical cores the logical CPUs are of: two threads on one only share its units."""
+    """The physical cores of these logical CPUs: two threads on one core share its units."""
     cores = set()
     for cpu in cpus:
         topology = system / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
@@ -47,16 +52,16 @@ def count_cores(cpus: Collection[int], system: Path = _SYSTEM) -> int:
 
 
 def cpu_quota(system: Path = _SYSTEM) -> float | None:
-    """The CPUs' worth of time that this process's control groups allow, the least of all levels.
+    """How many CPUs' time the process's control groups allow: the smallest quota of all levels.
 
-    None without a quota, or without control groups.
+    None where there is no quota or no control group.
     """
     quotas = [_quota(folder) for folder in _control_groups(system)]
     return min((quota for quota in quotas if quota is not None), default=None)
 
 
 def _control_groups(system: Path) -> Iterator[Path]:
-    """The folders of the process's control groups that bound its CPU time, with those above."""
+    """The folders of the process's control groups for CPU time, parents first."""
     groups = dict(_group_paths(_read(system / "proc/self/cgroup")))
     for root, mount_point, version in _mounts(_read(system / "proc/self/mountinfo")):
         if version not in groups:
@@ -74,7 +79,7 @@ def _control_groups(system: Path) -> Iterator[Path]:
 
 
 def _group_paths(cgroup: str) -> Iterator[tuple[int, str]]:
-    """From /proc/self/cgroup the version of control groups and the group's path, for CPU time."""
+    """Version and path of each control group for CPU time, from /proc/self/cgroup."""
     for line in cgroup.splitlines():
         number, controllers, path = line.split(":", 2)
         if (number, controllers) == ("0", ""):
@@ -84,7 +89,7 @@ def _group_paths(cgroup: str) -> Iterator[tuple[int, str]]:
 
 
 def _mounts(mountinfo: str) -> Iterator[tuple[str, str, int]]:
-    """From /proc/self/mountinfo which group is mounted where, and of which version."""
+    """Path, mount point and version of each mounted group, from /proc/self/mountinfo."""
     for line in mountinfo.splitlines():
         mount, _, filesystem = line.partition(" - ")
         fields, kind = mount.split(), filesystem.split()
@@ -95,7 +100,7 @@ def _mounts(mountinfo: str) -> Iterator[tuple[str, str, int]]:
 
 
 def _quota(folder: Path) -> float | None:
-    """A control group's own: `cpu.max` of version 2, or the two files of version 1."""
+    """The quota of one control group: `cpu.max` of version 2, or the two files of version 1."""
     allowed, _, period = _read(folder / "cpu.max").strip().partition(" ")
     if not allowed:
         allowed = _read(folder / "cpu.cfs_quota_us").strip()

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 SPOOL_BYTES = 2_000_000_000
 
 _TEXT = "1 2 3"
-_SMALLEST = 1e-6  # probability that is looked at
+_SMALLEST = 1e-6  # less likely tokens are compared as if they had this probability
 
 
 class UnfitError(Exception):

@@ -19,17 +19,18 @@ import attribution
 import steering
 from attribution.salient_logits import probabilities_of
 from steering import Intervention
+from steering.engine import Hook, Passes
 from steering.features import encoder_rows
-from steering.passes import Hook, Passes, passes_of
+from steering.passes import passes_of
 
 logger = logging.getLogger(__name__)
 
-# In log-probability. Two runs differ by nothing, or by what a GPU's kernels do in another order:
-# the last bit of a logit of 32 to 64, in bfloat16, is 0.25.
+# How far log-probabilities of two runs may be apart. A GPU may add in another order, and the last
+# bit of a bfloat16 logit between 32 and 64 is 0.25.
 ROUNDING = 0.5
 
 _FEATURE_NODES = 64
-_STRONGEST = 4  # features of a layer that are looked at
+_STRONGEST = 4  # features of each layer that are checked
 _DECODERS_AT_ONCE = 1024
 
 
@@ -96,9 +97,9 @@ def _tolerance(dtype: torch.dtype) -> float:
 
 
 def _probability_tolerance(dtype: torch.dtype) -> float:
-    """How much probability a pass in another batch may move.
+    """How much probability may move when a pass runs in another batch.
 
-    Of bfloat16 a quarter, since the last bit of its logits, of 16 to 64, is 0.1 to 0.25.
+    In bfloat16 a quarter, since the last bit of a logit between 16 and 64 is 0.1 to 0.25.
     """
     return min(0.25, 4096 * torch.finfo(dtype).eps)
 
@@ -153,9 +154,10 @@ def _check_activations(
 
 
 def _check_edges_into_logits(graph: Any, active: _Active, model: Any, ids: Sequence[int]) -> None:
-    """From the last layer's features only the final norm lies between: each edge is one product.
+    """Check the edges from features of the last layer and position into the logits.
 
-    On TransformerLens, and where no other norm lies behind what features write.
+    Only the final norm lies between them, so each edge is one product. Checked on TransformerLens
+    alone, and not where another norm follows what features write.
     """
     cfg = model.cfg
     if model.backend == "nnsight" or (
@@ -225,7 +227,7 @@ def _check_steer(model: Any, ids: Sequence[int], strongest: Sequence[_Active]) -
             "probability"
         )
     ablated = [Intervention(layer, index, at, 0.0) for (layer, at, index), _ in features]
-    # One that decodes too: what is set on the tokens that are generated.
+    # A feature of each layer ablated on the generated tokens too, so that their passes have hooks.
     ablated += [Intervention(layer, 0, None, 0.0) for layer in range(model.cfg.n_layers)]
     steering.generate(model, ids, ablated, **options)
 

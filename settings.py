@@ -163,8 +163,8 @@ class Settings(BaseSettings):
 
     @field_validator("model_id", "transcoder_set")
     @classmethod
-    def _at_home(cls, value: str | None) -> str | None:
-        # Not as a Path, which would drop a slash of hf://.
+    def _expand_home(cls, value: str | None) -> str | None:
+        # Not through a Path, which would make `hf://` into `hf:/`.
         return value if value is None else os.path.expanduser(value)  # noqa: PTH111
 
     @field_validator("upload_allowed_hosts", mode="before")
@@ -201,7 +201,7 @@ def how_threads_wait() -> str:
     """The variables that tell OpenMP how threads wait for each other, as they are now."""
     said = {name: os.environ.get(name) for name in _WAITING_VARIABLES}
     shown = ", ".join(f"{name}={value}" for name, value in said.items() if value)
-    return shown or "waiting as is OpenMP's default"
+    return shown or "waiting as OpenMP does by default"
 
 
 def _explain(detail: object) -> str:

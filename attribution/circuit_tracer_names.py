@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def library_loop() -> Callable[..., Graph]:
     """`circuit_tracer.attribute`, or upstream's loop for TransformerLens.
 
-    Upstream's two loops differ in nothing but the forward pass and in how they name the parts of
-    the model: a model that has these by TransformerLens's names goes through the one.
+    Upstream's two loops differ only in the forward pass and in how they name the parts of the
+    model. A model that has these under TransformerLens's names can go through that loop.
     """
     try:
         from circuit_tracer.attribution.attribute_transformerlens import attribute
@@ -49,7 +49,7 @@ def run_forward_pass(model: Any, input_ids: torch.Tensor, n_rows: int, context: 
 
 
 def _trace(model: Any, tokens: torch.Tensor, context: Any) -> None:
-    """A traced pass: where gradients stop, where skips go around, and what is kept."""
+    """Run `tokens` (n_rows, n_pos) through nnsight, with gradients stopped and skips rerouted."""
     with model.trace() as tracer:
         with tracer.invoke(tokens):
             pass

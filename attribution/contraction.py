@@ -19,7 +19,7 @@ from attribution.precision import batched_product, product
 
 @dataclass(frozen=True)
 class PositionGroups:
-    """What a layer's features write, in their order: by position."""
+    """The decoder vectors of a layer's features, sorted by position."""
 
     decoders: torch.Tensor  # (n_features, layers written to * d_model)
     starts: Sequence[int]  # n_pos + 1 offsets
@@ -42,11 +42,11 @@ class PositionGroups:
 
 @dataclass(frozen=True)
 class PaddedPositions:
-    """The same with as many decoder vectors at each position, those beyond its features zero."""
+    """The same, padded with zeros to as many vectors at each position as the fullest has."""
 
     decoders: torch.Tensor  # (n_pos, most features of a position, layers written to * d_model)
     positions: torch.Tensor  # (n_features,)
-    ranks: torch.Tensor  # (n_features,) of a feature among those of its position
+    ranks: torch.Tensor  # (n_features,) each feature's place among those of its position
     starts: Sequence[int]
 
     @property

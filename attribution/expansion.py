@@ -20,8 +20,8 @@ from attribution.targets import Targets
 logger = logging.getLogger(__name__)
 
 _SHARE_OF_DEVICE = 0.6  # of its free memory that the rows may take; batches need the rest
-# What more than one batch may take, as larger products are no faster; on a CUDA device no more than
-# a share of what is free then.
+# What targets beyond one batch may take: these bytes, as larger products are no faster, and on a
+# GPU no more than this share of its free memory.
 _BYTES_OF_BATCH, _SHARE_OF_BATCH = {"cpu": 1 << 26, "cuda": 1 << 30}, 0.5
 _ROWS_AT_ONCE = 256
 

@@ -20,8 +20,8 @@ class ActiveFeatures:
     """Features in the order of layer, position and index, as circuit-tracer has them."""
 
     activations: torch.Tensor  # sparse (n_layers, n_pos, d_transcoder)
-    # For each layer encoder vectors (d_transcoder, d_model) that are the transcoder's own, or
-    # where it reads them from a file those of its active features.
+    # For each layer the transcoder's own encoder (d_transcoder, d_model), or, where it is read from
+    # a file, the encoder vectors of the active features alone.
     encoders: list[torch.Tensor]
     encoders_are_active: bool
     # Decoder vectors times activations, moved to the residual stream, in the model's dtype. A
@@ -37,7 +37,7 @@ class ActiveFeatures:
         """The encoder vectors (n, d_model), float32, of active features (n,).
 
         Args:
-            layers: (n,) theirs, on the CPU, descending.
+            layers: (n,) the layer of each, on the CPU, descending.
         """
         indices = self.activations.indices()[2, features]
         vectors = features.new_empty(len(features), self.encoders[0].shape[1], dtype=torch.float32)
@@ -52,7 +52,7 @@ class ActiveFeatures:
         return vectors
 
 
-# Moves what features at positions (n,) write to a layer, (n, d_model) float32, to the stream.
+# (layer, vectors (n, d_model) float32, positions (n,)) -> what they add to the residual stream.
 MoveToStream = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
 
 

@@ -37,8 +37,8 @@ def attribute_with_library(
 ) -> Graph:
     """`circuit_tracer.attribute`, with progress, stopping and less memory between its batches.
 
-    Arguments, result and errors are those of `attribution.attribute`. One number differs from the
-    library's: with nnsight it leaves out Gemma 3's embedding scale in the edges from tokens.
+    Arguments, result and errors are those of `attribution.attribute`. One thing differs from the
+    library: with nnsight it leaves Gemma 3's embedding scale out of the edges from tokens.
     """
     watched = _WatchedModel(model, max_feature_nodes, on_progress, should_stop)
     with _own_logging():
@@ -111,7 +111,7 @@ class _WatchedModel:
 
 
 def _embedded(model: Any, tokens: torch.Tensor) -> torch.Tensor:
-    """What the embedding of a model of nnsight's writes, (n_pos, d_model).
+    """What an nnsight model's embedding gives for `tokens`, (n_pos, d_model).
 
     The library takes rows of its weight, which Gemma 3 scales by sqrt(d_model) inside the module.
     """
@@ -122,7 +122,7 @@ def _embedded(model: Any, tokens: torch.Tensor) -> torch.Tensor:
 
 
 class _WatchedContext:
-    """The library's attribution context: each batch is reported, and can be stopped before.
+    """The library's attribution context, which reports each batch and can stop before it.
 
     A batch that doesn't fit the device goes through it in parts, with a forward pass of fewer rows.
     Which features are selected goes by the batch size that was asked for.
@@ -132,7 +132,7 @@ class _WatchedContext:
         self._context = context
         self._model = model
         self._progress = progress
-        # What a forward pass fills, as it has to be before one.
+        # The lists that a forward pass fills, as it has to find them.
         names = ("_resid_activations", "_feature_output_activations")
         self._empty = {name: list(getattr(context, name, [])) for name in names}
 

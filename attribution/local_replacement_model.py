@@ -109,7 +109,7 @@ class LocalReplacementModel:
         """What features (n,) read, (n, d_model) float32.
 
         Args:
-            layers: (n,) theirs, on the CPU, descending.
+            layers: (n,) the layer of each, on the CPU, descending.
         """
         layer_of, positions, _ = self.features.activations.indices()[:, features]
         vectors = self.features.encoder_vectors(layers, features)

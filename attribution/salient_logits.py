@@ -1,7 +1,7 @@
 """The next-token predictions that count: their probabilities, and how many of them are salient.
 
-Probabilities are a softmax in float32 of the logits, whatever the model's dtype: in bfloat16 a
-probability has three digits, and its running sum reaches a threshold tokens too early or late.
+Probabilities are the softmax of the logits in float32, whatever the model's dtype. In bfloat16 a
+probability has three digits, and a running sum reaches its threshold some tokens early or late.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def open_checkpoint(
 
 
 def absent(directory: Path, *, beside_index: Iterable[str] = ()) -> list[str]:
-    """Of the tensors that an index promises, and those named, the ones that no file has.
+    """The names of tensors that no file has, of those in the index and in `beside_index`.
 
     Raises:
         FileNotFoundError: the directory lacks safetensors files.
@@ -103,10 +103,10 @@ def of_the_language_model(names: Iterable[str]) -> list[str]:
 
 
 def unread(names: Iterable[str], *, tied: bool) -> list[str]:
-    """Of a checkpoint's tensors that a model left, those that it should have read.
+    """Of the tensors that a model did not read, those that it should have read.
 
     Args:
-        tied: whether the embeddings serve as unembedding too, which may be stored all the same.
+        tied: whether the embeddings are the unembedding too; a stored one may then stay unread.
     """
     left = of_the_language_model(names)
     return [name for name in left if not (tied and name.endswith("lm_head.weight"))]

@@ -1,7 +1,7 @@
 """Converting transcoders into circuit-tracer's own layout, so that they can stay on the disk.
 
-A copy is made once, file by file, each with a name of its own until it is whole and kept; what is
-finished is left as it is when a conversion goes on that was broken off. Importing this module
+A copy is made once, file by file. Each file has a temporary name until it is complete and on the
+disk, and an interrupted conversion goes on with the files that are missing. Importing this module
 imports no torch.
 """
 
@@ -96,7 +96,7 @@ def _write_all(files: TranscoderFiles, directory: Path, margin: int) -> None:
     for number, file in enumerate(planned, 1):
         if file not in left:
             continue
-        read_ahead([file.original])  # from its start on; an encoder is read across
+        read_ahead([file.original])  # in order, where a transposed tensor is read in strides
         _write(directory / file.name, _tensors_of(file))
         done += file.n_bytes
         logger.info(
@@ -121,7 +121,7 @@ def _tensors_of(made: ConvertedFile) -> Callable[[IO[bytes]], object]:
 
 
 def _write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file that is there whole or not at all, whatever happens."""
+    """Write a file that is there complete or not at all, whatever happens."""
     part = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
         with part.open("xb") as file:
@@ -132,11 +132,11 @@ def _write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    with suppress(OSError):  # some volumes can't keep a directory by itself
-        _keep(path.parent)
+    with suppress(OSError):  # some volumes can't sync a directory
+        _sync(path.parent)
 
 
-def _keep(directory: Path) -> None:
+def _sync(directory: Path) -> None:
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -146,10 +146,10 @@ def _keep(directory: Path) -> None:
 
 @contextmanager
 def _alone(directory: Path) -> Iterator[None]:
-    """One worker at a time on a directory, where the volume has locks.
+    """Let one worker at a time write a directory, where the volume has locks.
 
-    Where it has none, two may write the same files: each under a name of its own, renamed when it
-    is whole, so that either's are right.
+    Where it has none, two may write the same files. Each uses temporary names and renames complete
+    files, so the copy is right whichever comes last.
     """
     with directory.with_name(f"{directory.name}.lock").open("ab") as lock:
         locked = _locked(lock, directory.name)

@@ -31,7 +31,7 @@ class ConvertedFile:
     name: str
     tensors: Mapping[str, Spec]
     layer: Layer
-    of_layer: Mapping[str, str]  # what each tensor is called there
+    of_layer: Mapping[str, str]  # circuit-tracer's name of each tensor, as the layer has it
     skipped: int  # decoders that a cross-layer file has for the layers before its own
 
     @property

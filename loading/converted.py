@@ -20,7 +20,7 @@ from loading.inspection import can_be_lazy
 from loading.sources import Cache, Places, TranscoderFiles
 from loading.transcoder_config import CONFIG
 
-# Of what is in a copy; another one makes the copies of before unknown.
+# Version of what a copy holds. Copies of another version are not found.
 FORMAT = 1
 
 
@@ -36,7 +36,7 @@ class Origin(NamedTuple):
 
 
 def home(files: TranscoderFiles, places: Places) -> Path:
-    """Where a set's copy goes, there or not."""
+    """Where a set's copy goes, whether it is there or not."""
     return _directory(places.caches[-1], files)
 
 
@@ -48,7 +48,7 @@ def at_home(files: TranscoderFiles, places: Places) -> TranscoderFiles:
 def find(files: TranscoderFiles, places: Places) -> TranscoderFiles | None:
     """A set's complete copy, if there is one beside one of the caches.
 
-    Its hooks and its scan are those of the set as it was found.
+    Its hooks and scan are taken from the set, not from the copy's own configuration.
     """
     if can_be_lazy(files):
         return None
@@ -91,7 +91,7 @@ def _name(files: TranscoderFiles) -> str:
 
 
 def _identity(path: Path) -> str:
-    """What tells a file from every other: its commit, or for want of one when it was changed."""
+    """What identifies a file: its commit, or its path, size and time of change."""
     origin = _origin(path)
     if origin is not None:
         return str(origin).lower()  # Runpod writes names in small letters

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from circuit_tracer.utils.tl_nnsight_mapping import get_supported_architectures
 from transformer_lens import HookedTransformerConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from loading import UnsupportedArchitectureError
+from loading.mapped_architectures import mapped_architectures
 from loading.model_config import refuse_other_values
 
 # TransformerLens allocates a boolean mask of n_ctx x n_ctx for each layer while it builds a model:
@@ -55,10 +55,10 @@ def hooked_config(
     """
     architecture = (hf_config.architectures or ["unknown"])[0]
     if architecture not in _CONVERTERS:
-        other = architecture in get_supported_architectures()
+        is_mapped = architecture in mapped_architectures()
         raise UnsupportedArchitectureError(
             f"{model_name} is a {architecture}; the worker serves {', '.join(sorted(_CONVERTERS))}"
-            + (f", and a {architecture} with MODEL_ENGINE=nnsight" if other else "")
+            + (f", and a {architecture} with MODEL_ENGINE=nnsight" if is_mapped else "")
         )
     text = hf_config.get_text_config()
     for config in (hf_config, text):

@@ -22,7 +22,7 @@ _ONLY_SERVED: dict[str, Any] = {
 _ONLY_SERVED_OF_A: dict[str, dict[str, Any]] = {
     "gemma3": {"attn_logit_softcapping": None, "final_logit_softcapping": None},
     "gemma3_text": {"attn_logit_softcapping": None},
-    # Numbers in the code of its experts.
+    # transformers has these values fixed in the code of GPT-OSS's experts.
     "gpt_oss": {"hidden_act": "silu", "swiglu_alpha": 1.702, "swiglu_limit": 7.0},
 }
 
@@ -51,20 +51,20 @@ def read_model(
     refuse_other_values(text, _ONLY_SERVED_OF_A.get(hf_config.model_type, {}))
     if (getattr(text, "rope_scaling", None) or {}).get("rope_type") == "longrope":
         raise UnsupportedArchitectureError(
-            "rope_scaling of type 'longrope' turns a token by how long the text is, and one that "
-            "grows by a key-value cache has no exact conversion"
+            "rope_scaling of type 'longrope' rotates each token by an angle that depends on the "
+            "length of the text; a text that grows in a key-value cache has no exact conversion"
         )
-    how: dict[str, Any] = {}
+    quantization: dict[str, Any] = {}
     packed: list[str] = []
     if _is_quantised(hf_config):
-        how["quantization_config"] = Mxfp4Config(dequantize=True)
+        quantization["quantization_config"] = Mxfp4Config(dequantize=True)
         packed = [
             f"model.layers.{layer}.mlp.experts.{name}_{part}"
             for layer in range(hf_config.num_hidden_layers)
             for name in ("gate_up_proj", "down_proj")
             for part in ("blocks", "scales")
         ]
-    # transformers goes by the index, and falls over packed ones that are missing.
+    # transformers trusts the index, and fails obscurely where packed weights are missing.
     WeightsMismatchError.check(missing=absent(directory, beside_index=packed))
     model, report = AutoModelForCausalLM.from_pretrained(
         directory,
@@ -76,7 +76,7 @@ def read_model(
         use_safetensors=True,
         ignore_mismatched_sizes=True,  # they are refused below, with the others
         output_loading_info=True,
-        **how,
+        **quantization,
     )
     WeightsMismatchError.check(
         missing=of_the_language_model(report["missing_keys"]),

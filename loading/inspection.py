@@ -43,13 +43,13 @@ class Layer:
         return shape[::-1] if name in self.layout.transposed else shape
 
     def named(self, name: str) -> str:
-        """A tensor for messages."""
+        """A tensor's file, name and shape, for messages."""
         return f"{self.files[name]} has {self.stored[name]} of {_sides(self.specs[name].shape)}"
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a set is."""
+    """A set of transcoders, as the headers of its files describe it."""
 
     layers: tuple[Layer, ...]
     d_model: int

@@ -77,7 +77,7 @@ def _whereabouts(entry: ModelEntry, places: Places) -> str:
 
 
 def _conversion(entry: ModelEntry, files: TranscoderFiles, places: Places) -> str:
-    """What is to be added of a set that circuit-tracer can't leave on the disk as it is."""
+    """What the table adds for a set that circuit-tracer can't leave on the disk as it is."""
     try:
         if converted.find(files, places) is not None:
             return ", converted"

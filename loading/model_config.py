@@ -124,7 +124,7 @@ def _moved(rope: dict[str, Any], base: str) -> dict[str, Any]:
 
 
 def _with(config: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
-    """Both; a setting under its old name too has to have the same value there."""
+    """The configuration with settings under old names added; it may have them with equal values."""
     for name, value in old.items():
         if config.get(name) not in (None, value):
             raise UnsupportedArchitectureError(

@@ -1,8 +1,8 @@
-"""By which name circuit-tracer knows a model.
+"""The name under which circuit-tracer gets a model.
 
-It goes by the name alone to tell Gemma 3 chat models, of which it demands a prefix and ignores the
-features there. A directory or a copy of such a model may be called anything, and another model may
-be called that, so the name is made to say what the configuration says.
+circuit-tracer recognises Gemma 3 chat models by their name alone. From these it demands the prefix
+of a chat, and it ignores the features there. But a directory may have any name, and another model
+may have such a name, so the name is made to say what the configuration says.
 """
 
 from typing import Any

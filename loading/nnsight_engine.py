@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from circuit_tracer.replacement_model.replacement_model_nnsight import NNSightReplacementModel
-from circuit_tracer.utils import tl_nnsight_mapping
 from circuit_tracer.utils.tl_nnsight_mapping import UnifiedConfig, get_mapping
 from nnsight.intervention.interleaver import Cancelation
 
 from loading import UnsupportedArchitectureError
+from loading.mapped_architectures import mapped_architectures
 
 
 @dataclass
@@ -22,13 +22,13 @@ class NNSightConfig(UnifiedConfig):
 
 
 class NNSightModel(NNSightReplacementModel):
-    """circuit-tracer's nnsight model, which holds on to nothing of a pass that failed."""
+    """circuit-tracer's nnsight model, which frees all memory of a pass that failed."""
 
     def interleave(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        """Run a traced pass; what waits in it for the rest of it is told when there is none.
+        """Run a traced pass; when it fails, cancel the threads that wait inside it.
 
-        nnsight forgets the threads that wait at a barrier when a pass fails: they would wait for
-        ever, and with them stay their tensors, which is the memory that a smaller batch needs.
+        nnsight leaves threads waiting at a barrier for ever when a pass fails. Their tensors would
+        stay too, in the memory that the next, smaller batch needs.
         """
 
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -36,7 +36,7 @@ class NNSightModel(NNSightReplacementModel):
                 return fn(*args, **kwargs)
             except BaseException:
                 for mediator in self.interleaver.mediators:
-                    # All others have a request pending, or are done.
+                    # The others have a request pending or are done.
                     if mediator.alive and not mediator.event_queue.has_value:
                         mediator.respond(Cancelation())
                 raise
@@ -77,7 +77,7 @@ def replacement_model(
     # What circuit-tracer's own from_config does, for a model that has its weights.
     model = NNSightModel(hf_model)
     model._hf_config = model.config = hf_config  # PyPI's circuit-tracer's name, and upstream's
-    _read_in(dtype, transcoders)
+    _cast_inputs(transcoders, dtype)
     model._configure_replacement_model(transcoders)
     settings = {
         **vars(model.cfg),
@@ -89,11 +89,11 @@ def replacement_model(
     return model
 
 
-def _read_in(dtype: torch.dtype, transcoders: Any) -> None:
-    """Have transcoders cast what they read to their dtype, as per-layer encoders do of themselves.
+def _cast_inputs(transcoders: Any, dtype: torch.dtype) -> None:
+    """Have transcoders cast what they read to `dtype`, as per-layer encoders already do.
 
-    Gemma's norms hand their output over in float32 before they cast it back, which in 16 bits fits
-    neither a skip connection nor cross-layer encoders.
+    Gemma's norms are read in float32, before they cast back. With 16-bit weights torch refuses to
+    multiply that by a skip connection or a cross-layer encoder.
     """
 
     def casting(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -113,7 +113,7 @@ def check_mapping(architecture: str, hooks: tuple[str, str], name: str) -> None:
         architecture: the class of the Hugging Face model.
         hooks: where the transcoders read and write, by TransformerLens's names.
     """
-    served = _served_architectures()
+    served = mapped_architectures()
     if architecture not in served:
         raise UnsupportedArchitectureError(
             f"{name} is a {architecture}, and MODEL_ENGINE=nnsight serves {', '.join(served)}; set "
@@ -126,14 +126,3 @@ def check_mapping(architecture: str, hooks: tuple[str, str], name: str) -> None:
                 f"the transcoders of {name} read or write at {hook}, and with a {architecture} "
                 f"MODEL_ENGINE=nnsight serves {', '.join(places)}; set MODEL_ENGINE=transformerlens"
             )
-
-
-def _served_architectures() -> list[str]:
-    """The Hugging Face classes that circuit-tracer maps."""
-    listed = getattr(tl_nnsight_mapping, "get_supported_architectures", None)
-    if listed is not None:
-        return sorted(listed())
-    # Upstream keeps each mapping under a name of the module.
-    mapping = tl_nnsight_mapping.TransformerLens_NNSight_Mapping
-    found = (m for m in vars(tl_nnsight_mapping).values() if isinstance(m, mapping))
-    return sorted(m.model_architecture for m in found)

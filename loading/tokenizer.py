@@ -44,8 +44,8 @@ def read_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
         return tokenizer
     if not (directory / "tokenizer.json").is_file() or backend not in (None, "tokenizers"):
         raise WeightsError(
-            f"{file} is of transformers 5 ({backend or name}), and of those the worker takes "
-            "tokenizers that have a tokenizer.json alone: save it anew as a fast tokenizer"
+            f"{file} was saved by transformers 5 ({backend or name}), and of such tokenizers the "
+            "worker reads only those with a tokenizer.json: save it anew as a fast tokenizer"
         )
     # A class of that name, where version 4 has one, may change what tokenizer.json says.
     with _without_a_word_on_its_class():
@@ -54,7 +54,7 @@ def read_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 
 @contextmanager
 def _without_a_word_on_its_class() -> Iterator[None]:
-    """transformers warns that a tokenizer is loaded as another class than its file names."""
+    """Silence transformers' warning that the class is not the one that the file names."""
     logger = logging.getLogger("transformers.tokenization_utils_base")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -26,7 +26,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from errors import NotFinite
-from steering.passes import Hook, Passes, passes_of
+from steering.engine import Hook, Passes
+from steering.passes import passes_of
 
 Site = tuple[int, int]  # position, feature index
 
@@ -196,7 +197,7 @@ def _encoder(transcoders: Any, layer: int, indices: Tensor) -> Callable[[Tensor]
     if activation is nn.functional.relu or isinstance(activation, nn.ReLU):
         W_enc = encoder_rows(transcoders, layer, indices)
         return _rows_encoder(nn.functional.relu, W_enc, b_enc[indices], cross_layer)
-    # Features compete under TopK (and who knows under what else), so all of them are needed.
+    # Under TopK features compete, and under other functions they may: all have to be computed.
     function = partial(transcoders.apply_activation_function, layer)
     encode = _rows_encoder(function, encoder_rows(transcoders, layer, None), b_enc, cross_layer)
     return lambda x: encode(x)[:, indices]

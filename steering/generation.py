@@ -9,8 +9,9 @@ from torch import Tensor
 
 from attribution.salient_logits import probabilities_of
 from errors import Cancelled, InvalidInput, NotFinite
+from steering.engine import Hook, Passes
 from steering.features import intervention_hooks, silent_positions
-from steering.passes import Hook, Passes, passes_of
+from steering.passes import passes_of
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def _generate(
         n_rows = 2 if frozen else len(sides)
         cache = passes.new_cache(n_rows)
         rows = predict([prompt] * n_rows, at_prompt, frozen=frozen)
-        note(_as_every_action_has_it(passes, prompt, rows, is_steered=bool(at_prompt)))
+        note(_with_plain_logits(passes, prompt, rows, is_steered=bool(at_prompt)))
         if n_rows > len(sides):
             passes.keep_rows(cache, list(range(n_rows))[-len(sides) :])
         for n_generated in range(1, n_tokens + 1):
@@ -185,12 +186,13 @@ class _Side:
     top: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
-def _as_every_action_has_it(
+def _with_plain_logits(
     passes: Passes, prompt: list[int], rows: list[Tensor], *, is_steered: bool
 ) -> list[Tensor]:
-    """The logits after the prompt, unsteered ones as a graph and a forward pass have them.
+    """The logits after the prompt, those of unsteered rows exactly as a graph has them.
 
-    A batch or a cache may round otherwise, and a last bit of bfloat16 is a tenth of a probability.
+    The pass with a batch and a cache may round differently, and the last bit of a bfloat16 logit
+    can move a tenth of the probability. So unsteered rows take their logits from a plain pass.
     """
     steered = rows[-1:] if is_steered else []
     unsteered = len(rows) - len(steered)

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache
 
-from steering.passes import Hook
+from steering.engine import Hook
 
 
 class HuggingFacePasses:
-    """See `steering.passes.Passes`."""
+    """See `steering.engine.Passes`."""
 
     def __init__(self, model: Any) -> None:
         self.model = model

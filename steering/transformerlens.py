@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
-from steering.passes import Hook
+from steering.engine import Hook
 
 
 class TransformerLensPasses:
-    """See `steering.passes.Passes`."""
+    """See `steering.engine.Passes`."""
 
     def __init__(self, model: Any) -> None:
         self.model = model

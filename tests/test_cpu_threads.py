@@ -194,7 +194,7 @@ def test_the_environment_s_threads_win_over_the_setting_s_and_the_machine_s(
 @pytest.mark.usefixtures("_no_variables")
 @pytest.mark.parametrize("name", WAITING)
 def test_threads_sleep_while_they_wait_unless_the_environment_says_how(monkeypatch, name):
-    assert how_threads_wait() == "waiting as is OpenMP's default"
+    assert how_threads_wait() == "waiting as OpenMP does by default"
     monkeypatch.setenv(name, "17")
     Settings(_env_file=None).export_thread_variables(2)
     assert how_threads_wait() == f"{name}=17"

@@ -11,8 +11,8 @@ bit for bit. What a real device refuses is refused with its error: operands on s
 numpy on device memory, products of several dtypes, more memory than there is; and, unless
 `deterministic=False`, operations whose numbers may differ from run to run.
 
-It has no streams, and its time says nothing of a GPU's. Kernels that torch has for CUDA alone and
-that aren't products into float32 (`out_dtype`) or softmaxes into it are missing.
+It has no streams, and its time says nothing of a GPU's. Of the kernels that torch has for CUDA
+alone it has two: products (`out_dtype`) and softmaxes of 16-bit numbers into float32.
 """
 
 from collections.abc import Iterator

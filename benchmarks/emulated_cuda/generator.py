@@ -10,15 +10,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.emulated_cuda.tensor import DEVICE
 
-# Operations are handed another Python object for a generator than the one that was made, the same
-# each time. Its id is here as long as the generator is.
+# torch hands operations another Python object for a generator than the one that was made, each time
+# the same. Its id is here as long as the generator lives.
 _dispatched: set[int] = set()
 
 
 class DeviceGenerator(torch.Generator):
     """A generator of the device."""
 
-    _as_dispatched: torch.Generator
+    _as_dispatched: torch.Generator  # kept, so that no other object gets its id
 
     def __new__(cls) -> DeviceGenerator:
         generator: DeviceGenerator = super().__new__(cls, "cpu")  # type: ignore[call-arg]

@@ -31,8 +31,8 @@ _PRODUCTS = frozenset(
 )
 _16_BITS = (torch.float16, torch.bfloat16)
 
-# Operations whose result on CUDA depends on the order in which threads come: those that
-# `torch.use_deterministic_algorithms` has no other kernel for,
+# Operations of two kinds give results that depend on the order in which CUDA's threads come. For
+# these `torch.use_deterministic_algorithms` has no other kernel.
 _NEVER_DETERMINISTIC = frozenset(
     [
         "put",
@@ -62,7 +62,7 @@ _NEVER_DETERMINISTIC = frozenset(
         "grid_sampler_3d_backward",
     ]
 )
-# and those whose usual kernel it replaces by a slower one.
+# For these `torch.use_deterministic_algorithms` has a slower kernel with one result.
 _DETERMINISTIC_IF_ASKED = frozenset(
     [
         "index_add",

@@ -22,7 +22,7 @@ class DeviceTensor(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
     _host: torch.Tensor
     _emulation: EmulatedCuda
-    _allocations: tuple[object, ...]  # refers to them, and so keeps them from being free
+    _allocations: tuple[object, ...]  # kept, so that their bytes count as allocated
 
     @staticmethod
     def __new__(cls, host: torch.Tensor, emulation: EmulatedCuda) -> DeviceTensor:
