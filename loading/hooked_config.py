@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from circuit_tracer.utils.tl_nnsight_mapping import get_supported_architectures
 from transformer_lens import HookedTransformerConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from attribution.circuit_tracer_names import nnsight_architectures
 from loading import UnsupportedArchitectureError
 from loading.model_config import refuse_other_values
 
@@ -55,7 +55,7 @@ def hooked_config(
     """
     architecture = (hf_config.architectures or ["unknown"])[0]
     if architecture not in _CONVERTERS:
-        other = architecture in get_supported_architectures()
+        other = architecture in nnsight_architectures()
         raise UnsupportedArchitectureError(
             f"{model_name} is a {architecture}; the worker serves {', '.join(sorted(_CONVERTERS))}"
             + (f", and a {architecture} with MODEL_ENGINE=nnsight" if other else "")

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from circuit_tracer.replacement_model.replacement_model_nnsight import NNSightReplacementModel
-from circuit_tracer.utils import tl_nnsight_mapping
 from circuit_tracer.utils.tl_nnsight_mapping import UnifiedConfig, get_mapping
 from nnsight.intervention.interleaver import Cancelation
 
+from attribution.circuit_tracer_names import nnsight_architectures
 from loading import UnsupportedArchitectureError
 
 
@@ -113,7 +113,7 @@ def check_mapping(architecture: str, hooks: tuple[str, str], name: str) -> None:
         architecture: the class of the Hugging Face model.
         hooks: where the transcoders read and write, by TransformerLens's names.
     """
-    served = _served_architectures()
+    served = nnsight_architectures()
     if architecture not in served:
         raise UnsupportedArchitectureError(
             f"{name} is a {architecture}, and MODEL_ENGINE=nnsight serves {', '.join(served)}; set "
@@ -126,14 +126,3 @@ def check_mapping(architecture: str, hooks: tuple[str, str], name: str) -> None:
                 f"the transcoders of {name} read or write at {hook}, and with a {architecture} "
                 f"MODEL_ENGINE=nnsight serves {', '.join(places)}; set MODEL_ENGINE=transformerlens"
             )
-
-
-def _served_architectures() -> list[str]:
-    """The Hugging Face classes that circuit-tracer maps."""
-    listed = getattr(tl_nnsight_mapping, "get_supported_architectures", None)
-    if listed is not None:
-        return sorted(listed())
-    # Upstream keeps each mapping under a name of the module.
-    mapping = tl_nnsight_mapping.TransformerLens_NNSight_Mapping
-    found = (m for m in vars(tl_nnsight_mapping).values() if isinstance(m, mapping))
-    return sorted(m.model_architecture for m in found)
