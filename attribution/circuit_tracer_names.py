@@ -36,19 +36,6 @@ def unembedding(model: Any) -> torch.Tensor:
     return matrix
 
 
-def nnsight_architectures() -> list[str]:
-    """The Hugging Face classes that circuit-tracer maps for nnsight, sorted."""
-    from circuit_tracer.utils import tl_nnsight_mapping
-
-    listed = getattr(tl_nnsight_mapping, "get_supported_architectures", None)
-    if listed is not None:
-        return sorted(listed())
-    # Upstream keeps each mapping under a name of the module.
-    mapping = tl_nnsight_mapping.TransformerLens_NNSight_Mapping
-    found = (m for m in vars(tl_nnsight_mapping).values() if isinstance(m, mapping))
-    return sorted(m.model_architecture for m in found)
-
-
 def run_forward_pass(model: Any, input_ids: torch.Tensor, n_rows: int, context: Any) -> None:
     """Run `input_ids` (n_pos,) in `n_rows` rows, and keep what attribution needs in `context`."""
     if hasattr(model, "run_forward_pass"):

@@ -12,9 +12,9 @@ import torch
 from transformer_lens import HookedTransformerConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from attribution.circuit_tracer_names import nnsight_architectures
 from loading import UnsupportedArchitectureError
 from loading.model_config import refuse_other_values
+from loading.nnsight_architectures import nnsight_architectures
 
 # TransformerLens allocates a boolean mask of n_ctx x n_ctx for each layer while it builds a model:
 # 16 MB a layer at this bound, 1.7 GB a layer at Qwen3's 40,960.

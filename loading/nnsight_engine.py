@@ -9,8 +9,8 @@ from circuit_tracer.replacement_model.replacement_model_nnsight import NNSightRe
 from circuit_tracer.utils.tl_nnsight_mapping import UnifiedConfig, get_mapping
 from nnsight.intervention.interleaver import Cancelation
 
-from attribution.circuit_tracer_names import nnsight_architectures
 from loading import UnsupportedArchitectureError
+from loading.nnsight_architectures import nnsight_architectures
 
 
 @dataclass
