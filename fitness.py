@@ -120,7 +120,7 @@ def check_model(loaded: LoadedModel) -> None:
     import steering
     from attribution.salient_logits import probabilities_of
 
-    ids = prompts.tokenize(_text(loaded), loaded.tokenizer, loaded.name)
+    ids = _tokens(loaded)
     try:
         before = probabilities_of(steering.next_token_logits(loaded.model, ids))
         started = time.perf_counter()
@@ -142,6 +142,14 @@ def check_model(loaded: LoadedModel) -> None:
             f"probabilities change by up to {change:.2g}): the device computes wrong, or something "
             "of the first run is left over; have the worker replaced"
         )
+
+
+def _tokens(loaded: LoadedModel) -> list[int]:
+    """A short text's tokens: two at least, and one less than the model has room for."""
+    ids = prompts.tokenize(_text(loaded), loaded.tokenizer, loaded.name)
+    if len(ids) == 1:  # a tokenizer that knows nothing of the text
+        ids = ids * 2
+    return ids[: max(2, loaded.n_context - 1)]
 
 
 def _text(loaded: LoadedModel) -> str:

@@ -209,7 +209,7 @@ def _check_steer(model: Any, ids: Sequence[int], strongest: Sequence[_Active]) -
     ]
     own = [Intervention(layer, index, at, value) for (layer, at, index), value in features]
     options: steering.Options = {
-        "n_tokens": 1,
+        "n_tokens": min(1, model.cfg.n_ctx - len(ids)),
         "top_k": model.cfg.d_vocab,
         "temperature": 0,
         "freq_penalty": 0,

@@ -14,6 +14,10 @@ class UnsupportedArchitectureError(ValueError):
 class WeightsMismatchError(ValueError):
     """A checkpoint's weights are not those of the model that its configuration describes."""
 
+    REMEDY = (
+        "They and config.json don't belong together, or a file is damaged: download the model anew"
+    )
+
     @classmethod
     def check(
         cls,
@@ -36,10 +40,7 @@ class WeightsMismatchError(ValueError):
         }
         said = [f"{verb} {_first(list(names))}" for verb, names in faults.items() if names]
         if said:
-            raise cls(
-                f"the weights {'; they '.join(said)}. They and config.json don't belong together, "
-                "or a file is damaged: download the model anew"
-            )
+            raise cls(f"the weights {'; they '.join(said)}. {cls.REMEDY}")
 
 
 def _first(names: list[str], n: int = 8) -> str:

@@ -153,7 +153,8 @@ class Module:
         }
         if not below:
             raise MissingTensorError(
-                f"the weights lack {self._path}{name}, and have {', '.join(self._names)} beside it"
+                f"the weights lack {self._path}{name}, and have {', '.join(self._names)} beside "
+                f"it. {MissingTensorError.REMEDY}"
             )
         part = Module(self._tensor, below, f"{self._path}{name}.")
         setattr(self, name, part)

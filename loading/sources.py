@@ -260,10 +260,10 @@ def _with_layers(
             files.get(name) or found.folder / Path(name).expanduser() for name in config.listed
         )
         absent = [path for path in layers if not path.exists()]
-        if absent or not layers:
+        if absent:
             raise WeightsError(
-                f"{found.folder / CONFIG} lists {absent[0] if absent else 'no file'}, "
-                "which is not there: correct `transcoders`"
+                f"{found.folder / CONFIG} lists {absent[0]}, which is not there: correct "
+                "`transcoders`"
             )
     elif config.kind == "cross_layer_transcoder":
         layers = ()

@@ -150,6 +150,11 @@ def _listed(file: Path, kind: Kind, listed: object) -> tuple[str, ...] | None:
         raise WeightsError(
             f"{file}: `transcoders` is no list of an address or a path a layer: correct it"
         )
+    if not listed:
+        raise WeightsError(
+            f"{file}: `transcoders` is empty: name a file a layer, or leave it out where the files "
+            "are beside it"
+        )
     names = tuple(listed)
     # circuit-tracer leaves out the last file of a cross-layer list, so some lists have one more.
     if kind == "cross_layer_transcoder" and names[-1:] and names[-1] in names[:-1]:

@@ -15,12 +15,18 @@ from transformer_lens import HookedTransformerConfig
 from transformer_lens.components import PosEmbed
 from transformer_lens.loading_from_pretrained import get_pretrained_state_dict
 
-from loading import WeightsMismatchError
+from loading import UnsupportedArchitectureError, WeightsMismatchError
 from loading.checkpoint import Module, unread
 from loading.hooked_config import hooked_config
 from loading.rotary_buffers import rotary_buffers_kept
 from loading.skip_connections import take_skip_inputs_of_any_dtype
 from loading.weight_layout import lay_out_weights
+
+# The usual places, for messages.
+_PLACES = {
+    "feature_input_hook": "mlp.hook_in, ln2.hook_normalized, hook_resid_mid",
+    "feature_output_hook": "mlp.hook_out, hook_mlp_out",
+}
 
 
 def replacement_model(
@@ -33,16 +39,34 @@ def replacement_model(
             of `dtype` are taken as they are, not copied.
 
     Raises:
-        UnsupportedArchitectureError: hooked_config.py has no conversion for the model.
+        UnsupportedArchitectureError: hooked_config.py has no conversion for the model, or it has no
+            such place as the transcoders read or write at.
         WeightsMismatchError: the weights aren't those of the architecture.
     """
     model = hooked_model(TransformerLensReplacementModel, hf_model, name, device, dtype)
+    _check_hooks(model, transcoders, name)
     # What circuit-tracer's own from_pretrained does once the weights are in: its from_config
     # would wrap the MLPs first, under which names the converted weights don't fit.
     with rotary_buffers_kept(model):
         model._configure_replacement_model(transcoders)
     take_skip_inputs_of_any_dtype(transcoders)
     return model
+
+
+def _check_hooks(model: Any, transcoders: Any, name: str) -> None:
+    """Raise UnsupportedArchitectureError unless the places where features read and write exist."""
+    for key, usual in _PLACES.items():
+        hook = getattr(transcoders, key)
+        # circuit-tracer wraps the MLP, in which no name but its own two is found then.
+        if hook.startswith("mlp."):
+            exists = hook in ("mlp.hook_in", "mlp.hook_out")
+        else:
+            exists = f"blocks.0.{hook}" in model.hook_dict
+        if not exists:
+            raise UnsupportedArchitectureError(
+                f"the transcoders have {key}: {hook}, a place that {name} doesn't have on "
+                f"TransformerLens; correct their config.yaml (usual are {usual})"
+            )
 
 
 def hooked_model(

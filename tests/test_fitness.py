@@ -6,10 +6,13 @@ import resource
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 import fitness
 import model_loader
@@ -107,6 +110,22 @@ def test_a_gemma_3_chat_model_is_asked_in_a_chat(tmp_path):
         model_dtype="bfloat16",
     )
     fitness.check_model(model_loader.load(settings))
+
+
+@pytest.mark.parametrize("engine", ["transformerlens", "nnsight"])
+@pytest.mark.parametrize("n_context", [2, 4])
+def test_a_model_with_room_for_a_few_tokens_passes(engine, n_context):
+    loaded = model_loader.load(demo_settings(model_engine=engine))
+    loaded.model.cfg.n_ctx = n_context
+    fitness.check_model(loaded)
+
+
+def test_a_tokenizer_that_has_no_digits_passes(loaded):
+    letters = Tokenizer(models.BPE({"<bos>": 0, "a": 1}, []))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, bos_token="<bos>")
+    assert tokenizer.encode(fitness._TEXT, add_special_tokens=False) == []
+    loaded.model.tokenizer = tokenizer
+    fitness.check_model(replace(loaded, tokenizer=tokenizer))
 
 
 def test_a_model_that_overflows_in_its_dtype_is_unfit_and_the_dtype_named():

@@ -68,6 +68,13 @@ def test_any_other_repetition_in_a_list_is_refused(tmp_path, kind):
         weights(tmp_path)
 
 
+@pytest.mark.parametrize("kind", [PER_LAYER, CROSS_LAYER])
+def test_an_empty_list_is_refused(tmp_path, kind):
+    (tmp_path / "config.yaml").write_bytes(config_yaml(kind, *HOOKS) + b"\ntranscoders: []\n")
+    with pytest.raises(WeightsError, match=r"`transcoders` is empty: .*a layer"):
+        weights(tmp_path)
+
+
 def test_an_entry_of_a_list_that_is_no_address_is_refused(tmp_path):
     text = config_yaml(PER_LAYER, *HOOKS).decode() + "\ntranscoders:\n  - {layer: 0, id: a}\n"
     (tmp_path / "config.yaml").write_text(text)

@@ -5,9 +5,11 @@ import torch
 from transformer_lens import HookedTransformer
 from transformer_lens.loading_from_pretrained import get_pretrained_state_dict
 
+from loading import UnsupportedArchitectureError
 from loading.hooked_config import hooked_config
-from loading.transformerlens_engine import hooked_model
+from loading.transformerlens_engine import hooked_model, replacement_model
 from tests.test_hooked_config import CONFIGS, hugging_face_model
+from tests.tiny_models import tiny_transcoders
 
 CPU = torch.device("cpu")
 
@@ -57,3 +59,13 @@ def test_the_model_says_which_device_it_is_on_not_only_of_what_type():
     device = torch.device("cpu:0")
     model = hooked_model(HookedTransformer, hf_model, "tiny", device, torch.float32)
     assert model.cfg.device == str(device)
+
+
+@pytest.mark.parametrize("key", ["feature_input_hook", "feature_output_hook"])
+@pytest.mark.parametrize("hook", ["hook_mlp_ouput", "mlp.hook_post"])
+def test_transcoders_at_a_place_that_the_model_does_not_have_are_refused_by_name(key, hook):
+    transcoders = tiny_transcoders("relu", "residual")
+    setattr(transcoders, key, hook)
+    hf_model = hugging_face_model(CONFIGS["qwen3"])
+    with pytest.raises(UnsupportedArchitectureError, match=f"{key}: {hook}.*config.*mlp.hook_"):
+        replacement_model(hf_model, transcoders, "tiny", CPU, torch.float32)

@@ -72,6 +72,23 @@ getattr(module, test)()
 edges = sum(int(graph.adjacency_matrix.count_nonzero()) for graph in graphs)
 print(json.dumps({"edges": edges, "library": circuit_tracer.__file__}))
 """
+RUN_JOBS = """
+import json, sys
+import circuit_tracer
+import fitness, model_loader
+from tests.demo_worker import FORWARD, GRAPH, ask, demo_settings
+
+settings = demo_settings(model_engine=sys.argv[1], model_dtype="bfloat16")
+model_loader._loaded = model_loader.load(settings)
+fitness.check(settings)
+graph, forward = ask(GRAPH, settings), ask(FORWARD, settings)
+likeliest = next(node["token_prob"] for node in graph["nodes"] if node["is_target_logit"])
+print(json.dumps({
+    "graph": likeliest,
+    "forward-pass": forward["salient_logits"][0]["probability"],
+    "library": circuit_tracer.__file__,
+}))
+"""
 PRINT_GENERATOR = """
 import dataclasses, json
 import circuit_tracer
@@ -132,6 +149,12 @@ def test_upstream_s_own_tests_of_edges_pass_on_our_graphs(
         RUN_EDGE_TEST, module, test, path=path, HF_HUB_CACHE=str(tmp_path / "hub")
     )
     assert result["edges"] > 100
+
+
+@pytest.mark.parametrize("engine", ["transformerlens", "nnsight"])
+def test_the_worker_passes_its_checks_and_answers_with_upstream(engine: str, package: Path) -> None:
+    answers = run_with_upstream(RUN_JOBS, engine, path=[package])
+    assert answers["graph"] == pytest.approx(answers["forward-pass"], abs=1e-6)
 
 
 def test_graphs_are_credited_to_upstream(package: Path) -> None:
