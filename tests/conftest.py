@@ -1,6 +1,8 @@
 """What every test stands on: one thread, no model hub, and no bound on how long it takes."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,14 @@ os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 # Hypothesis' own bound for an example, 200 ms, is missed on a busy machine.
 settings.register_profile("worker", deadline=None)
 settings.load_profile("worker")
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """Take off the handlers of a command that a test ran, which write to that test's stderr."""
+    kept = logging.root.handlers[:], logging.root.level
+    yield
+    logging.root.handlers, logging.root.level = kept
 
 
 @pytest.fixture

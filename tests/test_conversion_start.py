@@ -96,11 +96,15 @@ class TestAtTheStart:
     ):
         copy = convert(one_set, caches)
         asked = []
-        monkeypatch.setattr("model_loader.read_ahead", lambda files, skip: asked.append(files))
+        monkeypatch.setattr(
+            "model_loader.read_ahead", lambda files, later: asked.append((files, later))
+        )
         model_loader.read_weights_ahead(
             demo_settings(model_id=str(model), transcoder_set=str(one_set), **caches)
         )
-        assert asked[0][:N_LAYERS] == list(copy.layers)
+        [(files, later)] = asked
+        assert files[:N_LAYERS] == list(copy.layers)
+        assert later == ["W_dec"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -1,7 +1,6 @@
 """What the worker's log tells of a job, and what it must not."""
 
 import json
-import logging
 
 import pytest
 
@@ -25,7 +24,6 @@ BODIES = [
 @pytest.fixture
 def written(capsys):
     """Set the logs up and give what they have written since, in lines."""
-    kept = logging.root.handlers[:], logging.root.level
 
     def lines(*, as_json):
         logs.set_up("INFO", as_json=as_json)
@@ -35,8 +33,7 @@ def written(capsys):
 
         return read
 
-    yield lines
-    logging.root.handlers, logging.root.level = kept
+    return lines
 
 
 def test_a_graph_is_one_json_line_with_its_sizes_and_stage_timings(written):
