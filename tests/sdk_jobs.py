@@ -78,11 +78,11 @@ def stopped(worker, job_id):
 
 
 def until(condition):
-    for _ in range(4500):
+    for _ in range(1500):
         if condition():
             return
         time.sleep(0.02)
-    raise AssertionError("not within 90 s")
+    raise AssertionError("not within 30 s")
 
 
 def in_mid_stage(plane, job_id, stage):
