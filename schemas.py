@@ -93,7 +93,7 @@ class GenerateGraphRequest(_PromptRequest):
     slug_identifier: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]+$", max_length=200)] | None = (
         Field(None, description="the graph's name; made from prompt and time when absent")
     )
-    batch_size: Whole = Field(48, ge=1, description="rows of the adjacency matrix computed at once")
+    batch_size: Whole = Field(48, ge=1, description="rows of the adjacency matrix in a batch")
     max_n_logits: Whole = Field(10, ge=1, description="most logit nodes")
     desired_logit_prob: float = Field(
         0.95, gt=0, le=1, description="probability that the logit nodes cover together"
