@@ -25,8 +25,11 @@ COPY entrypoint.sh test_input.json *.py ./
 COPY actions actions
 COPY attribution attribution
 COPY delivery delivery
+COPY graphs graphs
 COPY loading loading
+COPY prompting prompting
 COPY remote remote
+COPY serving serving
 COPY steering steering
 COPY web_assets web_assets
 COPY demo/model demo/model

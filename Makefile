@@ -24,7 +24,7 @@ run: $(VENV)/.runtime
 	$(BIN)/python handler.py
 
 view: run
-	$(BIN)/python viewer.py out/michael-jordan-joue-au.json
+	$(BIN)/python client.py view out/michael-jordan-joue-au.json
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
@@ -51,7 +51,7 @@ demo-model: $(VENV)/.dev
 	$(BIN)/python -m demo.train
 
 picture: $(VENV)/.dev
-	$(BIN)/python -m pytest -n0 tests/test_browser_viewer.py
+	$(BIN)/python -m pytest -n0 tests/viewer/test_browser.py
 	cp out/screenshots/graph.png docs/graph.png
 
 web-assets: $(VENV)/.dev

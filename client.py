@@ -20,9 +20,8 @@ from pydantic import SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from rich.console import Console
 
-import summary
 from errors import WorkerError
-from remote import Client, Interrupted, RemoteError, Unreachable, WorkerFailure, download
+from remote import Client, Interrupted, RemoteError, Unreachable, WorkerFailure, download, summary
 from remote.arguments import DEFAULT_URL, parse
 from remote.client import RUNPOD_URL
 from remote.display import Display, display, duration
@@ -136,7 +135,7 @@ def _health(args: Namespace, out: Console, _err: Console) -> None:
 
 
 def _view(args: Namespace, _out: Console, _err: Console) -> None:
-    from viewer import ViewerError, view
+    from viewer.server import ViewerError, view
 
     try:
         view(args.files, port=args.port, open_browser=not args.no_browser)

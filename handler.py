@@ -19,18 +19,17 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from pydantic import BaseModel
 
-import cpu_threads
 import logs
 from errors import DeviceBroken, Internal, OutputTooLarge, WorkerError
 from loading.lean_imports import lean_imports
+from serving import cpu_threads
 from settings import Settings, SettingsError, get_settings
 
 with lean_imports():
     from runpod.serverless.modules.rp_logger import RunPodLogger
 
-    import fitness
-    import runpod_loop
-    from progress import ProgressPosts
+    from serving import fitness, runpod_loop
+    from serving.progress import ProgressPosts
 
 if TYPE_CHECKING:
     from actions.job import OnProgress
@@ -139,7 +138,7 @@ def main() -> None:
         get_model(settings)
     except (SettingsError, ModelLoadError, fitness.UnfitError) as error:
         raise SystemExit(f"start: {error}") from None
-    import local_run
+    from remote import local_run
 
     local = local_run.wanted(settings)
     # Locally the SDK would write the whole output out beside the summary.

@@ -26,15 +26,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import logs
-from graph_cache import GraphCache
+from graphs.cache import GraphCache
 from loading import WeightsError, converted, inventory
 from loading.entry import ModelEntry
 from loading.lean_imports import import_lean
 from loading.read_ahead import read_ahead
 from loading.registry import REGISTRY
 from loading.sources import find, locate, places_of
+from prompting.token_text import TokenText
 from settings import Settings, SettingsError, how_threads_wait, read_settings
-from token_text import TokenText
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-import cpu_threads
 import logs
-from http_api import create_app
+from serving import cpu_threads
+from serving.http_api import create_app
 from settings import Settings, SettingsError, read_settings
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ def main() -> None:
         raise SystemExit(f"settings: {error}") from None
     logs.set_up(settings.log_level, as_json=False)
     cpu_threads.set_threads(settings)
-    import fitness
     from model_loader import ModelLoadError, get_model, import_libraries, read_weights_ahead
+    from serving import fitness
 
     try:
         read_weights_ahead(settings)
@@ -84,7 +84,7 @@ def server(settings: Settings, loaded: "LoadedModel") -> uvicorn.Server:
             host=listening_host(settings),
             port=settings.server_port,
             log_config=None,  # logs.py's
-            access_log=False,  # a line a job is http_api.py's
+            access_log=False,  # a line a job is the HTTP door's
             server_header=False,
             timeout_graceful_shutdown=_GRACE_S,
         )

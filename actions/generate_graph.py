@@ -11,15 +11,15 @@ import torch
 
 import attribution
 import delivery
-import graph_document
 from actions.job import Job, check_max_n_logits, prepare_prompt
 from attribution.provenance import circuit_tracer_in_use
 from delivery import Spooled, spool
 from errors import InvalidInput, UploadFailed
+from graphs import document as graph_document
 from model_loader import LoadedModel
-from prompts import MAX_CHARACTERS_PER_TOKEN, Prompt
+from prompting.prompts import MAX_CHARACTERS_PER_TOKEN, Prompt
+from prompting.token_text import joined
 from schemas import GenerateGraphRequest, UploadReceipt
-from token_text import joined
 
 if TYPE_CHECKING:
     from circuit_tracer.graph import Graph

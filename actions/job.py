@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import prompts
 from errors import Cancelled, DeadlineExceeded, InvalidInput, ModelNotLoaded
+from prompting import prompts
 from settings import Settings
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
 """parse-chat-prompt: a rendered prompt, read back into messages. Needs only the tokenizer."""
 
-import chat_prompt
 from actions.job import Job, check_model
 from model_loader import LoadedModel
+from prompting import chat_prompt
 from schemas import ChatMessage, ParseChatPromptRequest, ParseChatPromptResponse
 
 

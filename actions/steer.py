@@ -6,7 +6,7 @@ import steering
 from actions.job import Job, prepare_prompt
 from errors import InvalidInput
 from model_loader import LoadedModel
-from prompts import Prompt
+from prompting.prompts import Prompt
 from schemas import LogitsOfToken, LogitsPair, SteerFeature, SteerRequest, SteerResponse, TopLogit
 from steering import Generation, Intervention
 

@@ -39,7 +39,7 @@ def memory_mb(field: str) -> int:
 def make(n_links: int) -> Any:
     import torch
 
-    from tests.synthetic_graph import make_graph, make_pruned
+    from tests.support.synthetic_graph import make_graph, make_pruned
 
     sizes = {"n_features": N_FEATURES, "n_layers": N_LAYERS, "n_pos": N_POS, "n_logits": N_LOGITS}
     graph = make_graph(**sizes, adjacency=torch.zeros(0))
@@ -75,9 +75,9 @@ def encode_as_library(pruned: Any, edge_mask: Any, path: Path) -> None:
 
 
 def encode(pruned: Any, path: Path) -> None:
-    import graph_document
     from delivery import spool
-    from tests.synthetic_graph import make_info
+    from graphs import document as graph_document
+    from tests.support.synthetic_graph import make_info
 
     document = graph_document.build(pruned, make_info(N_POS))
     with spool(document.encode(), compress=True) as spooled, path.open("wb") as file:

@@ -54,7 +54,12 @@ VARIABLES = (
     "OMP_WAIT_POLICY",
     "GOMP_SPINCOUNT",
 )
-BEFORE = "import cpu_threads, handler; cpu_threads.set_threads = lambda _: None; handler.main()"
+BEFORE = """
+import handler
+from serving import cpu_threads
+cpu_threads.set_threads = lambda _: None
+handler.main()
+"""
 HANDLER = [str(ROOT / "handler.py")]
 # How threads are set: a program, and variables beside.
 WAYS: dict[str, tuple[list[str], dict[str, str]]] = {

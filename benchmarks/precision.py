@@ -117,7 +117,7 @@ def kinds() -> list[Kind]:
     It mixes dtypes where cross-layer features or skip connections read behind a norm; of these only
     the first are served here too, in rows of their own.
     """
-    from tests.tiny_models import ARCHITECTURES, CROSS_LAYER, HOOKS, PER_LAYER
+    from tests.support.tiny_models import ARCHITECTURES, CROSS_LAYER, HOOKS, PER_LAYER
 
     found = []
     for architecture in ARCHITECTURES:
@@ -136,7 +136,7 @@ def measured(
     kind: Kind, dtype: torch.dtype, prompts: Sequence[torch.Tensor]
 ) -> tuple[Agreement, Agreement | None]:
     """Ours and the library's mean agreement with the truth."""
-    from tests.tiny_models import tiny_model
+    from tests.support.tiny_models import tiny_model
 
     ours, library = [], []
     for hooks in kind.hooks:
@@ -163,7 +163,7 @@ def _shown(agreement: Agreement | None) -> tuple[str, str]:
 
 
 def main() -> None:
-    from tests.tiny_models import prompt_tokens
+    from tests.support.tiny_models import prompt_tokens
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter

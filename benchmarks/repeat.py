@@ -22,7 +22,7 @@ from actions.job import Job
 from benchmarks.measure import machine
 from benchmarks.reference_workload import WORKLOADS, build
 from delivery import Spooled
-from graph_cache import GraphCache
+from graphs.cache import GraphCache
 from model_loader import LoadedModel, ModelEntry
 from schemas import GenerateGraphRequest, parse_request
 from settings import Settings

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from benchmarks.measure import machine
-from tests.control_plane import ControlPlane, running_worker
+from tests.support.control_plane import ControlPlane, running_worker
 
 BODY = {"action": "forward-pass", "prompt": "Michael Jordan joue au"}
 SDK_ALONE = """

@@ -1,8 +1,8 @@
 """What a graph of given shapes costs on a CUDA device, by formula: FLOP, bytes and launches.
 
 One function a stage. Bytes are those that kernels read and write, each operand once; FLOP those of
-matrix products, apart for those in the model's dtype and in float32. `tests/test_roofline.py` holds
-all of it to what the emulated device counts.
+matrix products, apart for those in the model's dtype and in float32.
+`tests/benchmarks/test_roofline.py` holds all of it to what the emulated device counts.
 """
 
 from __future__ import annotations

@@ -13,10 +13,10 @@ from loading.entry import ModelEntry
 from loading.inspection import check_fits
 from loading.layouts import read_json, stored_dtype
 from loading.model_config import read_config
-from loading.naming import circuit_tracer_name
 from loading.sources import Weights, places_of
 from loading.tokenizer import read_tokenizer
 from loading.transcoders import transcoders
+from prompting.naming import circuit_tracer_name
 from settings import Settings
 
 if TYPE_CHECKING:

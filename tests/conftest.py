@@ -33,6 +33,6 @@ def _logging_as_it_was() -> Iterator[None]:
 @pytest.fixture
 def caches(tmp_path: Path) -> dict[str, Any]:
     """Settings under which the caches of weights are directories that don't exist yet."""
-    from tests.weight_files import empty_caches  # needs the variables above
+    from tests.support.weight_files import empty_caches  # needs the variables above
 
     return empty_caches(tmp_path)

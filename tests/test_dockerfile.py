@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from dockerfile_parse import DockerfileParser
 
-from tests.demo_worker import ROOT
+from tests.support.demo_worker import ROOT
 
 JOB = '{"input": {"action": "generate-graph", "prompt": "Rafael Nadal juega al"}}'
 IMPORT_ALL = """
@@ -172,7 +172,7 @@ def test_the_image_s_own_install_answers_a_job_as_another_user_than_root(public_
 
 
 def test_every_folder_is_in_the_image_or_is_known_not_to_be():
-    known = {"tests", "tools", "benchmarks", "docs", "out"}
+    known = {"tests", "tools", "benchmarks", "docs", "out", "viewer"}
     folders = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] not in "._"}
     copied = {s.split("/")[0] for sources, _ in copies(STAGES["worker"]) for s in sources}
     assert folders - known <= copied

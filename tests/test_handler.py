@@ -13,7 +13,7 @@ import torch
 import handler as door
 from model_loader import get_model
 from settings import get_settings
-from tests.demo_worker import (
+from tests.support.demo_worker import (
     FORWARD,
     GRAPH,
     PARSE,

@@ -10,7 +10,7 @@ from loading.entry import ModelEntry
 from loading.footprint import device_bytes, disk_bytes
 from model_loader import DEMO, REGISTRY, resolve_entry
 from settings import Settings, read_settings
-from tests.demo_worker import ROOT, ask
+from tests.support.demo_worker import ROOT, ask
 
 HUB = json.loads((ROOT / ".runpod" / "hub.json").read_text())
 TESTS = json.loads((ROOT / ".runpod" / "tests.json").read_text())

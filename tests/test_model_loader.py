@@ -16,7 +16,7 @@ import steering
 from loading.layouts import stored_dtype
 from model_loader import DEMO, REGISTRY, ModelLoadError, entry_for, resolve_entry
 from settings import SettingsError
-from tests.demo_worker import demo_settings
+from tests.support.demo_worker import demo_settings
 
 D_MODEL, N_LAYERS, N_FEATURES = 32, 2, 64
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 import model_loader
 import start
 from settings import read_settings
-from tests.demo_worker import ROOT, demo_settings
-from tests.http_server import GRAPH, assert_error, wait_until
+from tests.support.demo_worker import ROOT, demo_settings
+from tests.support.http_server import GRAPH, assert_error, wait_until
 
 
 def test_importing_it_loads_no_torch_and_no_model_library():

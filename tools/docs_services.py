@@ -17,9 +17,9 @@ from typing import Any
 
 import requests
 
-from tests.control_plane import ControlPlane, running_worker
-from tests.object_store import ACCESS_KEY, BUCKET, SECRET_KEY, running_store
-from tests.runpod_endpoint import ENDPOINT_ID, USER_KEY, RunpodEndpoint
+from tests.support.control_plane import ControlPlane, running_worker
+from tests.support.object_store import ACCESS_KEY, BUCKET, SECRET_KEY, running_store
+from tests.support.runpod_endpoint import ENDPOINT_ID, USER_KEY, RunpodEndpoint
 
 ROOT = Path(__file__).parent.parent
 DOOR_PORT = 5004

@@ -21,23 +21,23 @@ ROOMS = (
     "serving",
     "actions",
     "steering",
-    "graphs",
-    "attribution",
     "model_loader",
     "loading",
-    "prompting",
-    "delivery",
+    "graphs",
+    "attribution",
     "remote",
     "viewer",
-    "web_assets",
+    "prompting",
+    "delivery",
     "schemas",
     "settings",
     "errors",
     "logs",
+    "web_assets",
 )
 
 # These use the rooms, and no room uses them.
-OUTSIDE = ("benchmarks", "demo", "tests", "tools")
+OUTSIDE = ("demo", "benchmarks", "tools", "tests")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,60 @@
+"""`make run`: one job through the SDK's local mode, its graph kept, its result in plain words."""
+
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import runpod
+from rich.console import Console
+
+from remote import summary
+from settings import Settings
+
+OUTPUT_DIRECTORY = Path("out")
+
+Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+
+
+def wanted(settings: Settings) -> bool:
+    """Whether the SDK will run one local job: no job queue is set, and no API is asked for."""
+    return settings.runpod_webhook_get_job is None and "--rp_serve_api" not in sys.argv
+
+
+def run(handler: Handler, loading_s: float) -> None:
+    """Run the job of `test_input.json` or `--test_input`, keep its graph and print a summary.
+
+    Args:
+        loading_s: seconds that loading the model took, for the summary.
+
+    Raises:
+        SystemExit: as the SDK's local mode ends: 0 when the job succeeded, else 1.
+    """
+    outputs: list[dict[str, Any]] = []
+    started = time.perf_counter()
+
+    async def kept(job: dict[str, Any]) -> dict[str, Any]:
+        output = await handler(job)
+        # The SDK takes `error` out of the dict it is given.
+        outputs.append(dict(output))
+        return output
+
+    try:
+        runpod.serverless.start({"handler": kept})
+    except SystemExit:
+        if outputs and "error" not in outputs[0]:
+            _summarise(outputs[0], loading_s, time.perf_counter() - started)
+        raise
+
+
+def _summarise(output: dict[str, Any], loading_s: float, job_s: float) -> None:
+    console = Console(highlight=False, emoji=False)
+    path = None
+    if "nodes" in output:
+        OUTPUT_DIRECTORY.mkdir(exist_ok=True)
+        path = OUTPUT_DIRECTORY / f"{output['metadata']['slug']}.json"
+        path.write_bytes(orjson.dumps(output))
+    summary.print_output(console, output, path)
+    console.print(f"time    {loading_s:.1f} s to load the model, {job_s:.2f} s for the job")

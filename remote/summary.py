@@ -1,0 +1,216 @@
+"""A job's output in plain words, for a terminal."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from prompting.token_text import joined
+from schemas import (
+    ForwardPassResponse,
+    LogitsOfToken,
+    ParseChatPromptResponse,
+    SteerResponse,
+    UploadReceipt,
+)
+
+_STYLE: dict[str, Any] = {"title_justify": "left", "box": None, "padding": (0, 2, 0, 0)}
+_KINDS = {
+    "cross layer transcoder": "feature",
+    "mlp reconstruction error": "error",
+    "embedding": "token",
+    "logit": "logit",
+}
+
+
+def print_output(console: Console, output: dict[str, Any], path: Path | None = None) -> None:
+    """Any action's output; `path` is where a graph was written."""
+    if "nodes" in output and path is not None:
+        print_graph(console, output, path)
+    elif "sha256" in output:
+        print_receipt(console, UploadReceipt.model_validate(output))
+    elif "STEERED_GENERATION" in output:
+        print_steer(console, SteerResponse.model_validate(output))
+    elif "salient_logits" in output:
+        print_forward_pass(console, ForwardPassResponse.model_validate(output))
+    elif "is_chat" in output:
+        print_messages(console, ParseChatPromptResponse.model_validate(output))
+    else:
+        console.print_json(data=output)
+
+
+def print_graph(console: Console, graph: dict[str, Any], path: Path) -> None:
+    """What a graph document says, and where it was written."""
+    metadata = graph["metadata"]
+    console.print(f"\n[bold]{shown(metadata['prompt'])}[/bold]  ({shown(metadata['scan'])})\n")
+    console.print(_predictions(graph))
+    console.print()
+    console.print(_strongest_features(graph))
+
+    counts = {kind: len(_of_type(graph, kind)) for kind in _KINDS}
+    shares = ", ".join(
+        f"{count} {_KINDS[kind]}{'' if count == 1 else 's'}" for kind, count in counts.items()
+    )
+    scores = metadata["graph_scores"]
+    console.print(
+        f"\nnodes   {len(graph['nodes'])}: {shares}"
+        f"\nlinks   {len(graph['links'])}"
+        f"\nscores  replacement {scores['replacement_score']:.3f}, "
+        f"completeness {scores['completeness_score']:.3f}"
+        f"\ngraph   {shown(str(path))} ({size(path.stat().st_size)})"
+        f"\nstages  {_stages(metadata['info']['timings_ms'])}",
+        soft_wrap=True,
+    )
+
+
+def print_receipt(console: Console, receipt: UploadReceipt) -> None:
+    """What an upload's receipt says."""
+    form = "gzipped" if receipt.compressed else "JSON"
+    console.print(
+        f"\nnodes   {receipt.num_nodes}, of {receipt.num_tokens} tokens"
+        f"\nlinks   {receipt.num_links}"
+        f"\ngraph   {shown(receipt.url)} ({size(receipt.bytes)}, {form})"
+        f"\nsha256  {shown(receipt.sha256)}"
+        f"\nstages  {_stages(receipt.timings_ms)}",
+        soft_wrap=True,
+    )
+
+
+def print_steer(console: Console, output: SteerResponse) -> None:
+    """Default and steered text side by side, and the steps at which other tokens were likeliest."""
+    default, steered = (
+        _generated([_as_objects(entry) for entry in entries])
+        for entries in (output.DEFAULT_LOGITS_BY_TOKEN, output.STEERED_LOGITS_BY_TOKEN)
+    )
+    texts = Table("default", "steered", expand=True, **_STYLE)
+    for column in texts.columns:
+        column.ratio = 1
+    texts.add_row(
+        _continued(output.DEFAULT_GENERATION, default)
+        if output.DEFAULT_LOGITS_BY_TOKEN
+        else Text("not generated", style="dim"),
+        _continued(output.STEERED_GENERATION, steered),
+    )
+    console.print(Group("", texts))
+    if default and steered:
+        console.print(Group("", _changes(default, steered)))
+    if output.ignored_features:
+        console.print("\nNot steered, since nothing can be at these positions:")
+    for feature in output.ignored_features:
+        console.print(
+            f"layer {feature.layer}, feature {feature.index}, position {feature.steer_position}"
+        )
+
+
+def print_forward_pass(console: Console, output: ForwardPassResponse) -> None:
+    """The prompt's tokens with their positions, and the likeliest next ones."""
+    tokens = Table("position", "token", title="Tokens", **_STYLE)
+    for position, token in enumerate(output.input_tokens):
+        tokens.add_row(str(position), quoted(token))
+    table = Table("next token", "id", "probability", title="Likeliest next tokens", **_STYLE)
+    for logit in output.salient_logits:
+        table.add_row(quoted(logit.token), str(logit.token_id), f"{logit.probability:.4f}")
+    console.print(Group("", tokens, "", table))
+    console.print(f"\ntogether {output.cumulative_probability:.4f} of the probability")
+
+
+def print_messages(console: Console, output: ParseChatPromptResponse) -> None:
+    """The turns that were found in a prompt."""
+    console.print()
+    if output.messages is None:
+        console.print("not a chat prompt of this model's", soft_wrap=True)
+    for message in output.messages or []:
+        console.print(f"[bold]{shown(message.role)}[/bold]  {shown(message.content)}")
+    if output.unsteerable_positions:
+        positions = ", ".join(map(str, output.unsteerable_positions))
+        console.print(f"\npositions that can't be steered: {positions}", soft_wrap=True)
+
+
+def shown(text: str) -> str:
+    """Text from elsewhere for rich's markup, without what would control the terminal."""
+    return escape("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text))
+
+
+def quoted(token: str) -> str:
+    """A token in double quotes, its spaces to be seen."""
+    return shown('"' + token.replace("\n", "\\n") + '"')
+
+
+def size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1000:.0f} kB"
+
+
+def _predictions(graph: dict[str, Any]) -> Table:
+    table = Table("next token", "probability", title="Likeliest next tokens", **_STYLE)
+    for node in _of_type(graph, "logit"):
+        token = node["clerp"].removeprefix("Output ").rsplit(" (p=", 1)[0]
+        table.add_row(shown(token), f"{node['token_prob']:.4f}")
+    return table
+
+
+def _strongest_features(graph: dict[str, Any], count: int = 8) -> Table:
+    """The features with most influence on the logits: those of lowest cumulative influence."""
+    tokens = graph["metadata"]["prompt_tokens"]
+    table = Table(
+        "layer", "feature", "at token", "activation", title="Strongest features", **_STYLE
+    )
+    features = _of_type(graph, "cross layer transcoder")
+    for node in sorted(features, key=lambda node: node["influence"])[:count]:
+        position = node["ctx_idx"]
+        table.add_row(
+            shown(node["layer"]),
+            shown(node["node_id"].split("_")[1]),
+            f"{position} {quoted(tokens[position])}",
+            f"{node['activation']:.2f}",
+        )
+    return table
+
+
+def _of_type(graph: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    return [node for node in graph["nodes"] if node["feature_type"] == kind]
+
+
+def _stages(timings_ms: dict[str, float]) -> str:
+    return ", ".join(f"{shown(name)} {ms:.0f} ms" for name, ms in timings_ms.items())
+
+
+def _as_objects(entry: Any) -> LogitsOfToken:
+    """An entry of a logits list, whichever of the two forms it has."""
+    if isinstance(entry, LogitsOfToken):
+        return entry
+    token, top = entry
+    return LogitsOfToken.model_validate(
+        {"token": token, "top_logits": [{"token": t, "prob": p} for t, p in top]}
+    )
+
+
+def _generated(entries: list[LogitsOfToken]) -> list[LogitsOfToken]:
+    """The entries from the prompt's last token on: the first that predictions were made after."""
+    first = next((i for i, entry in enumerate(entries) if entry.top_logits), len(entries))
+    return entries[first:]
+
+
+def _continued(text: str, generated: list[LogitsOfToken]) -> Text:
+    """A generation, its continuation in bold where it can be told."""
+    continuation = joined(entry.token for entry in generated[1:])
+    if not text.endswith(continuation):  # it begins within a character
+        continuation = ""
+    prompt = text.removesuffix(continuation)
+    return Text.from_markup(f"{shown(prompt)}[bold]{shown(continuation)}[/bold]", emoji=False)
+
+
+def _changes(default: list[LogitsOfToken], steered: list[LogitsOfToken]) -> RenderableType:
+    """The steps at which the likeliest tokens differ. The texts before may differ by then."""
+    columns = ("after", "default", "", "after", "steered", "")
+    table = Table(*columns, title="Changed predictions", **_STYLE)
+    for before, after in zip(default, steered, strict=False):
+        was, now = before.top_logits[0], after.top_logits[0]
+        if was.token != now.token:
+            table.add_row(
+                *(quoted(before.token), quoted(was.token), f"{was.prob:.4f}"),
+                *(quoted(after.token), quoted(now.token), f"{now.prob:.4f}"),
+            )
+    return table if table.row_count else "no prediction changed"

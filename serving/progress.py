@@ -1,0 +1,89 @@
+"""A job's progress, for those who poll its status on Runpod.
+
+The SDK's `progress_update` posts from a thread a call, in no order, and a late one reopens a job
+that has its result. Here one task posts the newest update, one at a time, and has ended before the
+result is handed over.
+"""
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from runpod.http_client import AsyncClientSession
+
+from serving import runpod_loop
+
+logger = logging.getLogger(__name__)
+
+# Posts begin at least this far apart, but for the last one.
+_INTERVAL_S = 0.5
+# After this long a post is given up: it must not hold the result back.
+_POST_TIMEOUT_S = 1.0
+
+
+@dataclass(frozen=True)
+class Update:
+    """How far a job has come: its stage, the share of the whole that is done (0 to 1), words."""
+
+    stage: str
+    progress: float
+    message: str
+
+
+class ProgressPosts:
+    """Posts a job's updates to Runpod while the job runs, rising and never after `end`."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self._job = job
+        self._first: Update | None = None
+        self._latest: Update | None = None
+        self._posted = -1.0
+        self._failed = False
+        self._succeeded = False
+        self._loop = asyncio.get_running_loop()
+        self._begun = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._posts = asyncio.create_task(self._post_until_ended())
+
+    def report(self, stage: str, progress: float, message: str) -> None:
+        """Take an update from the thread that does the work."""
+        self._latest = Update(stage, round(progress, 4), message)
+        if self._first is None:
+            self._first = self._latest
+            self._loop.call_soon_threadsafe(self._begun.set)
+
+    async def end(self, *, succeeded: bool) -> None:
+        """Settle the post that is under way and, after a success, post that all is done."""
+        self._succeeded = succeeded
+        self._ended.set()
+        self._begun.set()
+        await self._posts
+
+    async def _post_until_ended(self) -> None:
+        await self._begun.wait()
+        if self._first is None or self._latest is None:
+            return
+        async with AsyncClientSession() as session:
+            await self._post(session, self._first)
+            while not self._ended.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._ended.wait(), _INTERVAL_S)
+                    break
+                await self._post(session, self._latest)
+            # When the last post failed, another would only hold the result back.
+            if self._succeeded and not self._failed:
+                await self._post(session, Update(self._latest.stage, 1.0, "done"))
+
+    async def _post(self, session: Any, update: Update) -> None:
+        if update.progress <= self._posted:
+            return
+        self._posted = update.progress
+        self._failed = True
+        try:
+            async with asyncio.timeout(_POST_TIMEOUT_S):
+                await runpod_loop.post_progress(session, self._job, asdict(update))
+            self._failed = False
+        except Exception as error:  # whatever it is, the job goes on
+            logger.debug("job %s: progress not posted: %s", self._job["id"], type(error).__name__)

@@ -1,0 +1,174 @@
+"""Each family of models by its official name: from the cache, without a network, to all actions."""
+
+import socket
+
+import huggingface_hub
+import pytest
+import torch
+import transformers.utils.hub
+from transformers import AutoModelForCausalLM
+
+import attribution
+import model_loader
+from model_loader import REGISTRY, resolve_entry
+from tests.support.chat_messages import user
+from tests.support.demo_worker import ask, demo_settings, without_times
+from tests.support.tiny_families import FAMILIES, PUBLISHED, write_family
+
+PROMPT = "The capital of France is"
+
+
+@pytest.fixture
+def network(monkeypatch):
+    """No network, but clients that would use it: every attempt is noted and fails."""
+    attempts = []
+
+    def refuse(*args, **kwargs):
+        attempts.append(args)
+        raise OSError("the test allows no network")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(transformers.utils.hub, "_is_offline_mode", False)
+    huggingface_hub.utils.reset_sessions()
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    yield attempts
+    monkeypatch.undo()
+    huggingface_hub.utils.reset_sessions()
+
+
+# Of sets that are laid out alike, with models of the same kind, the first stands for the others.
+ALIKE = {
+    "Gemma 2, smaller cross-layer",
+    "Qwen 3 0.6B",
+    "Qwen 3 1.7B",
+    "Qwen 3 8B",
+    "Qwen 3 14B",
+    "Gemma 3 270M chat",
+    "Gemma 3 1B chat",
+    "Gemma 3 12B chat",
+    "Gemma 3 27B chat",
+}
+
+
+def of_families(names):
+    return pytest.mark.parametrize("family", names, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
+def family(request):
+    return FAMILIES[request.param]
+
+
+def test_every_set_of_the_registry_is_among_them():
+    tried = [(family.model, family.transcoder_set) for family in PUBLISHED.values()]
+    assert tried == [(entry.model, entry.transcoder_set) for entry in REGISTRY]
+
+
+@pytest.fixture(scope="module")
+def home(family, tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    return home, write_family(home / "hub", family)
+
+
+def settings(family, home, **changed):
+    return demo_settings(
+        model_id=family.model,
+        transcoder_set=family.transcoder_set,
+        hf_home=str(home),
+        image_weights=str(home / "none"),
+        runpod_model_cache=str(home / "none"),
+        token_limit=200,
+        max_feature_nodes=500,
+        **changed,
+    )
+
+
+@pytest.fixture
+def loaded(family, home, network, monkeypatch):
+    def load(**changed):
+        chosen = settings(family, home[0], **changed)
+        model = model_loader.load(chosen)
+        monkeypatch.setattr(model_loader, "_loaded", model)
+        return model, chosen
+
+    yield load
+    assert network == []
+
+
+@of_families([name for name in FAMILIES if name not in ALIKE | {"GPT-OSS, cross-layer"}])
+def test_logits_equal_hugging_face_s(home, loaded):
+    model, _ = loaded()
+    hf_model = AutoModelForCausalLM.from_pretrained(home[1], attn_implementation="eager")
+    tokens = torch.randint(0, model.d_vocab, (1, 40), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected, logits = hf_model(tokens).logits, model.model(tokens)
+    assert (logits.log_softmax(-1) - expected.log_softmax(-1)).abs().max() < 1e-4
+
+
+def strongest_feature(graph):
+    features = [n for n in graph["nodes"] if n["feature_type"] == "cross layer transcoder"]
+    best = max(features, key=lambda node: node["influence"])
+    layer, index, position = map(int, best["node_id"].split("_"))
+    return {"layer": layer, "index": index, "token_active_position": position}
+
+
+def asked(model):
+    """The prompt, as a turn where the model has turns."""
+    if model.tokenizer.chat_template is None:
+        return {"prompt": PROMPT}
+    return {"messages": [user(PROMPT)]}
+
+
+@of_families(FAMILIES)
+def test_all_four_actions_agree_on_positions_and_predictions(family, loaded):
+    model, chosen = loaded()
+    body = asked(model)
+    forward = ask({"action": "forward-pass", **body}, chosen)
+    graph = ask({"action": "generate-graph", "slug_identifier": "family", **body}, chosen)
+    assert graph["metadata"]["prompt_tokens"] == forward["input_tokens"]
+    entry = resolve_entry(family.model, family.transcoder_set)
+    by = "circuit-tracer" if entry.engine == "nnsight" else "explicit sweep"
+    assert attribution.method_for(model.model) == by
+    assert graph["metadata"]["scan"] == entry.neuronpedia_id
+    likeliest = [salient["token_id"] for salient in forward["salient_logits"]]
+    targets = [node["node_id"] for node in graph["nodes"] if node["is_target_logit"]]
+    assert [int(target.split("_")[1]) for target in targets] == likeliest[:1]
+
+    feature = strongest_feature(graph)
+    where = {"steer_position": feature["token_active_position"], "ablate": True}
+    steer = ask(
+        {"action": "steer", "n_tokens": 3, "features": [{**feature, **where}], **body}, chosen
+    )
+    assert steer["ignored_features"] == []
+    last = len(forward["input_tokens"]) - 2  # entries start after the leading special token
+    before, after = (steer[f"{side}_LOGITS_BY_TOKEN"][last][1] for side in ("DEFAULT", "STEERED"))
+    assert before[0][0] == forward["salient_logits"][0]["token"]
+    assert before[0][1] == pytest.approx(forward["salient_logits"][0]["probability"], abs=1e-5)
+    assert before != after
+
+    parsed = ask({"action": "parse-chat-prompt", "prompt": forward["prompt"]}, chosen)
+    if "messages" in body:
+        assert parsed["messages"][-1] == user(PROMPT)
+    else:
+        assert parsed["messages"] is None
+
+
+@of_families([name for name in FAMILIES if name not in ALIKE])
+def test_lazy_and_eager_loading_give_the_same_graph(loaded):
+    graphs = []
+    for lazy in (True, False):
+        model, chosen = loaded(lazy_encoder=lazy, lazy_decoder=lazy)
+        body = {"action": "generate-graph", "slug_identifier": "lazy", **asked(model)}
+        graphs.append(without_times(ask(body, chosen)))
+    assert graphs[0] == graphs[1]
+
+
+@of_families(["Llama 3 chat, TopK"])
+def test_top_k_without_a_k_keeps_128_features_of_a_layer_and_token(loaded):
+    model, _ = loaded()
+    tokens = torch.tensor(model.tokenizer(PROMPT)["input_ids"])
+    _, activations = model.model.get_activations(tokens)
+    assert (activations[:, 1:] != 0).sum(-1).eq(128).all()
+    assert model.n_features > 128

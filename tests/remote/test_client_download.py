@@ -1,0 +1,121 @@
+"""What a download does with the stores and networks that there are."""
+
+import gzip
+import hashlib
+
+import pytest
+
+from remote import NotAllowed, NotTheGraph, Patience, Unreachable, download
+from schemas import UploadReceipt
+from tests.support.raw_server import RawServer
+
+GRAPH = b'{"nodes": [' + b", ".join(b"%d" % i for i in range(20_000)) + b"]}"
+PATIENCE = Patience(outage_s=0.5, first_wait_s=0.02, longest_wait_s=0.1)
+
+
+def receipt_of(stored, *, compressed=False):
+    return UploadReceipt(
+        url="https://bucket/graph.json",
+        bytes=len(stored),
+        sha256=hashlib.sha256(stored).hexdigest(),
+        compressed=compressed,
+        num_nodes=1,
+        num_links=1,
+        num_tokens=1,
+        timings_ms={},
+    )
+
+
+def reply(status, body=b"", *, length=None, **headers):
+    def act(connection, _request):
+        lines = [f"HTTP/1.1 {status} X", f"Content-Length: {length or len(body)}"]
+        lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+        connection.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+
+    return act
+
+
+def hang_up(connection, _request):
+    pass
+
+
+CUT_SHORT = reply(200, GRAPH[:-1000], length=len(GRAPH))
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A file with a graph of before, alone in its directory."""
+    path = tmp_path / "graph.json"
+    path.write_bytes(b"before")
+    return path
+
+
+def fetch(path, *script, receipt=None):
+    with RawServer(list(script)) as store:
+        download(receipt or receipt_of(GRAPH), store.url(), path, patience=PATIENCE)
+    return store.requests
+
+
+def assert_untouched(path):
+    assert path.read_bytes() == b"before"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_graph_is_put_in_its_place(path):
+    [request] = fetch(path, reply(200, GRAPH))
+    assert path.read_bytes() == GRAPH
+    assert list(path.parent.iterdir()) == [path]
+    assert ("Accept-Encoding", "identity") in request.headers
+
+
+@pytest.mark.parametrize("headers", [{"Content_Encoding": "gzip"}, {}])
+def test_a_gzipped_graph_is_checked_as_it_is_stored_and_written_as_json(path, headers):
+    stored = gzip.compress(GRAPH)
+    receipt = receipt_of(stored, compressed=True)
+    [request] = fetch(path, reply(200, stored, **headers), receipt=receipt)
+    assert path.read_bytes() == GRAPH
+    assert ("Accept-Encoding", "gzip") in request.headers
+
+
+def test_a_download_that_breaks_off_is_begun_again(path):
+    requests = fetch(path, CUT_SHORT, hang_up, reply(503), reply(200, GRAPH))
+    assert len(requests) == 4
+    assert path.read_bytes() == GRAPH
+
+
+@pytest.mark.parametrize(("act", "words"), [(CUT_SHORT, "broke off after"), (hang_up, "lost")])
+def test_one_that_always_does_is_given_up(path, act, words):
+    with pytest.raises(Unreachable, match=words):
+        fetch(path, act)
+    assert_untouched(path)
+
+
+OTHER = GRAPH.replace(b"1234", b"1235")
+
+
+@pytest.mark.parametrize(
+    ("stored", "words"),
+    [
+        (OTHER, "SHA-256 is"),
+        (GRAPH[:-1], f"has {len(GRAPH) - 1} bytes"),
+        (GRAPH + b" ", "larger than"),
+    ],
+)
+def test_another_object_is_refused_and_the_file_left_as_it_was(path, stored, words):
+    with pytest.raises(NotTheGraph, match=words):
+        fetch(path, reply(200, stored))
+    assert_untouched(path)
+
+
+def test_an_object_that_is_not_gzipped_is_not_the_gzipped_graph(path):
+    with pytest.raises(NotTheGraph, match="not gzipped"):
+        fetch(path, reply(200, GRAPH), receipt=receipt_of(GRAPH, compressed=True))
+    assert_untouched(path)
+
+
+@pytest.mark.parametrize("status", [403, 404, 400])
+def test_a_store_s_refusal_is_final_and_shows_none_of_the_url_s_query(path, status):
+    with pytest.raises(NotAllowed, match=rf"answered {status} .*bucket/graph\.json") as caught:
+        fetch(path, reply(status))
+    assert "Signature" not in str(caught.value)
+    assert_untouched(path)

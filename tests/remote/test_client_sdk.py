@@ -1,0 +1,90 @@
+"""The client against the SDK's own local API: `python handler.py --rp_serve_api`."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from client import Client, main
+from remote import Unreachable, WorkerFailure, WrongTarget
+from tests.support.demo_worker import PROMPT, ROOT, ask, without_times
+from tests.support.http_server import STEER, wait_until
+from tests.support.sdk_jobs import LONG_GRAPH
+from tests.test_start import free_port
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    port = free_port()
+    kept = {name: v for name, v in os.environ.items() if not name.startswith("RUNPOD_")}
+    with (tmp_path_factory.mktemp("sdk") / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "handler.py", "--rp_serve_api", "--rp_api_port", str(port)],
+            cwd=ROOT,
+            env={**kept, "DEVICE": "cpu"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    url = f"http://localhost:{port}"
+    try:
+        wait_until(lambda: answers(url) or process.poll() is not None)
+        yield url
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # the SDK pings from a process of its own
+        process.wait()
+
+
+def answers(url):
+    try:
+        Client.to_url(url).close()
+    except Unreachable:
+        return False
+    return True
+
+
+@pytest.fixture
+def client(url):
+    with Client.to_url(url) as client:
+        yield client
+
+
+def test_every_action_answers_as_the_worker_does(client):
+    graph = client.generate_graph(PROMPT, slug_identifier="test")
+    asked = {"action": "generate-graph", "prompt": PROMPT, "slug_identifier": "test"}
+    assert without_times(graph) == without_times(ask(asked))
+    assert client.steer(**STEER).model_dump(mode="json") == ask({"action": "steer", **STEER})
+    passed = client.forward_pass(PROMPT)
+    assert passed.model_dump() == ask({"action": "forward-pass", "prompt": PROMPT})
+    parsed = client.parse_chat_prompt(PROMPT)
+    assert parsed.model_dump() == ask({"action": "parse-chat-prompt", "prompt": PROMPT})
+
+
+def test_a_failed_job_has_the_worker_s_code(client):
+    with pytest.raises(WorkerFailure) as caught:
+        client.forward_pass("a " * 80)
+    assert caught.value.code == "prompt_too_long"
+
+
+def test_it_has_no_jobs_to_ask_for(client, url, capsys):
+    with pytest.raises(WrongTarget, match="only a Runpod endpoint"):
+        client.status("test-1")
+    assert main(["health", "--url", url]) == 0
+    assert "local API" in capsys.readouterr().out
+
+
+def test_ctrl_c_says_that_it_can_not_stop_a_job(url):
+    prompt = LONG_GRAPH["prompt"]
+    process = subprocess.Popen(
+        [sys.executable, "client.py", "graph", prompt, "--batch-size", "1", "--url", url],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert "running" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.endswith("can't cancel a job: the worker finishes it, answer or not\n")

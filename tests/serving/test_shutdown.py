@@ -1,0 +1,61 @@
+"""How the worker ends, and how a steered generation under it is stopped."""
+
+import pytest
+
+from tests.support.control_plane import ControlPlane, running_worker
+from tests.support.demo_worker import FORWARD, GRAPH, ask, ask_fresh_process
+from tests.support.sdk_jobs import (
+    LONG_STEER,
+    STEER,
+    assert_as_a_fresh_worker,
+    assert_ended_without_a_result,
+    cancel_in_mid_stage,
+    comparable,
+    in_mid_stage,
+    running,
+    until,
+)
+
+
+@pytest.fixture
+def slow_worker(tmp_path):
+    """A control plane and a worker whose model is slow, which a test may end."""
+    with (
+        ControlPlane() as plane,
+        running_worker(
+            plane, tmp_path, "-m", "tests.support.slow_worker", SHUTDOWN_GRACE_S="1"
+        ) as worker,
+    ):
+        yield plane, worker
+
+
+def test_a_job_is_stopped_by_its_caller_and_the_next_fails_when_the_grace_is_over(slow_worker):
+    plane, worker = slow_worker
+    fresh = [comparable(output) for output in ask_fresh_process([GRAPH, STEER])]
+    job_id = cancel_in_mid_stage(plane, worker, LONG_STEER, "generate")
+    assert_as_a_fresh_worker(plane, fresh)
+    assert_ended_without_a_result(plane, job_id)
+
+    job_id = plane.submit(LONG_STEER)
+    until(lambda: in_mid_stage(plane, job_id, "generate"))
+    waiting = plane.submit(FORWARD)
+    assert worker.terminate() == 0
+    assert plane.jobs[job_id].results[0]["error"].startswith("cancelled: ")
+    assert plane.jobs[job_id].after_result == []
+    assert plane.jobs[waiting].results == []
+    assert plane.untaken() == [waiting]
+
+
+def test_a_job_that_ends_within_the_grace_is_answered(slow_worker):
+    plane, worker = slow_worker
+    job_id = plane.submit(FORWARD)
+    until(lambda: running(worker, job_id))
+    assert worker.terminate() == 0
+    assert plane.jobs[job_id].results == [{"output": ask(FORWARD)}]
+
+
+def test_a_worker_told_to_end_while_it_loads_its_model_ends(tmp_path):
+    with ControlPlane() as plane, running_worker(plane, tmp_path) as worker:
+        until(lambda: "imported the libraries" in worker.log())
+        assert worker.terminate() == 0
+        assert plane.requests["job-take"] == 0

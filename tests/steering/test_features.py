@@ -1,0 +1,136 @@
+"""Activations of single features, and how little is read for them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from circuit_tracer.transcoder.activation_functions import JumpReLU, TopK
+
+import steering
+from steering import Intervention
+from tests.support.steering_cases import (
+    KINDS,
+    ON_GENERATED_TOKENS,
+    PROMPT,
+    ablate_and_amplify,
+    active_features,
+    assert_equal,
+    generate,
+    new_model,
+    shared_model,
+)
+from tests.support.tiny_models import D_TRANSCODER
+
+
+@pytest.fixture(params=KINDS)
+def model(request: pytest.FixtureRequest) -> Any:
+    return shared_model(request.param)
+
+
+def test_activations_are_those_of_the_library(model: Any) -> None:
+    _, activations = model.get_activations(torch.tensor(PROMPT))
+    features = [(2, 5, 4), (0, 1, 3), (2, 5, 4), (1, 0, 7), (2, 1, 4), (1, 3, 47)]
+    for layer, position, index in activations.nonzero()[::7].tolist():
+        features.append((layer, position, index))
+    read = steering.feature_activations(model, PROMPT, features)
+    assert read == pytest.approx([activations[f].item() for f in features], abs=1e-5)
+    assert sum(value > 0 for value in read) > 10
+    assert 0.0 in read
+
+
+def test_no_features_have_no_activations(model: Any) -> None:
+    assert steering.feature_activations(model, PROMPT, []) == []
+
+
+def test_one_threshold_for_all_features_is_a_jump_relu_too() -> None:
+    model = new_model("gemma2, JumpReLU")
+    features = list(active_features(model))
+    own_thresholds = steering.feature_activations(model, PROMPT, features)
+    for transcoder in model.transcoders:
+        transcoder.activation_function = JumpReLU(0.6)
+    assert steering.feature_activations(model, PROMPT, features) == own_thresholds
+
+
+@contextmanager
+def recorded_calls(thing: Any, name: str) -> Iterator[list[tuple[Any, ...]]]:
+    """The arguments with which a method is called meanwhile."""
+    calls: list[tuple[Any, ...]] = []
+    method = getattr(thing, name)
+
+    def recording(*args: Any) -> Any:
+        calls.append(args)
+        return method(*args)
+
+    object.__setattr__(thing, name, recording)
+    try:
+        yield calls
+    finally:
+        object.__delattr__(thing, name)
+
+
+def test_only_the_needed_decoder_rows_are_read_and_once(model: Any) -> None:
+    interventions = [
+        Intervention(1, 9, 2, 1.0),
+        Intervention(1, 9, 3, 1.0),
+        Intervention(1, 30, 3, 0.0),
+        Intervention(2, 4, None, 2.0),
+    ]
+    with recorded_calls(model.transcoders, "_get_decoder_vectors") as calls:
+        generate(model, interventions, n_tokens=5)
+    assert [(layer, sorted(rows.tolist())) for layer, rows in calls] == [(1, [9, 30]), (2, [4])]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "TopK" not in kind])
+def test_no_layer_is_encoded_whole_where_features_do_not_compete(kind: str) -> None:
+    """An encoder of which only the rows at hand hold numbers gives the same generation."""
+    model = shared_model(kind)
+    interventions = [*ablate_and_amplify(model), *ON_GENERATED_TOKENS]
+    expected = generate(model, interventions)
+    used = {(i.layer, i.index) for i in interventions}
+    saved = {name: p.detach().clone() for name, p in model.transcoders.named_parameters()}
+    with torch.no_grad():
+        for layer in range(model.cfg.n_layers):
+            unused = [i for i in range(D_TRANSCODER) if (layer, i) not in used]
+            encoder_of(model.transcoders, layer)[unused] = float("nan")
+    try:
+        assert_equal(generate(model, interventions), expected)
+    finally:
+        for name, parameter in model.transcoders.named_parameters():
+            parameter.data = saved[name]
+
+
+def encoder_of(transcoders: Any, layer: int) -> torch.Tensor:
+    return (
+        transcoders[layer].W_enc if hasattr(transcoders, "__iter__") else transcoders.W_enc[layer]
+    )
+
+
+@pytest.mark.parametrize(
+    "kind", ["gpt2, ReLU", "gemma2, JumpReLU", "llama, ReLU, skip", "llama, cross-layer ReLU"]
+)
+def test_lazy_transcoders_give_the_same_generation(kind: str, tmp_path: Path) -> None:
+    lazy = new_model(kind, lazy_in=tmp_path)
+    first = lazy.transcoders[0] if hasattr(lazy.transcoders, "__iter__") else lazy.transcoders
+    assert first.lazy_encoder
+    assert first.lazy_decoder
+    assert_same_steering(shared_model(kind), lazy)
+
+
+def test_a_lazy_encoder_under_topk_gives_the_same_generation(tmp_path: Path) -> None:
+    lazy = new_model("qwen3, TopK", lazy_in=tmp_path)
+    for transcoder in lazy.transcoders:
+        transcoder.activation_function = TopK(10)  # which circuit-tracer's files don't carry
+    assert_same_steering(shared_model("qwen3, TopK"), lazy)
+
+
+def assert_same_steering(eager: Any, lazy: Any) -> None:
+    interventions = [*ablate_and_amplify(eager), *ON_GENERATED_TOKENS]
+    features = list(active_features(eager))
+    of_eager, of_lazy = (
+        steering.feature_activations(model, PROMPT, features) for model in (eager, lazy)
+    )
+    assert of_eager == pytest.approx(of_lazy, abs=1e-6)
+    assert_equal(generate(eager, interventions), generate(lazy, interventions), atol=1e-6)

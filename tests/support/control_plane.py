@@ -1,0 +1,270 @@
+"""Runpod's side of the SDK's protocol over HTTP, in this process, and a worker that talks to it.
+
+Routes and answers are those that `runpod.serverless.modules` of runpod 1.12 asks for: job-take and
+its batch form (long polls: 200 with jobs or 204), job-stop (a long poll too), job-done (results
+and, with the status IN_PROGRESS, progress), job-stream, and ping. What a job was sent is kept in
+the order in which it came.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict, deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+ROOT = Path(__file__).parent.parent.parent
+API_KEY = "control-plane-key"
+WORKER_ID = "worker-under-test"
+TAKE_POLL_S = 20.0
+
+
+@dataclass
+class JobRecord:
+    """What the worker posted about a job, in order."""
+
+    progress: list[dict[str, Any]] = field(default_factory=list)
+    results: list[dict[str, Any]] = field(default_factory=list)
+    after_result: list[Any] = field(default_factory=list)  # anything posted once it had a result
+    posted_at: list[float] = field(default_factory=list)  # of each progress, by time.monotonic
+    stopped: bool = False
+
+
+class ControlPlane:
+    """A queue of jobs for one worker. Its methods may be called from the test's thread."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, JobRecord] = defaultdict(JobRecord)
+        self.requests: dict[str, int] = defaultdict(int)  # by route
+        self.pings: list[dict[str, str]] = []
+        self.unauthorized = 0
+        self.faults: dict[str, deque[int | str]] = defaultdict(deque)
+        self.extra_jobs: list[Any] = []  # handed over with the next batch, as they are
+        self._queue: deque[dict[str, Any]] = deque()
+        self._stops: deque[str] = deque()
+        self._numbers = itertools.count(1)
+        self._changed = threading.Condition()
+        self._loop = asyncio.new_event_loop()
+        self._arrived = asyncio.Event()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def __enter__(self) -> "ControlPlane":
+        self._thread.start()
+        self._ready.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def submit(self, body: object) -> str:
+        """Queue a job and return its id."""
+        job_id = f"job-{next(self._numbers)}"
+        self._queue.append({"id": job_id, "input": body})
+        self._wake()
+        return job_id
+
+    def stop(self, job_id: str) -> None:
+        """Cancel a job the way Runpod does: a running worker is told through job-stop."""
+        self.jobs[job_id].stopped = True
+        self._stops.append(job_id)
+        self._wake()
+
+    def withdraw(self, job_id: str) -> bool:
+        """Take a job out of the queue; False when a worker has it."""
+        for job in list(self._queue):
+            if job["id"] == job_id:
+                self._queue.remove(job)
+                return True
+        return False
+
+    def poll_round_trip(self, timeout_s: float = 10.0) -> float:
+        """Seconds from a stop signal (of no job) to the worker's next poll for one."""
+        polls = self.requests["job-stop"]
+        started = time.monotonic()
+        self._stops.append("no-job")
+        self._wake()
+        while self.requests["job-stop"] == polls:
+            if time.monotonic() - started > timeout_s:
+                raise AssertionError("the worker does not ask for stop signals")
+            time.sleep(0.001)
+        return time.monotonic() - started
+
+    def fail(self, route: str, *faults: int | str) -> None:
+        """Answer the next requests to a route with these statuses, "drop" or "hang"."""
+        self.faults[route].extend(faults)
+
+    def wait(self, condition: Any, timeout_s: float = 60.0) -> None:
+        """Wait until `condition()` holds, asked after whatever the worker sends."""
+        with self._changed:
+            if not self._changed.wait_for(condition, timeout_s):
+                raise AssertionError(f"not within {timeout_s} s: {self.jobs}")
+
+    def result(self, job_id: str, timeout_s: float = 60.0) -> dict[str, Any]:
+        """The first result of a job, waited for."""
+        self.wait(lambda: self.jobs[job_id].results, timeout_s)
+        return self.jobs[job_id].results[0]
+
+    def untaken(self) -> list[str]:
+        """The jobs that no worker has taken."""
+        return [job["id"] for job in self._queue]
+
+    def environment(self) -> dict[str, str]:
+        """The variables by which Runpod tells a worker where it is."""
+        base = f"http://127.0.0.1:{self.port}/v2/endpoint"
+        return {
+            "RUNPOD_WEBHOOK_GET_JOB": f"{base}/job-take/$ID?gpu=none",
+            "RUNPOD_WEBHOOK_POST_OUTPUT": f"{base}/job-done/$RUNPOD_POD_ID/$ID?gpu=none",
+            "RUNPOD_WEBHOOK_POST_STREAM": f"{base}/job-stream/$RUNPOD_POD_ID/$ID?gpu=none",
+            "RUNPOD_WEBHOOK_PING": f"{base}/ping/$RUNPOD_POD_ID",
+            "RUNPOD_PING_INTERVAL": "1000",
+            "RUNPOD_AI_API_KEY": API_KEY,
+            "RUNPOD_POD_ID": WORKER_ID,
+            "RUNPOD_ENDPOINT_ID": "endpoint",
+            # They ask for the network and for a disk of Runpod's size.
+            "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",
+        }
+
+    def _wake(self) -> None:
+        self._loop.call_soon_threadsafe(self._arrived.set)
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        app = web.Application(client_max_size=1 << 28, middlewares=[self._middleware])
+        prefix = "/v2/endpoint"
+        app.router.add_get(prefix + "/job-take/{worker}", self._take)
+        app.router.add_get(prefix + "/job-take-batch/{worker}", self._take_batch)
+        app.router.add_get(prefix + "/job-stop/{worker}", self._stop_signals)
+        app.router.add_post(prefix + "/job-done/{worker}/{id}", self._done)
+        app.router.add_post(prefix + "/job-stream/{worker}/{id}", self._done)
+        app.router.add_get(prefix + "/ping/{worker}", self._ping)
+        # A job must not go to a poll whose worker has hung up.
+        runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
+        self._loop.run_until_complete(runner.setup())
+        site = web.TCPSite(runner, "127.0.0.1", 0, shutdown_timeout=0.1)
+        self._loop.run_until_complete(site.start())
+        self.port = runner.addresses[0][1]
+        self._ready.set()
+        self._loop.run_forever()
+        self._loop.run_until_complete(runner.cleanup())
+        self._loop.close()
+
+    @web.middleware
+    async def _middleware(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        route = request.path.split("/")[3]
+        self.requests[route] += 1
+        if request.headers.get("Authorization") != API_KEY:
+            self.unauthorized += 1
+        assert request.match_info["worker"] == WORKER_ID
+        if self.faults[route]:
+            fault = self.faults[route].popleft()
+            await request.read()
+            if fault == "drop":
+                assert request.transport is not None
+                request.transport.abort()
+                return web.Response()
+            if fault == "hang":
+                await asyncio.sleep(TAKE_POLL_S)
+            assert isinstance(fault, int)
+            return web.Response(status=fault)
+        response = await handler(request)
+        with self._changed:
+            self._changed.notify_all()
+        return response
+
+    async def _poll(self, something: Any, timeout_s: float = TAKE_POLL_S) -> bool:
+        end = time.monotonic() + timeout_s
+        while not something:
+            self._arrived.clear()
+            try:
+                await asyncio.wait_for(self._arrived.wait(), end - time.monotonic())
+            except TimeoutError:
+                return False
+        return True
+
+    async def _take(self, _request: web.Request) -> web.Response:
+        if not await self._poll(self._queue):
+            return web.Response(status=204)
+        return web.json_response(self._queue.popleft())
+
+    async def _take_batch(self, request: web.Request) -> web.Response:
+        if not await self._poll(self._queue):
+            return web.Response(status=204)
+        count = min(int(request.query["batch_size"]), len(self._queue))
+        jobs = [self._queue.popleft() for _ in range(count)] + self.extra_jobs
+        self.extra_jobs = []
+        return web.json_response(jobs)
+
+    async def _stop_signals(self, _request: web.Request) -> web.Response:
+        if not await self._poll(self._stops):
+            return web.Response(status=204)
+        ids = list(self._stops)
+        self._stops.clear()
+        return web.json_response({"jobsToStop": ids})
+
+    async def _done(self, request: web.Request) -> web.Response:
+        record = self.jobs[request.match_info["id"]]
+        body = json.loads(await request.read())
+        if record.results:
+            record.after_result.append(body)
+        elif body.get("status") == "IN_PROGRESS":
+            record.progress.append(body["output"])
+            record.posted_at.append(time.monotonic())
+        else:
+            record.results.append(body)
+        return web.Response()
+
+    async def _ping(self, request: web.Request) -> web.Response:
+        self.pings.append(dict(request.query))
+        return web.Response()
+
+
+@dataclass
+class Worker:
+    """A worker's process and what it writes."""
+
+    process: subprocess.Popen[bytes]
+    log_path: Path
+
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    def terminate(self, timeout_s: float = 60.0) -> int:
+        """Send SIGTERM and return the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout_s)
+
+
+@contextlib.contextmanager
+def running_worker(plane: ControlPlane, directory: Path, *command: str, **environment: str) -> Any:
+    """`python handler.py`, or another command of the interpreter, against the control plane."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("RUNPOD_")}
+    log_path = directory / f"worker-{time.monotonic_ns()}.log"
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, *(command or ("handler.py",))],
+            cwd=ROOT,
+            env={**kept, "DEVICE": "cpu", **plane.environment(), **environment},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    worker = Worker(process, log_path)
+    try:
+        yield worker
+    finally:
+        # The SDK pings from a process of its own.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -1,0 +1,67 @@
+"""The demo model behind the worker's own front: what a door calls, in this process or a new one."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import model_loader
+from actions import answer
+from delivery import Spooled
+from graphs.cache import GraphCache
+from settings import Settings
+
+ROOT = Path(__file__).parent.parent.parent
+
+PROMPT = "Michael Jordan joue au"
+GRAPH = {"action": "generate-graph", "prompt": PROMPT, "slug_identifier": "test"}
+FORWARD = {"action": "forward-pass", "prompt": PROMPT}
+PARSE = {"action": "parse-chat-prompt", "prompt": PROMPT}
+
+
+def demo_settings(**changed: Any) -> Settings:
+    """The settings of the demo model, whatever the environment says."""
+    return Settings(_env_file=None, device="cpu", **changed)
+
+
+def ask(body: object, settings: Settings | None = None) -> dict[str, Any]:
+    """The output of a request as JSON gives it, a graph loaded from its document."""
+    response = answer(body, settings or demo_settings())
+    if isinstance(response, Spooled):
+        with response:
+            return json.loads(b"".join(response.chunks()))
+    return json.loads(response.model_dump_json())
+
+
+def forget_graphs(max_bytes: int = 10**9) -> None:
+    """Drop every attribution that the process has kept."""
+    loaded = model_loader.get_model(demo_settings())
+    model_loader._loaded = replace(loaded, graphs=GraphCache(max_bytes))
+
+
+def ask_fresh_process(bodies: list[object]) -> list[dict[str, Any]]:
+    """The outputs of a process that has answered nothing before each list."""
+    program = (
+        "import json, sys\n"
+        "from tests.support.demo_worker import ask\n"
+        "print(json.dumps([ask(body) for body in json.load(sys.stdin)]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        input=json.dumps(bodies),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def without_times(graph: dict[str, Any]) -> dict[str, Any]:
+    """A graph without what differs between two equal runs: when it was made, and how fast."""
+    metadata = json.loads(json.dumps(graph["metadata"]))
+    metadata["info"].pop("create_time_ms")
+    metadata["info"].pop("timings_ms")
+    return {**graph, "metadata": metadata}

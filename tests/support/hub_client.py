@@ -1,0 +1,77 @@
+"""Asks for weights in a process whose Hugging Face client talks to the hub of its environment.
+
+The client reads the environment once, so the tests' own process can't. A line of JSON in, one out.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent.parent
+
+_ASIDE = ("HF_HUB_OFFLINE", "HF_TOKEN", "HF_HOME", "HF_HUB_CACHE")
+
+
+class HubClient:
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def ask(self, what: str, reference: str, **settings: Any) -> dict[str, Any]:
+        """What `sources.<what>(reference)` finds under these settings, or its error."""
+        n_layers = settings.pop("n_layers", None)
+        request = {"what": what, "reference": reference, "n_layers": n_layers}
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps({**request, "settings": settings}) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+
+@contextmanager
+def hub_client(url: str) -> Iterator[HubClient]:
+    environment = {name: value for name, value in os.environ.items() if name not in _ASIDE}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.support.hub_client"],
+        cwd=ROOT,
+        env={**environment, "HF_ENDPOINT": url},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield HubClient(process)
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait(30)
+
+
+def _serve() -> None:
+    from loading import WeightsError, sources
+    from settings import Settings
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        places = sources.places_of(Settings(_env_file=None, **request["settings"]))
+        try:
+            if request["what"] == "model":
+                found = sources.model(request["reference"], places)
+                answer: dict[str, Any] = {"folder": str(found.folder), "source": found.source}
+            else:
+                files = sources.transcoder_files(request["reference"], places, request["n_layers"])
+                layers = [str(path) for path in files.layers]
+                answer = {"folder": str(files.folder), "source": files.source, "layers": layers}
+        except WeightsError as error:
+            answer = {"error": str(error), "kind": type(error).__name__}
+        answer["torch"] = "torch" in sys.modules
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    _serve()

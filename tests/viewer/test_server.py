@@ -1,0 +1,265 @@
+"""What the viewer's server gives, whom it gives it to, and how it begins and ends."""
+
+import gzip
+import http.client
+import json
+import signal
+import subprocess
+import sys
+import threading
+import webbrowser
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+import uvicorn
+
+from tests.support.demo_worker import ROOT
+from tests.support.http_server import wait_until
+from tests.support.viewer_server import showing
+from viewer import server as viewer
+from viewer.server import ViewerError, library_page, read_graphs
+
+METADATA = {
+    "slug": "paris",
+    "scan": "demo",
+    "prompt": "La capitale",
+    "prompt_tokens": ["La", " capitale"],
+    "node_threshold": 0.8,
+}
+GRAPH = {"metadata": METADATA, "qParams": {}, "nodes": [], "links": []}
+
+
+def write(path, graph=None, **metadata):
+    graph = graph or {**GRAPH, "metadata": {**METADATA, **metadata}}
+    path.write_text(json.dumps(graph))
+    return path
+
+
+@pytest.fixture
+def file(tmp_path):
+    return write(tmp_path / "graph.json")
+
+
+def names(paths):
+    return [graph.name for graph in read_graphs(paths)]
+
+
+def get(address, path, **headers):
+    """The answer to exactly this path, which `requests` would tidy."""
+    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=60)
+    connection.request("GET", path, headers=headers)
+    response = connection.getresponse()
+    return response.status, response.read()
+
+
+def test_the_library_s_page_refers_to_files_of_this_server_only():
+    page = library_page()
+    assert "http" not in page.text.replace("HTTP error", "")
+    assert len(page.files) > 20
+    for path in page.files.values():
+        assert path.is_file()
+
+
+def test_every_file_of_the_page_is_served_as_what_it_is(file):
+    with showing([file]) as address:
+        for name, path in library_page().files.items():
+            response = requests.get(address.rstrip("/") + name, timeout=60)
+            assert response.content == path.read_bytes()
+            kind = "text/css" if name.endswith(".css") else "text/javascript"
+            assert response.headers["Content-Type"].startswith(kind)
+
+
+def test_nothing_else_is_served(file):
+    paths = [
+        "/client.py",
+        "/local/pins.json",
+        "/feature-view.html",
+        "/graph_data/other.json",
+        "/graph_data/../graph.json",
+        "/graph_data/..%2fgraph.json",
+        f"/graph_data/{str(file.with_suffix('')).replace('/', '%2f')}.json",
+        "/local/../../client.py",
+        "/local/%2e%2e/%2e%2e/client.py",
+        "//etc/passwd",
+        "/features_of/other/12877.json",
+        "/features_of/paris/x.json",
+        "/features_of/paris/-1.json",
+    ]
+    with showing([file]) as address:
+        assert [get(address, path)[0] for path in paths] == [404] * len(paths)
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+def test_a_graph_is_never_written(file, method):
+    before = file.read_bytes()
+    with showing([file]) as address:
+        for path in ("save_graph/paris", "graph_data/paris.json"):
+            body = {"qParams": {"pinnedIds": "1"}}
+            response = requests.request(method, address + path, json=body, timeout=60)
+            assert response.status_code == 405
+    assert file.read_bytes() == before
+
+
+def test_a_page_of_another_name_for_this_machine_is_refused(file):
+    with showing([file]) as address:
+        port = urlsplit(address).port
+        assert get(address, "/graph_data/paris.json", Host=f"evil.example:{port}")[0] == 400
+        assert get(address, "/graph_data/paris.json", Host=f"localhost:{port}")[0] == 200
+
+
+def test_the_page_may_ask_no_other_host_and_nothing_is_kept_by_the_browser(file):
+    with showing([file]) as address:
+        headers = requests.get(address, timeout=60).headers
+        document = requests.get(f"{address}graph_data/paris.json", timeout=60).headers
+    policy = dict(
+        part.strip().split(" ", 1) for part in headers["Content-Security-Policy"].split(";")
+    )
+    assert policy["default-src"] == "'none'"
+    assert policy["connect-src"] == "'self'"
+    assert "unsafe" not in policy["script-src"]
+    assert headers["Cache-Control"] == document["Cache-Control"] == "no-store"
+
+
+def test_a_large_graph_comes_whole_and_only_its_beginning_is_read_before(tmp_path, monkeypatch):
+    path = write(tmp_path / "large.json", {**GRAPH, "links": ["x" * 1_000] * 30_000})
+    monkeypatch.setattr(viewer.orjson, "loads", None)  # what would read it whole
+    with showing([path]) as address:
+        response = requests.get(f"{address}graph_data/paris.json", timeout=60, stream=True)
+        assert int(response.headers["Content-Length"]) == path.stat().st_size > 30_000_000
+        assert response.content == path.read_bytes()
+
+
+def test_a_gzipped_graph_is_served_as_it_is(tmp_path):
+    path = tmp_path / "graph.json.gz"
+    path.write_bytes(gzip.compress(json.dumps(GRAPH).encode()))
+    with showing([path]) as address:
+        response = requests.get(f"{address}graph_data/paris.json", timeout=60)
+        assert response.headers["Content-Encoding"] == "gzip"
+        assert response.json() == GRAPH
+
+
+def test_graphs_are_listed_in_order_each_under_a_name_of_its_own(tmp_path):
+    slugs = ["paris", "paris", "paris-2", "a/../b c", "paris"]
+    paths = [write(tmp_path / f"{i}.json", slug=slug) for i, slug in enumerate(slugs)]
+    assert names(paths) == ["paris", "paris-2", "paris-2-2", "a-b-c", "paris-3"]
+    with showing(paths) as address:
+        listed = requests.get(f"{address}data/graph-metadata.json", timeout=60).json()["graphs"]
+    assert [graph["slug"] for graph in listed] == names(paths)
+    assert {graph["prompt"] for graph in listed} == {"La capitale"}
+
+
+def test_half_a_character_in_a_prompt_hides_no_graph(tmp_path):
+    with showing([write(tmp_path / "graph.json", prompt="\ud83d")]) as address:
+        listed = requests.get(f"{address}data/graph-metadata.json", timeout=60).json()["graphs"]
+    assert listed == [{"slug": "paris", "scan": "demo", "prompt": "\ud83d", "node_threshold": 0.8}]
+
+
+def test_metadata_are_found_wherever_they_stand(tmp_path):
+    last = {"nodes": [], "links": ["metadata"], "metadata": METADATA}
+    long = {**GRAPH, "metadata": {**METADATA, "prompt": "é" * 1_000_000}}
+    (tmp_path / "spaced.json").write_text("\n " + json.dumps(GRAPH, indent=4))
+    paths = [write(tmp_path / "last.json", last), write(tmp_path / "long.json", long)]
+    assert names([*paths, tmp_path / "spaced.json"]) == ["paris", "paris-2", "paris-3"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not json",
+        b"[]",
+        b"{}",
+        b'{"metadata": 1}',
+        b'{"metadata": {"slug": "s"}}',
+        b'{"metadata": {"slug": "s", "scan": "s", "prompt": "p"}}',
+        b'{"metadata": {"slug": "s", "scan": 1, "prompt": "p", "prompt_tokens": []}}',
+        b"\x1f\x8b",
+        gzip.compress(b"[]", mtime=0),
+        gzip.compress(json.dumps(GRAPH).encode(), mtime=0)[:-20],
+    ],
+)
+def test_a_file_that_is_no_graph_is_named(tmp_path, content):
+    path = tmp_path / "graph.json"
+    path.write_bytes(content)
+    with pytest.raises(ViewerError, match=r"graph\.json: "):
+        read_graphs([path])
+
+
+def test_no_file_a_missing_one_and_a_folder_are_said(tmp_path):
+    with pytest.raises(ViewerError, match="name the file of a graph"):
+        read_graphs([])
+    with pytest.raises(ViewerError, match="No such file"):
+        read_graphs([tmp_path / "absent.json"])
+    with pytest.raises(ViewerError, match="Is a directory"):
+        read_graphs([tmp_path])
+
+
+@pytest.mark.parametrize("port", [70_000, -1])
+def test_a_port_that_is_none_is_refused(file, port):
+    with pytest.raises(ViewerError, match=f"port {port}: "):
+        viewer.view([file], port=port, open_browser=False)
+
+
+def test_a_taken_port_is_refused(file):
+    with showing([file]) as address, pytest.raises(ViewerError, match="in use; name another"):
+        viewer.view([file], port=urlsplit(address).port, open_browser=False)
+
+
+def test_the_browser_is_opened_at_the_page_once_it_can_be_had(file, monkeypatch, capsys):
+    opened, answers = [], []
+    servers = []
+    run = uvicorn.Server.run
+
+    def remembered(server, **given):
+        servers.append(server)
+        run(server, **given)
+
+    def open_page(url):
+        opened.append(url)
+        answers.append(requests.get(url, timeout=60).status_code)
+
+    monkeypatch.setattr(uvicorn.Server, "run", remembered)
+    monkeypatch.setattr(webbrowser, "open", open_page)
+    thread = threading.Thread(
+        target=viewer.view, args=([file],), kwargs={"port": 0, "open_browser": True}
+    )
+    thread.start()
+    wait_until(lambda: answers)
+    servers[0].should_exit = True
+    thread.join()
+    assert answers == [200]
+    assert f"1 graph at {opened[0]} " in capsys.readouterr().out
+
+
+def test_ctrl_c_ends_the_program_cleanly_even_with_a_reader(file):
+    program = [sys.executable, "client.py", "view", str(file), "--no-browser"]
+    with subprocess.Popen(
+        program, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        address = running.stdout.readline().split(" at ")[1].split()[0]
+        with requests.Session() as reader:  # keeps its connection open
+            assert reader.get(address, timeout=60).status_code == 200
+            running.send_signal(signal.SIGINT)
+            assert running.wait(timeout=60) == 0
+        assert running.stderr.read() == ""
+
+
+def test_the_program_says_what_is_wrong_in_a_line():
+    done = subprocess.run(
+        [sys.executable, "client.py", "view", "absent.json"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "error  absent.json: No such file or directory\n"
+
+
+def test_importing_it_loads_no_torch_and_not_the_library():
+    program = (
+        "import sys; from viewer.server import library_page; library_page()\n"
+        "print([m for m in ('torch', 'circuit_tracer', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,1 @@
+"""Graphs in circuit-tracer's viewer, in this machine's browser."""
