@@ -39,12 +39,8 @@ def run(request: GenerateGraphRequest, loaded: LoadedModel, job: Job) -> Spooled
     Raises:
         UploadFailed: the store did not take the graph; a job with a fresh URL finds it kept.
     """
-    job.shares = _SHARES if request.signed_url is None else {**_SHARES, "upload": 20.0}
-    if request.signed_url is not None:
-        delivery.check_url(request.signed_url, job.settings.upload_allowed_hosts)
-        delivery.check_headers(
-            request.signed_url, request.signed_headers, compress=request.compress
-        )
+    target = _target(request, job)
+    job.shares = _SHARES if target is None else {**_SHARES, "upload": 20.0}
     check_max_n_logits(request.max_n_logits, loaded)
     with job.stage("tokenise"):
         prompt = prepare_prompt(request, loaded, job)
@@ -59,14 +55,14 @@ def run(request: GenerateGraphRequest, loaded: LoadedModel, job: Job) -> Spooled
         job.counts |= {"nodes": document.num_nodes, "links": document.num_links}
         spooled = spool(
             document.encode(),
-            compress=request.compress and request.signed_url is not None,
-            should_stop=job.should_stop,
+            compress=target is not None and target.compressed,
+            check=job.check,
         )
-    if request.signed_url is None:
+    if target is None:
         return spooled
     with spooled:
         try:
-            _upload(request, request.signed_url, spooled, job)
+            _upload(spooled, target, job)
         except UploadFailed as error:
             if not is_kept:
                 raise
@@ -75,7 +71,7 @@ def run(request: GenerateGraphRequest, loaded: LoadedModel, job: Job) -> Spooled
                 "signed_url is answered without computing it again"
             ) from None
         return UploadReceipt(
-            url=delivery.without_query(request.signed_url),
+            url=target.object_url,
             bytes=spooled.size,
             sha256=spooled.sha256,
             compressed=spooled.compressed,
@@ -214,14 +210,24 @@ def _made_up_slug(prompt: Prompt, loaded: LoadedModel) -> str:
     return f"{words.strip('-') or digest}-{int(time.time())}"
 
 
-def _upload(request: GenerateGraphRequest, signed_url: str, spooled: Spooled, job: Job) -> None:
+def _target(request: GenerateGraphRequest, job: Job) -> delivery.Target | None:
+    """Where the graph goes; None for the output itself."""
+    if request.signed_url is None:
+        return None
+    return delivery.read_target(
+        request.signed_url,
+        request.signed_headers,
+        compressed=request.compress,
+        allowed_hosts=job.settings.upload_allowed_hosts,
+    )
+
+
+def _upload(spooled: Spooled, target: delivery.Target, job: Job) -> None:
     with job.stage("upload"):
         delivery.upload(
             spooled,
-            signed_url,
-            request.signed_headers,
-            allowed_hosts=job.settings.upload_allowed_hosts,
+            target,
             timeout_s=job.settings.upload_timeout_s,
             deadline=job.deadline,
-            should_stop=job.should_stop,
+            check=job.check,
         )

@@ -1,23 +1,26 @@
-"""One PUT, on a connection that is checked and that can be cut off.
+"""One PUT, to an address that was checked, which ends when its job does.
 
-The request is made by http.client, on a socket of our own. urllib3 and requests write the whole
-URL to their logs and into their exceptions, and a signed URL's query must be in neither; they
-also resolve a name again after it was checked.
+aiohttp makes the request in an event loop of its own, so that it can be ended whatever it waits
+for. Its exceptions may quote the host or the URL, and a signed URL's query is a password: what is
+raised here says why in our own words.
 """
 
+import asyncio
 import contextlib
-import http.client
 import socket
 import ssl
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from typing import IO, Any
 
+import aiohttp
 import certifi
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
 
-from delivery.destination import Target, is_public, not_public
+from delivery.target import Target, is_public, not_public
 from errors import UploadFailed
 
 _CONNECT_TIMEOUT_S = 10.0
@@ -35,7 +38,7 @@ def tls_context() -> ssl.SSLContext:
 
 @dataclass(frozen=True)
 class Network:
-    """How names become addresses, and which certificates are believed."""
+    """How names become addresses, and which certificates are trusted."""
 
     resolve: Callable[..., list[Any]] = socket.getaddrinfo
     tls_context: Callable[[], ssl.SSLContext] = tls_context
@@ -43,7 +46,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a store said."""
+    """What a store answered."""
 
     status: int
     retry_after: str | None
@@ -55,24 +58,66 @@ class ConnectionFailed(Exception):
     """No answer came. The message says why, without any of the URL."""
 
 
+class CheckingResolver(AbstractResolver):
+    """Gives a connection the addresses of a host, after checking all of them.
+
+    The connection is made to these addresses, so a name server that answers differently the next
+    time is not asked again.
+    """
+
+    def __init__(self, target: Target, network: Network) -> None:
+        self._target = target
+        self._network = network
+
+    async def resolve(
+        self,
+        host: str,
+        port: int = 0,
+        family: socket.AddressFamily = socket.AF_UNSPEC,  # noqa: ARG002 - both are looked up
+    ) -> list[ResolveResult]:
+        """The addresses of a host.
+
+        Raises:
+            UploadUrlRefused: one of them is not public, and the target is not exempt.
+            OSError: there is none.
+        """
+        find = partial(self._network.resolve, host, port, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().run_in_executor(None, find)
+        addresses = dict.fromkeys(str(address[0]) for *_, address in found)
+        if not self._target.exempt and not all(map(is_public, addresses)):
+            raise not_public()
+        return [
+            ResolveResult(
+                hostname=host,
+                host=address,
+                port=port,
+                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
+                proto=0,
+                flags=socket.AI_NUMERICHOST,
+            )
+            for address in addresses
+        ]
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
 def put(
     target: Target,
     headers: Mapping[str, str],
     body: IO[bytes],
     *,
-    exempt: bool,
     timeout_s: float,
     network: Network,
-    is_over: Callable[[], bool],
+    check: Callable[[], None],
 ) -> Answer:
     """Send the body from its start, and return the answer, whatever it is.
 
     Args:
         headers: all of them, Host and Content-Length included; nothing is added.
-        exempt: the target may have an address that isn't public.
         timeout_s: seconds without progress after which the attempt is given up; also what the
             answer may take once the body is sent.
-        is_over: asked several times a second from another thread; True cuts the connection off.
+        check: called several times a second; ends the connection with what it raises.
 
     Raises:
         UploadUrlRefused: the target has an address that isn't public. Nothing was sent to it.
@@ -80,138 +125,103 @@ def put(
         ConnectionFailed: there was no answer.
     """
     try:
-        return _exchange(target, headers, body, exempt, timeout_s, network, is_over)
-    except ssl.SSLCertVerificationError:
-        wrong_certificate = True
-    except (OSError, http.client.HTTPException, UnicodeError) as error:
-        wrong_certificate = False
+        return asyncio.run(_watched(target, headers, _Body(body), timeout_s, network, check))
+    except (aiohttp.ClientError, OSError, ValueError) as error:
         reason = _reason(error)
     # Raised out here so that the exceptions above, with all they quote, are not their context.
-    if wrong_certificate:
+    if reason is None:
         raise UploadFailed("the store's TLS certificate isn't valid for the host of signed_url")
     raise ConnectionFailed(reason)
 
 
-def _exchange(
+@dataclass
+class _Body:
+    """The body on its way, and when its last piece was taken."""
+
+    file: IO[bytes]
+    was_sent: bool = False
+    moved_at: float = field(default_factory=time.monotonic)
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        self.file.seek(0)
+        while piece := self.file.read(_PIECE_BYTES):
+            yield piece
+            self.moved_at = time.monotonic()
+        self.was_sent = True
+
+
+async def _watched(
     target: Target,
     headers: Mapping[str, str],
-    body: IO[bytes],
-    exempt: bool,
+    body: _Body,
     timeout_s: float,
     network: Network,
-    is_over: Callable[[], bool],
+    check: Callable[[], None],
 ) -> Answer:
-    with contextlib.ExitStack() as stack:
-        sock = _connect(target, exempt, min(timeout_s, _CONNECT_TIMEOUT_S), network)
-        stack.callback(lambda: sock.close())
-        watch = stack.enter_context(_watch(sock, is_over))
-        sock.settimeout(timeout_s)
-        if target.scheme == "https":
-            sock = network.tls_context().wrap_socket(sock, server_hostname=target.host)
-
-        connection = http.client.HTTPConnection(target.host, target.port)
-        connection.sock = sock
-        connection.putrequest(
-            "PUT", target.path_and_query, skip_host=True, skip_accept_encoding=True
-        )
-        for name, value in headers.items():
-            connection.putheader(name, value)
-        body_was_sent = _send(connection, body)
-        watch.until = time.monotonic() + timeout_s
-        response = connection.getresponse()
-        if watch.has_cut:  # http.client takes half a head for a whole one
-            raise ConnectionResetError
-        return Answer(
-            response.status,
-            response.getheader("Retry-After"),
-            _beginning(response),
-            body_was_sent,
-        )
-
-
-def _connect(target: Target, exempt: bool, timeout_s: float, network: Network) -> socket.socket:
-    """Connect to one of the addresses that the host has now, after checking them all.
-
-    The connection is made to the address itself, so a name server that answers differently the
-    next time is not asked.
-    """
-    found = network.resolve(target.host, target.port, type=socket.SOCK_STREAM)
-    addresses = list(dict.fromkeys(address[0] for *_, address in found))
-    if not exempt and not all(is_public(address) for address in addresses):
-        raise not_public()
-    failure: OSError = socket.gaierror(socket.EAI_NONAME, "no address")
-    for address in addresses:
-        try:
-            return socket.create_connection((address, target.port), timeout_s)
-        except OSError as error:
-            failure = error
-    raise failure
-
-
-@dataclass
-class _Watch:
-    until: float = float("inf")  # monotonic seconds at which the connection is cut off
-    has_cut: bool = False
-
-
-@contextlib.contextmanager
-def _watch(sock: socket.socket, is_over: Callable[[], bool]) -> Iterator[_Watch]:
-    """Cut the connection off when `is_over` or its time is up, whatever it is waiting for."""
-    watch, done = _Watch(), threading.Event()
-    same = sock.dup()  # wrapping a socket in TLS takes its descriptor away
-
-    def look() -> None:
-        while not done.wait(_POLL_S):
-            if time.monotonic() > watch.until or is_over():
-                watch.has_cut = True
-                with contextlib.suppress(OSError):
-                    same.shutdown(socket.SHUT_RDWR)
-                return
-
-    watcher = threading.Thread(target=look, name="upload-watch", daemon=True)
-    watcher.start()
+    """The exchange, ended when `check` raises or nothing moves for `timeout_s`."""
+    exchange = asyncio.ensure_future(_exchange(target, headers, body, timeout_s, network))
     try:
-        yield watch
+        while not (await asyncio.wait([exchange], timeout=_POLL_S))[0]:
+            check()
+            if time.monotonic() - body.moved_at > timeout_s:
+                raise TimeoutError
     finally:
-        done.set()
-        watcher.join()
-        same.close()
+        if not exchange.done():
+            exchange.cancel()
+            with contextlib.suppress(asyncio.CancelledError, aiohttp.ClientError, OSError):
+                await exchange
+    return exchange.result()
 
 
-def _send(connection: http.client.HTTPConnection, body: IO[bytes]) -> bool:
-    """Send headers and body. Return False when the store stopped reading: it may have answered."""
-    body.seek(0)
-    try:
-        connection.endheaders()
-        while piece := body.read(_PIECE_BYTES):
-            connection.send(piece)
-    except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
-        return False
-    return True
+async def _exchange(
+    target: Target, headers: Mapping[str, str], body: _Body, timeout_s: float, network: Network
+) -> Answer:
+    connector = aiohttp.TCPConnector(
+        resolver=CheckingResolver(target, network),
+        use_dns_cache=False,
+        ssl=network.tls_context() if target.scheme == "https" else True,
+    )
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=min(timeout_s, _CONNECT_TIMEOUT_S))
+    async with (
+        aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False) as session,
+        session.put(
+            URL(target.url, encoded=True),
+            data=body.pieces(),
+            headers=headers,
+            skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
+            allow_redirects=False,
+        ) as response,
+    ):
+        beginning = b""
+        # The status counts even when the rest of the answer is lost.
+        with contextlib.suppress(aiohttp.ClientError, OSError):
+            beginning = await response.content.read(_ANSWER_BYTES)
+        return Answer(
+            response.status, response.headers.get("Retry-After"), beginning, body.was_sent
+        )
 
 
-def _beginning(response: http.client.HTTPResponse) -> bytes:
-    """Return what there is of an answer's body: its status counts even when the rest is lost."""
-    try:
-        return response.read(_ANSWER_BYTES)
-    except (OSError, http.client.HTTPException):
-        return b""
-
-
-def _reason(error: Exception) -> str:
-    """Say why there was no answer, in words of our own."""
+def _reason(error: Exception) -> str | None:
+    """Why there was no answer, in words of our own; None for a certificate that proves nothing."""
     match error:
-        case socket.gaierror() | UnicodeError():
+        case aiohttp.ClientConnectorCertificateError():
+            return None
+        case aiohttp.ClientConnectorDNSError() | socket.gaierror() | ValueError():
             return "the host of signed_url could not be resolved"
+        case aiohttp.ClientSSLError() | ssl.SSLError():
+            return "the TLS handshake failed"
         case TimeoutError():
             return "it made no progress for too long (UPLOAD_TIMEOUT_S)"
-        case ConnectionRefusedError():
+        case aiohttp.ClientConnectorError(os_error=ConnectionRefusedError()):
             return "the connection was refused"
-        case ConnectionError() | http.client.IncompleteRead():
-            return "the connection was closed before the store answered"
-        case ssl.SSLError():
-            return "the TLS handshake failed"
-        case http.client.HTTPException():
+        case aiohttp.ClientResponseError():
             return "the answer was not HTTP"
+        case (
+            aiohttp.ClientOSError()
+            | aiohttp.ClientPayloadError()
+            | aiohttp.ServerDisconnectedError()
+            | ConnectionError()
+        ):
+            return "the connection was closed before the store answered"
         case _:
             return "the connection failed"

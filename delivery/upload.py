@@ -7,17 +7,17 @@ passing trouble is tried again; what the store has against the request itself is
 import logging
 import re
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import tenacity
 from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 
-from delivery.destination import Target, check_url, request_headers
 from delivery.put import Answer, ConnectionFailed, Network, put
 from delivery.spooling import Spooled
-from errors import Cancelled, DeadlineExceeded, UploadFailed, WorkerError
+from delivery.target import Target
+from errors import UploadFailed
 
 logger = logging.getLogger(__name__)
 
@@ -60,72 +60,77 @@ class RetryPolicy:
 
 def upload(
     spooled: Spooled,
-    signed_url: str,
-    signed_headers: Mapping[str, str] | None = None,
+    target: Target,
     *,
-    allowed_hosts: Collection[str] = (),
     timeout_s: float = 120.0,
     deadline: float | None = None,
-    should_stop: Callable[[], bool] | None = None,
+    check: Callable[[], None] = lambda: None,
     policy: RetryPolicy | None = None,
     network: Network | None = None,
 ) -> None:
-    """PUT the body to the URL, each attempt from its start. The body stays open, come what may.
+    """PUT the body to the target, each attempt from its start. The body stays open, come what may.
 
-    Sent are the signed headers, exactly, and Host, Content-Length, Content-Type and, for a gzipped
-    body, Content-Encoding where they aren't among them. Connection errors, timeouts, 408, 429 and
-    5xx are tried again within the deadline; redirects and every other answer are final.
+    Connection errors, timeouts, 408, 429 and 5xx are tried again within the deadline; redirects
+    and every other answer are final.
 
     Args:
-        allowed_hosts: as for `check_url`.
         timeout_s: seconds without progress after which an attempt is given up.
-        deadline: Unix seconds at which the upload stops.
-        should_stop: asked several times a second, also from another thread; returns True, or
-            raises a WorkerError, to stop the upload.
+        deadline: Unix seconds; no attempt is waited for that would begin after it.
+        check: called several times a second; the upload ends with what it raises.
 
     Raises:
-        UploadUrlRefused, InvalidInput: as `check_url` and `check_headers`; or the host turns out
-            to have an address that isn't public.
+        UploadUrlRefused: the host has an address that isn't public.
         UploadFailed: the store did not take the body. The sentence has the store's own error code.
-        DeadlineExceeded, Cancelled: as asked.
     """
-    check_url(signed_url, allowed_hosts)
-    target = Target.of(signed_url)
-    headers = request_headers(
-        target, signed_headers or {}, size=spooled.size, compressed=spooled.compressed
-    )
+    headers = _with_length(target.headers, spooled.size)
     policy, network = policy or RetryPolicy(), network or Network()
-    limits = _Limits(deadline, should_stop)
 
     def attempt() -> None:
-        limits.check()
+        check()
         try:
             answer = put(
-                target,
-                headers,
-                spooled.file,
-                exempt=target.host in allowed_hosts,
-                timeout_s=timeout_s,
-                network=network,
-                is_over=limits.over,
+                target, headers, spooled.file, timeout_s=timeout_s, network=network, check=check
             )
         except ConnectionFailed as failure:
-            limits.check()
             raise _PassingError(str(failure)) from None
         _judge(answer, spooled.size)
 
-    _retry(attempt, policy, limits)
+    _retry(attempt, policy, deadline, check)
 
 
-def _retry(attempt: Callable[[], None], policy: RetryPolicy, limits: "_Limits") -> None:
+def _with_length(headers: Mapping[str, str], size: int) -> dict[str, str]:
+    given = next((v for name, v in headers.items() if name.lower() == "content-length"), None)
+    if given is None:
+        return {**headers, "Content-Length": str(size)}
+    if given != str(size):
+        raise UploadFailed(
+            f"signed_headers has a Content-Length of {given}, the graph has {size} bytes; "
+            "sign the URL without a length"
+        )
+    return dict(headers)
+
+
+def _retry(
+    attempt: Callable[[], None],
+    policy: RetryPolicy,
+    deadline: float | None,
+    check: Callable[[], None],
+) -> None:
     stop: tenacity.stop.stop_base = tenacity.stop_after_attempt(policy.attempts)
-    if limits.deadline is not None:
-        stop = stop | tenacity.stop_before_delay(limits.left_s())
+    if deadline is not None:
+        stop = stop | tenacity.stop_before_delay(deadline - time.time())
+
+    def sleep(seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            check()
+            time.sleep(min(left, _POLL_S))
+
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(_PassingError),
         stop=stop,
         wait=_wait(policy),
-        sleep=limits.sleep,
+        sleep=sleep,
         before_sleep=_log_retry,
         reraise=True,
     )
@@ -146,39 +151,6 @@ class _PassingError(Exception):
     def __init__(self, reason: str, retry_after_s: float = 0.0) -> None:
         super().__init__(reason)
         self.retry_after_s = retry_after_s
-
-
-@dataclass(frozen=True)
-class _Limits:
-    """When the upload has to stop."""
-
-    deadline: float | None
-    should_stop: Callable[[], bool] | None
-
-    def check(self) -> None:
-        if self.should_stop is not None and self.should_stop():
-            raise Cancelled("the job was stopped while its graph was being uploaded")
-        if self.left_s() <= 0:
-            raise DeadlineExceeded(
-                f"deadline {self.deadline:.0f} passed while the graph was being uploaded; send "
-                "the job again with a later one"
-            )
-
-    def over(self) -> bool:
-        try:
-            self.check()
-        except WorkerError:
-            return True
-        return False
-
-    def left_s(self) -> float:
-        return float("inf") if self.deadline is None else self.deadline - time.time()
-
-    def sleep(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            self.check()
-            time.sleep(min(left, _POLL_S))
 
 
 def _wait(policy: RetryPolicy) -> Callable[[tenacity.RetryCallState], float]:

@@ -14,8 +14,8 @@ from typing import Any
 
 import orjson
 import runpod
-from aiohttp import ClientError, ClientSession
-from aiohttp_retry import ExponentialRetry, RetryClient
+import tenacity
+from aiohttp import ClientError, ClientResponseError, ClientSession
 from runpod.serverless.modules import rp_http, rp_job, rp_scale
 
 from errors import Cancelled, Internal
@@ -26,6 +26,7 @@ Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 # 0.5, 1, 2, ... 30 s between attempts: a control plane may be away for three minutes.
 _RESULT_ATTEMPTS = 12
+_AGAIN = {408, 429}
 # Seconds for a stopped job to leave the model; the process ends soon after in any case.
 _STOPPING_S = 2.0
 
@@ -192,27 +193,34 @@ def _result(output: dict[str, Any]) -> dict[str, Any]:
 
 async def post_result(session: ClientSession, job: dict[str, Any], result: dict[str, Any]) -> None:
     """Post a job's result, again and again while Runpod is unreachable, busy or failing."""
-    retry = ExponentialRetry(
-        attempts=_RESULT_ATTEMPTS,
-        start_timeout=0.25,
-        max_timeout=30.0,
-        statuses={408, 429},
-        exceptions={ClientError, asyncio.TimeoutError},
-    )
-    client = RetryClient(client_session=session, retry_options=retry)
     try:
         request = _request(job, result)
     except TypeError:  # orjson's, for what JSON can't hold; the caller has to hear of it
         logger.error("job %s: its result is no JSON", job["id"])
         request = _request(job, {"error": str(Internal("the result can't be written as JSON"))})
     try:
-        async with client.post(**request) as response:
-            status = response.status
+        status = await _post(session, request)
+    except ClientResponseError as error:
+        status = error.status
     except (ClientError, TimeoutError) as error:
         logger.error("job %s: its result could not be posted: %s", job["id"], type(error).__name__)
         return
     if status >= 400:
         logger.error("job %s: its result was refused with status %d", job["id"], status)
+
+
+@tenacity.retry(
+    retry=tenacity.retry_if_exception_type((ClientError, TimeoutError)),
+    stop=tenacity.stop_after_attempt(_RESULT_ATTEMPTS),
+    wait=tenacity.wait_exponential(0.5, max=30),
+    reraise=True,
+)
+async def _post(session: ClientSession, request: dict[str, Any]) -> int:
+    """Post, and return the status unless another attempt may have another."""
+    async with session.post(**request) as response:
+        if response.status in _AGAIN or response.status >= 500:
+            response.raise_for_status()
+        return response.status
 
 
 async def post_progress(session: ClientSession, job: dict[str, Any], progress: object) -> None:
