@@ -132,10 +132,17 @@ def test_a_body_that_runpod_s_api_refuses_is_refused_by_its_stand_in(right, wron
 
 @pytest.mark.skipif(runpod_rest.OPENAPI is None, reason="Runpod's OpenAPI document is not at hand")
 def test_the_examples_of_runpod_s_own_document_are_accepted():
-    body = {"name": "a", "image": "b", "type": "QUEUE", "cpu": [{"id": "cpu5c", "vcpuCount": 4}]}
-    scaling = {"scaling": {"type": "QUEUE_DELAY", "queueDelay": 4}}
-    assert runpod_rest.faults("POST", "/v2/serverless", {**body, **scaling}) == []
-    assert runpod_rest.faults("POST", "/v2/serverless", body) != []
+    assert runpod_rest.OPENAPI is not None
+    paths = json.loads(runpod_rest.OPENAPI.read_text())["paths"]
+    checked = 0
+    for path, operations in paths.items():
+        for method in operations.keys() & {"post", "patch"}:
+            content = operations[method]["requestBody"]["content"]["application/json"]
+            for example in content["examples"].values():
+                body = example["value"]
+                assert runpod_rest.faults(method, path.replace("{id}", "abc"), body) == []
+                checked += 1
+    assert checked >= 6
 
 
 def test_a_block_that_fails_is_reported_with_what_it_printed():
