@@ -1,28 +1,33 @@
-"""The README's tables say what the code does."""
+"""The README and the pages in docs/ say what the code does."""
 
+import contextlib
+import io
+import json
 import re
-from pathlib import Path
 
 import pytest
+import torch
 
 import errors
-from model_loader import REGISTRY
-from settings import Settings
+from attribution import attribute
+from model_loader import REGISTRY, get_model
+from prompting.prompts import tokenize
+from settings import Settings, get_settings
+from tests.support.demo_worker import ROOT, ask
+from tools.documents import PAGES, blocks, links, read, rows
 from tools.house import OUTSIDE, ROOMS
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+TEST_INPUT = json.loads((ROOT / "test_input.json").read_text())["input"]
+WALKED = re.findall(r"`([\w/]+\.py)`:\s+`(\w+)(?:\.(\w+))?`", read("docs/architecture.md"))
 
 
-def rows(first_cell: str) -> dict[str, list[str]]:
-    """The rows of the table whose heading starts with `first_cell`, by their first cell."""
-    table = README.split(f"| {first_cell} |", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
-    return {row[0].strip("`"): row[1:] for row in cells}
+def test_the_readme_is_short_and_leads_to_every_page():
+    assert len(read("README.md").splitlines()) < 250
+    assert {path for path, _ in links("README.md")} >= set(PAGES)
 
 
 def test_the_settings_table_has_every_setting_with_its_default_and_meaning():
-    table = rows("setting")
+    table = rows("docs/settings.md", "setting")
     assert set(table) == {name.upper() for name in Settings.model_fields}
     for name, field in Settings.model_fields.items():
         default, meaning = table[name.upper()]
@@ -33,21 +38,63 @@ def test_the_settings_table_has_every_setting_with_its_default_and_meaning():
 
 def test_the_error_table_has_every_code():
     codes = {error.code for error in errors.WorkerError.__subclasses__()}
-    assert set(rows("code")) == codes
+    assert set(rows("docs/actions.md", "code")) == codes
 
 
 @pytest.mark.parametrize("entry", REGISTRY)
 def test_every_known_model_and_its_transcoders_are_listed(entry):
-    assert f"`{entry.model}`" in README
-    assert f"`{entry.transcoder_set}`" in README
+    models = read("docs/models.md")
+    assert f"`{entry.model}`" in models
+    assert f"`{entry.transcoder_set}`" in models
 
 
 def test_the_picture_of_the_architecture_has_every_room_in_the_order_of_imports():
-    lines = README.split("Data goes one way", 1)[1].split("```")[1].strip().splitlines()
+    picture = read("docs/architecture.md").split("## The rooms", 1)[1].split("```")[1]
+    lines = picture.strip().splitlines()
     names = [line.split()[0].removesuffix("/").removesuffix(".py") for line in lines]
     assert names == [*ROOMS, *(name for name in OUTSIDE if name != "tests")]
 
 
-def test_links_to_files_lead_somewhere():
-    for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize(("path", "name", "member"), WALKED)
+def test_the_walks_through_the_code_name_what_is_there(path, name, member):
+    source = (ROOT / path).read_text()
+    for part in filter(None, (name, member)):
+        assert re.search(rf"^ *(async )?(def|class) {part}\b|^{part}\b.*=", source, re.M), part
+
+
+def test_the_walks_are_there():
+    assert len(WALKED) > 40
+
+
+def test_the_graph_that_the_readme_reads_is_the_demo_model_s(tmp_path, monkeypatch):
+    [program] = [block.text for block in blocks("README.md") if block.language == "python"]
+    after = [block.text for block in blocks("README.md")]
+    expected = after[after.index(program) + 1]
+    graph = ask(TEST_INPUT)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "michael-jordan-joue-au.json").write_text(json.dumps(graph))
+    monkeypatch.chdir(tmp_path)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(program, {})
+    assert printed.getvalue() == expected
+
+
+def test_the_numbers_that_the_readme_explains_are_the_demo_model_s():
+    reading = read("README.md").split("## Read a graph")[1].split("\n## ")[0]
+    graph = ask(TEST_INPUT)
+    scores = graph["metadata"]["graph_scores"]
+    for score in scores.values():
+        assert f"{score:.3f}" in reading
+    [probability] = [n["token_prob"] for n in graph["nodes"] if n["node_id"] == "5_484_4"]
+    assert f"{probability:.1%}" in reading
+    weights = {
+        link["source"]: link["weight"] for link in graph["links"] if link["target"] == "2_157_4"
+    }
+    for source in ("1_120_4", "0_110_4", "E_383_3", "E_719_2"):
+        assert f"({weights[source]:.2f})" in reading
+    loaded = get_model(get_settings())
+    ids = torch.tensor(tokenize(TEST_INPUT["prompt"], loaded.tokenizer))
+    active = attribute(ids, loaded.model, max_feature_nodes=1).active_features
+    assert f"{len(active)} features that are active" in reading
+    kinds = [node["feature_type"] for node in graph["nodes"]]
+    assert f"kept the {kinds.count('cross layer transcoder')}" in " ".join(reading.split())

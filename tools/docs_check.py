@@ -1,7 +1,7 @@
 """Run every command and program that the documents show.
 
-    python -m tools.docs_check              every document
-    python -m tools.docs_check README.md    one
+    python -m tools.docs_check                    every document
+    python -m tools.docs_check docs/runpod.md     one
 
 Runpod's hosts are replaced by a local one (docs_services.py) and `.venv/bin/python` by this
 interpreter; nothing else is. What can't run here is listed in NOT_RUN with the reason, and only
@@ -26,9 +26,10 @@ from tools.documents import DOCUMENTS, ROOT, Block, blocks, commands
 NOT_RUN = {
     r"(\w+=\S+ )?docker (buildx|run) ": "needs a container engine",
     r"make (test|lint)$": "is what the project's own checks run",
-    r"make view$|\S+ viewer\.py ": "serves until it is ended, as the viewer's tests have it do",
+    r"make view$|\S+ client\.py view ": "serves until it is ended, and the viewer's tests run it",
     r"\S+ start\.py$": "is running while the other commands are",
     r"\S+ (start|model_loader)\.py .*--model_id": "downloads a model",
+    r"pip install |attribution_client ": "is for an environment of the client's own",
 }
 # Curl ends with 0 on an error's status; a program in the documents stands for itself.
 SHELL_PRELUDE = 'curl() { command curl --fail-with-body --silent --show-error "$@"; }\n'

@@ -1,8 +1,7 @@
-"""What the documents' commands talk to, on this machine: the HTTP door, a stand-in of Runpod with a
+"""What the documents' commands talk to, on this machine: `start.py`, a stand-in of Runpod with a
 worker behind it, and an S3-compatible store."""
 
 import contextlib
-import json
 import os
 import socket
 import subprocess
@@ -11,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +19,11 @@ import requests
 from tests.support.control_plane import ControlPlane, running_worker
 from tests.support.object_store import ACCESS_KEY, BUCKET, SECRET_KEY, running_store
 from tests.support.runpod_endpoint import ENDPOINT_ID, USER_KEY, RunpodEndpoint
+from tools import runpod_rest
+from tools.runpod_rest import RunpodRest
 
 ROOT = Path(__file__).parent.parent
 DOOR_PORT = 5004
-
-# https://rest.runpod.io/v1/openapi.json: TemplateCreateInput and EndpointCreateInput
-TEMPLATE_FIELDS = {
-    *("category", "containerDiskInGb", "containerRegistryAuthId", "dockerEntrypoint"),
-    *("dockerStartCmd", "env", "imageName", "isPublic", "isServerless", "name", "ports", "readme"),
-    *("volumeInGb", "volumeMountPath"),
-}
-ENDPOINT_FIELDS = {
-    *("allowedCudaVersions", "computeType", "cpuFlavorIds", "dataCenterIds", "executionTimeoutMs"),
-    *("flashboot", "gpuCount", "gpuTypeIds", "idleTimeout", "name", "networkVolumeId"),
-    *("scalerType", "scalerValue", "templateId", "vcpuCount", "workersMax", "workersMin"),
-}
-REQUIRED = {"templates": {"name", "imageName"}, "endpoints": {"templateId"}}
-FIELDS = {"templates": TEMPLATE_FIELDS, "endpoints": ENDPOINT_FIELDS}
 
 
 @dataclass
@@ -122,14 +109,14 @@ class Endpoint(RunpodEndpoint):
 
 @contextlib.contextmanager
 def runpod_api(services: Services, plane: ControlPlane) -> Iterator[None]:
-    """Runpod's API: jobs go to the control plane's worker, templates and endpoints nowhere."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _AccountApi)
+    """Runpod's APIs: jobs go to the control plane's worker, volumes and endpoints nowhere."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), RunpodRest)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     with Endpoint(plane) as endpoint:
         services.hosts |= {
             "https://api.runpod.ai/v2": endpoint.base_url,
-            "https://rest.runpod.io": f"http://127.0.0.1:{server.server_port}",
+            runpod_rest.HOST: f"http://127.0.0.1:{server.server_port}",
         }
         services.variables |= {
             "ENDPOINT_ID": ENDPOINT_ID,
@@ -141,30 +128,3 @@ def runpod_api(services: Services, plane: ControlPlane) -> Iterator[None]:
     server.shutdown()
     thread.join()
     server.server_close()
-
-
-class _AccountApi(BaseHTTPRequestHandler):
-    """Templates and endpoints: taken if each field is one that the API has."""
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"] or 0)))
-        kind = self.path.removeprefix("/v1/")
-        if self.headers["Authorization"] != f"Bearer {USER_KEY}":
-            return self._send(401, {"error": "wrong or no Authorization"})
-        if kind not in FIELDS:
-            return self._send(404, {"error": f"no {self.path}"})
-        wrong = (set(body) - FIELDS[kind]) | (REQUIRED[kind] - set(body))
-        if wrong:
-            return self._send(400, {"error": f"unknown or missing: {', '.join(sorted(wrong))}"})
-        return self._send(201, {"id": f"{kind}-id", **body})
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: what the documents' commands print is enough."""
-
-    def _send(self, status: int, body: dict[str, Any]) -> None:
-        payload = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(payload)))
-        self.end_headers()
-        self.wfile.write(payload)

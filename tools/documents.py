@@ -1,13 +1,19 @@
-"""The programs and commands that the documents show."""
+"""The documents: the programs and commands that they show, their tables, headings and links."""
 
+import os
 import re
 import subprocess
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "demo/README.md")
+PAGES = tuple(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))
+DOCUMENTS = (
+    *("README.md", *PAGES),
+    *("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "demo/README.md"),
+)
 
 
 @dataclass(frozen=True)
@@ -24,17 +30,43 @@ class Block:
         return f"{self.document}:{self.line}"
 
 
+def read(document: str) -> str:
+    return (ROOT / document).read_text()
+
+
 def blocks(document: str) -> Iterator[Block]:
-    """The fenced blocks of a document, in order."""
-    text = (ROOT / document).read_text()
-    for found in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S):
-        line = text.count("\n", 0, found.start(2)) + 1
-        yield Block(document, line, found[1], found[2])
+    """The fenced blocks of a document, in order; those of a list without its indentation."""
+    text = read(document)
+    for found in re.finditer(r"^( *)```(\w*)\n(.*?)^\1```$", text, re.M | re.S):
+        line = text.count("\n", 0, found.start(3)) + 1
+        yield Block(document, line, found[2], textwrap.dedent(found[3]))
 
 
 def all_blocks() -> list[Block]:
     """The fenced blocks of every document."""
     return [block for document in DOCUMENTS for block in blocks(document)]
+
+
+def rows(document: str, first_cell: str) -> dict[str, list[str]]:
+    """The rows of the table whose heading starts with `first_cell`, by their first cell."""
+    table = read(document).split(f"| {first_cell} |", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    return {row[0].strip("`"): row[1:] for row in cells}
+
+
+def links(document: str) -> Iterator[tuple[str, str]]:
+    """Path, from the root, and anchor of each link of a document to a file of the repository."""
+    for target in re.findall(r"\]\((?!https?://)([^)]+)\)", read(document)):
+        path, _, anchor = target.partition("#")
+        absolute = (ROOT / document).parent / path if path else ROOT / document
+        yield os.path.relpath(absolute, ROOT), anchor
+
+
+def anchors(document: str) -> set[str]:
+    """The anchors of a document's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```$", "", read(document), flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def commands(script: str) -> list[str]:

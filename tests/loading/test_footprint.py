@@ -1,4 +1,4 @@
-"""The memory and disk that are told, beside files and the README."""
+"""The memory and disk that a set is said to need, beside files and docs/models.md."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from tests.support.tiny_sets import (
     gemma_scope_2,
     per_layer,
 )
-from tests.test_readme import README
+from tools.documents import read
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,9 @@ def test_what_is_lazy_needs_no_memory_but_a_layer_s():
 
 
 @pytest.mark.parametrize("entry", REGISTRY, ids=lambda entry: entry.transcoder_set)
-def test_the_readme_tells_what_is_computed(entry):
-    (row,) = [line for line in README.splitlines() if f"| `{entry.transcoder_set}`" in line]
+def test_the_table_of_models_tells_what_is_computed(entry):
+    table = read("docs/models.md").splitlines()
+    (row,) = [line for line in table if f"| `{entry.transcoder_set}`" in line]
     device = device_bytes(
         entry.shapes, lazy_encoder=entry.lazy_encoder, lazy_decoder=entry.lazy_decoder
     )

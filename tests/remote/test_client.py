@@ -17,9 +17,9 @@ from remote.arguments import parse
 from schemas import SteerFeature, parse_request
 from tests.support.demo_worker import PROMPT, ROOT
 from tests.support.http_server import serving
+from tools.documents import read
 
-README = (ROOT / "README.md").read_text()
-SECTION = README.split("## From Python and the command line")[1].split("\n## ")[0]
+PAGE = read("docs/client.md")
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +48,13 @@ def test_importing_it_needs_no_torch_and_none_of_the_worker_s_servers():
 
 COMMANDS = [
     line.removeprefix(".venv/bin/python client.py ")
-    for line in SECTION.replace("\\\n", "").split("```sh")[1].split("```")[0].splitlines()
+    for line in PAGE.replace("\\\n", "").split("```sh")[1].split("```")[0].splitlines()
     if line.startswith(".venv/bin/python client.py ")
 ]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_readme_s_commands_do_what_they_say(command, server, workplace, capsys):
+def test_the_page_s_commands_do_what_they_say(command, server, workplace, capsys):
     assert main([*shlex.split(command, comments=True), "--url", server.url]) == 0
     said = capsys.readouterr().out
     expected = {
@@ -67,12 +67,12 @@ def test_the_readme_s_commands_do_what_they_say(command, server, workplace, caps
     assert expected[command.split()[0]] in said
 
 
-def test_the_readme_s_commands_are_there():
+def test_the_page_s_commands_are_there():
     assert len(COMMANDS) >= 4
 
 
-def test_the_readme_s_python_runs(server, workplace):
-    program = SECTION.split("```python")[1].split("```")[0]
+def test_the_page_s_python_runs(server, workplace):
+    program = PAGE.split("```python")[1].split("```")[0]
     program = program.replace("http://localhost:5004", server.url)
     assert server.url in program
     names = {}

@@ -29,8 +29,8 @@ from tests.support.http_server import (
     wait_until,
 )
 from tests.support.raw_server import RawServer, answer, error_xml
+from tools.documents import read, rows
 
-README = (ROOT / "README.md").read_text()
 SECRET = "correct horse battery staple"
 
 
@@ -59,8 +59,9 @@ def test_a_path_answers_as_its_action_does(server, action):
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 @pytest.mark.parametrize("action", ACTIONS)
-def test_the_readme_s_curl_command_of_an_action_works_as_it_stands(server, action):
-    commands = re.findall(r"^curl [^\n]*localhost:5004/.*?(?=\n```)", README, re.M | re.S)
+def test_the_page_s_curl_command_of_an_action_works_as_it_stands(server, action):
+    page = read("docs/http.md")
+    commands = re.findall(r"^curl [^\n]*localhost:5004/.*?(?=\n```)", page, re.M | re.S)
     [command] = [c for c in commands if f"localhost:5004/{action} " in c]
     command = command.replace("http://localhost:5004", server.url) + " --silent"
     done = subprocess.run(command, shell=True, capture_output=True, check=True)
@@ -151,12 +152,12 @@ def test_the_bodies_of_existing_callers_are_answered(guarded, action):
     assert comparable(response.json()) == comparable(expected)
 
 
-def test_the_readme_lists_every_code_that_only_the_server_has():
+def test_the_page_lists_every_code_that_only_the_server_has():
     source = (ROOT / "serving" / "http_api.py").read_text()
     codes = set(re.findall(r"\b(?:40\d|41\d|503),\s*f?\"(\w+)", source))
     assert codes > {"busy", "not_found", "forbidden"}
-    table = README.split("| HTTP status |", 1)[1].split("\n\n", 1)[0]
-    assert set(re.findall(r"`([a-z_]+)`", table)) == codes
+    listed = rows("docs/http.md", "HTTP status").values()
+    assert {code for row in listed for code in re.findall(r"`([a-z_]+)`", row[0])} == codes
 
 
 # Graphs

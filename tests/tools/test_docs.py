@@ -2,14 +2,26 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
 from schemas import parse_request
 from tests.support.control_plane import ControlPlane
+from tools import runpod_rest
 from tools.docs_check import NOT_RUN, PYTHON_PRELUDES, check, reason_not_to_run
 from tools.docs_services import Services, runpod_api
-from tools.documents import DOCUMENTS, ROOT, Block, all_blocks, commands, is_shell
+from tools.documents import (
+    DOCUMENTS,
+    ROOT,
+    Block,
+    all_blocks,
+    anchors,
+    commands,
+    is_shell,
+    links,
+    read,
+)
 
 BLOCKS = all_blocks()
 COMMANDS = [
@@ -59,18 +71,28 @@ def test_most_commands_are_run():
 
 
 def test_every_make_target_that_a_document_names_is_there():
-    text = "".join((ROOT / document).read_text() for document in DOCUMENTS)
+    text = "".join(read(document) for document in DOCUMENTS)
     named = set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.M))
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     assert named <= targets
     assert targets - named <= {"clean"}
 
 
-def test_links_to_files_lead_somewhere():
-    for document in DOCUMENTS:
-        text = (ROOT / document).read_text()
-        for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", text):
-            assert (ROOT / document).parent.joinpath(target).exists(), f"{document}: {target}"
+LINKS = [(document, *link) for document in DOCUMENTS for link in links(document)]
+
+
+@pytest.mark.parametrize(("document", "path", "anchor"), LINKS)
+def test_links_to_files_lead_to_files_and_headings_that_are_there(document, path, anchor):
+    assert (ROOT / path).exists()
+    if anchor:
+        assert anchor in anchors(path)
+
+
+def test_links_lead_to_files_of_the_repository_and_into_pages():
+    assert ("README.md", "docs/http.md", "") in LINKS
+    assert ("docs/http.md", "docs/actions.md", "errors") in LINKS
+    assert not any(path.startswith("..") for _, path, _ in LINKS)
+    assert "without-the-workers-packages" in anchors("docs/client.md")
 
 
 @pytest.fixture
@@ -80,12 +102,47 @@ def runpod():
         yield services
 
 
-def test_the_commands_that_make_an_endpoint_send_what_runpod_s_api_has(runpod):
-    [block] = [block for block in BLOCKS if "rest.runpod.io" in block.text]
+REST = [block for block in BLOCKS if runpod_rest.HOST in block.text]
+
+
+@pytest.mark.parametrize("block", REST, ids=lambda block: block.place)
+def test_the_commands_that_make_an_endpoint_work_as_they_stand(block, runpod):
     outcome = check(block, runpod)
     assert outcome.failure is None, outcome.failure
-    wrong = Block("README.md", 1, "sh", block.text.replace('"gpuTypeIds"', '"gpuTypes"'))
-    assert "unknown or missing: gpuTypes" in (check(wrong, runpod).failure or "")
+
+
+@pytest.mark.skipif(runpod_rest.OPENAPI is None, reason="Runpod's OpenAPI document is not at hand")
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        ('"minCudaVersion"', '"minCuda"', "minCuda"),
+        ('"pools"', '"ids"', "ids"),
+        ('"QUEUE"', '"queue"', "queue"),
+        ('"networkVolumes"', '"networkVolumeId"', "networkVolumeId"),
+        ('"dataCenter"', '"dataCenterId"', "dataCenterId"),
+        ('"serverless": true', '"isServerless": true', "isServerless"),
+        ("v2/serverless", "v1/endpoints", "no /v1/endpoints"),
+    ],
+)
+def test_a_body_that_runpod_s_api_refuses_is_refused_by_its_stand_in(right, wrong, said, runpod):
+    block = next(block for block in REST if right in block.text)
+    changed = replace(block, text=block.text.replace(right, wrong))
+    assert said in (check(changed, runpod).failure or "")
+
+
+@pytest.mark.skipif(runpod_rest.OPENAPI is None, reason="Runpod's OpenAPI document is not at hand")
+def test_the_examples_of_runpod_s_own_document_are_accepted():
+    assert runpod_rest.OPENAPI is not None
+    paths = json.loads(runpod_rest.OPENAPI.read_text())["paths"]
+    checked = 0
+    for path, operations in paths.items():
+        for method in operations.keys() & {"post", "patch"}:
+            content = operations[method]["requestBody"]["content"]["application/json"]
+            for example in content["examples"].values():
+                body = example["value"]
+                assert runpod_rest.faults(method, path.replace("{id}", "abc"), body) == []
+                checked += 1
+    assert checked >= 6
 
 
 def test_a_block_that_fails_is_reported_with_what_it_printed():
