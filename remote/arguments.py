@@ -72,8 +72,8 @@ def _parser() -> ArgumentParser:
         command = commands.add_parser(
             name, help=words, description=words, formatter_class=_formatter
         )
-        for flags, settings in options.items():
-            command.add_argument(*flags.split(), **settings)
+        for flags, settings in options:
+            command.add_argument(*flags, **settings)
         if _is_action(name):
             _add_fields(command, name)
         if name != "view":
@@ -194,77 +194,73 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-# The options of the commands: flags to the arguments of `add_argument`.
-_Options = dict[str, dict[str, Any]]
-_PROMPT: _Options = {
-    "prompt": {"metavar": "PROMPT", "nargs": "?", "help": "the text, or --messages"},
-    "--messages": {
-        "type": _messages,
-        "metavar": "FILE",
-        "help": "chat turns, as JSON: [{role, content}]",
-    },
-}
-_FILE: _Options = {
-    "-o --output": {"type": Path, "metavar": "FILE", "help": "the graph's file (out/SLUG.json)"},
-    "--download-url": {
-        "metavar": "URL",
-        "help": "presigned GET of what --signed-url puts: downloads it and checks its SHA-256",
-    },
-}
-_TARGETS: _Options = {
-    "--attribution-target": {
-        "dest": "attribution_targets",
-        "action": "append",
-        "metavar": "TOKEN",
-        "help": "attribute from this token, such as ' basket', not from the likeliest",
-    },
-    "--signed-header": {
-        "dest": "signed_headers",
-        "action": "append",
-        "type": _header,
-        "metavar": "NAME:VALUE",
-        "help": "a header that --signed-url was signed with",
-    },
-}
-_FEATURES: _Options = {
-    "--feature": {
-        "dest": "features",
-        "action": "append",
-        "type": _feature,
-        "required": True,
-        "metavar": "FEATURE",
-        "help": _FEATURE_HELP,
-    },
-}
-_TIMEOUT: _Options = {
-    "--timeout": {
-        "type": _seconds,
-        "metavar": "SECONDS",
-        "help": "wait no longer, and stop the job (`wait` lets it go on)",
-    },
-}
-_JSON: _Options = {"--json": {"action": "store_true", "help": "print the output as JSON"}}
-_ID: _Options = {"job_id": {"metavar": "ID"}}
-_VIEW: _Options = {
-    "files": {"nargs": "+", "type": Path, "metavar": "FILE"},
-    "--port": {"type": int, "default": 0, "help": "on loopback; 0 takes a free one"},
-    "--no-browser": {"action": "store_true", "help": "only serve, open nothing"},
-}
+# An option: its flags, and the arguments of `add_argument`.
+_Option = tuple[list[str], dict[str, Any]]
 
-# Each command's description and options, besides those of its action's fields.
-_COMMANDS: dict[str, tuple[str, _Options]] = {
-    "graph": ("the attribution graph of a prompt", _PROMPT | _FILE | _TARGETS | _TIMEOUT | _JSON),
-    "steer": (
-        "a prompt continued with features changed",
-        _PROMPT | _FEATURES | _TIMEOUT | _JSON,
+
+def _option(flags: str, words: str | None = None, **settings: Any) -> _Option:
+    return flags.split(), {"help": words, **settings}
+
+
+_PROMPT = [
+    _option("prompt", "the text, or --messages", metavar="PROMPT", nargs="?"),
+    _option("--messages", "chat turns, as JSON: [{role, content}]", type=_messages, metavar="FILE"),
+]
+_RENDERED = [_option("prompt", metavar="PROMPT")]
+_FILE = [
+    _option("-o --output", "the graph's file (out/SLUG.json)", type=Path, metavar="FILE"),
+    _option(
+        "--download-url",
+        "presigned GET of what --signed-url puts: downloads it and checks its SHA-256",
+        metavar="URL",
     ),
-    "forward-pass": ("a prompt's tokens and likeliest next tokens", _PROMPT | _TIMEOUT | _JSON),
-    "parse-chat-prompt": (
-        "a rendered prompt as messages",
-        {"prompt": {"metavar": "PROMPT"}} | _TIMEOUT | _JSON,
+]
+_TARGETS = [
+    _option(
+        "--attribution-target",
+        "attribute from this token, such as ' basket', not from the likeliest",
+        dest="attribution_targets",
+        action="append",
+        metavar="TOKEN",
     ),
-    "wait": ("wait for a job on Runpod that was sent before", _ID | _FILE | _TIMEOUT | _JSON),
-    "status": ("the state of a job on Runpod", _ID | _JSON),
+    _option(
+        "--signed-header",
+        "a header that --signed-url was signed with",
+        dest="signed_headers",
+        action="append",
+        type=_header,
+        metavar="NAME:VALUE",
+    ),
+]
+_FEATURES = [
+    _option(
+        "--feature",
+        _FEATURE_HELP,
+        dest="features",
+        action="append",
+        type=_feature,
+        required=True,
+        metavar="FEATURE",
+    )
+]
+_LIMIT = "wait no longer, and stop the job (`wait` lets it go on)"
+_TIMEOUT = [_option("--timeout", _LIMIT, type=_seconds, metavar="SECONDS")]
+_JSON = [_option("--json", "print the output as JSON", action="store_true")]
+_ID = [_option("job_id", metavar="ID")]
+_VIEW = [
+    _option("files", nargs="+", type=Path, metavar="FILE"),
+    _option("--port", "on loopback; 0 takes a free one", type=int, default=0),
+    _option("--no-browser", "only serve, open nothing", action="store_true"),
+]
+
+# Each command's description and its options, besides those of its action's fields.
+_COMMANDS: dict[str, tuple[str, list[_Option]]] = {
+    "graph": ("the attribution graph of a prompt", _PROMPT + _FILE + _TARGETS + _TIMEOUT + _JSON),
+    "steer": ("a prompt continued with features changed", _PROMPT + _FEATURES + _TIMEOUT + _JSON),
+    "forward-pass": ("a prompt's tokens and likeliest next tokens", _PROMPT + _TIMEOUT + _JSON),
+    "parse-chat-prompt": ("a rendered prompt as messages", _RENDERED + _TIMEOUT + _JSON),
+    "wait": ("wait for a job on Runpod that was sent before", _ID + _FILE + _TIMEOUT + _JSON),
+    "status": ("the state of a job on Runpod", _ID + _JSON),
     "cancel": ("stop a job on Runpod", _ID),
     "health": ("what the server reports about itself", _JSON),
     "view": ("look at graphs in the browser", _VIEW),

@@ -14,6 +14,7 @@ import orjson
 import requests
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
+from requests.exceptions import ConnectTimeout, ProxyError, SSLError, Timeout
 from urllib3.connection import HTTPConnection
 from urllib3.exceptions import InvalidHeader, NameResolutionError, NewConnectionError
 from urllib3.util import Retry
@@ -125,7 +126,7 @@ def send(
         if isinstance(error, ValueError | requests.TooManyRedirects):
             problem = type(error).__name__
             raise WrongTarget(f"{name}: its URL can't be used ({problem})") from None
-        if is_repeatable and not isinstance(error, requests.exceptions.SSLError):
+        if is_repeatable and not isinstance(error, SSLError):
             raise TemporaryFailure(_reason(error)) from None
         raise Unreachable(f"{name}: {_reason(error)}") from None
     retry_after = response.headers.get("Retry-After")
@@ -171,13 +172,10 @@ class _KeptAlive(HTTPAdapter):
 
 # The first of these that an error, or its cause, is an instance of says why there was no answer.
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
-    (requests.exceptions.SSLError, "its certificate is not to be trusted"),
-    (
-        requests.exceptions.ProxyError,
-        "the proxy of HTTP_PROXY or HTTPS_PROXY did not let the request through",
-    ),
-    (requests.exceptions.ConnectTimeout, f"no connection within {_CONNECT_TIMEOUT_S:.0f} s"),
-    (requests.exceptions.Timeout, "no answer in time"),
+    (SSLError, "its certificate is not to be trusted"),
+    (ProxyError, "the proxy of HTTP_PROXY or HTTPS_PROXY did not let the request through"),
+    (ConnectTimeout, f"no connection within {_CONNECT_TIMEOUT_S:.0f} s"),
+    (Timeout, "no answer in time"),
     (NameResolutionError, "no address is known for this name"),
     (NewConnectionError, "nothing takes connections there"),
 )
@@ -187,10 +185,10 @@ def _reason(error: requests.RequestException) -> str:
     """Why a request had no answer, without any of its URL."""
     cause = error.args[0] if error.args else None
     cause = getattr(cause, "reason", cause)
-    for kind, words in _REASONS:
-        if isinstance(error, kind) or isinstance(cause, kind):
-            return words
-    return "the connection was lost"
+    found = (
+        words for kind, words in _REASONS if isinstance(error, kind) or isinstance(cause, kind)
+    )
+    return next(found, "the connection was lost")
 
 
 def _json(response: requests.Response) -> Any:

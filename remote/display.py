@@ -4,10 +4,9 @@ from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Task, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Column
-from rich.text import Text
 
 from remote.jobs import Progress
 
@@ -27,7 +26,7 @@ class Display:
             BarColumn(bar_width=28),
             TextColumn("{task.fields[share]:>4}"),
             TimeElapsedColumn(),
-            _RemainingColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[remaining]}", style="cyan", table_column=Column(no_wrap=True)),
             TextColumn(
                 "{task.fields[note]}",
                 style="dim",
@@ -38,7 +37,7 @@ class Display:
             disable=not console.is_terminal,
             speed_estimate_period=_WHOLE_JOB_S,
         )
-        self._bars.add_task("connecting", total=None, share="", note="")
+        self._bars.add_task("connecting", total=None, share="", remaining="", note="")
         self._job_id: str | None = None
         self._line: tuple[str, float] = ("", 0.0)  # the last line's stage and time
 
@@ -64,6 +63,7 @@ class Display:
             share=share,
             note=escape(progress.message),
         )
+        self._bars.update(task.id, remaining=_remaining(task))
         if self._bars.disable:
             self._print_line(task, progress, share)
 
@@ -77,11 +77,6 @@ class Display:
         parts = (progress.stage, share, _remaining(task), progress.message)
         line = f"{duration(elapsed_s):>6}  {', '.join(part for part in parts if part)}"
         self._console.print(line, soft_wrap=True, markup=False)
-
-
-class _RemainingColumn(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(_remaining(task), style="cyan")
 
 
 def _remaining(task: Task) -> str:

@@ -1,6 +1,8 @@
 """Print a job's output on a terminal, in tables and sentences."""
 
 import re
+from collections.abc import Iterable
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from rich.text import Text
 from schemas import (
     ForwardPassResponse,
     LogitsOfToken,
+    LogitsPair,
     ParseChatPromptResponse,
     SteerResponse,
     UploadReceipt,
@@ -82,10 +85,8 @@ def print_receipt(console: Console, receipt: UploadReceipt) -> None:
 
 def print_steer(console: Console, output: SteerResponse) -> None:
     """Default and steered text side by side, and the steps whose likeliest tokens differ."""
-    default, steered = (
-        _generated([_as_objects(entry) for entry in entries])
-        for entries in (output.DEFAULT_LOGITS_BY_TOKEN, output.STEERED_LOGITS_BY_TOKEN)
-    )
+    default = _generated(output.DEFAULT_LOGITS_BY_TOKEN)
+    steered = _generated(output.STEERED_LOGITS_BY_TOKEN)
     texts = Table("default", "steered", expand=True, **_STYLE)
     for column in texts.columns:
         column.ratio = 1
@@ -182,25 +183,23 @@ def _stages(timings_ms: dict[str, float]) -> str:
     return ", ".join(f"{shown(name)} {ms:.0f} ms" for name, ms in timings_ms.items())
 
 
-def _as_objects(entry: Any) -> LogitsOfToken:
-    """An entry of a logits list in its object form, from either form."""
-    if isinstance(entry, LogitsOfToken):
-        return entry
-    token, top = entry
-    return LogitsOfToken.model_validate(
-        {"token": token, "top_logits": [{"token": t, "prob": p} for t, p in top]}
-    )
+def _generated(entries: Iterable[LogitsPair | LogitsOfToken]) -> list[LogitsPair]:
+    """The entries of a logits list, as pairs, from the prompt's last token on.
+
+    That token is the first with predictions.
+    """
+    pairs = [
+        (entry.token, [(top.token, top.prob) for top in entry.top_logits])
+        if isinstance(entry, LogitsOfToken)
+        else entry
+        for entry in entries
+    ]
+    return list(dropwhile(lambda pair: not pair[1], pairs))
 
 
-def _generated(entries: list[LogitsOfToken]) -> list[LogitsOfToken]:
-    """The entries from the prompt's last token on, which is the first with predictions."""
-    first = next((i for i, entry in enumerate(entries) if entry.top_logits), len(entries))
-    return entries[first:]
-
-
-def _continued(text: str, generated: list[LogitsOfToken]) -> Text:
+def _continued(text: str, generated: list[LogitsPair]) -> Text:
     """A generation, with the continuation of the prompt in bold where the tokens show it."""
-    tokens = b"".join(_token_bytes(entry.token) for entry in generated[1:])
+    tokens = b"".join(_token_bytes(token) for token, _ in generated[1:])
     continuation = tokens.decode("utf-8", "replace")
     if not text.endswith(continuation):  # the continuation begins inside a character
         continuation = ""
@@ -215,15 +214,14 @@ def _token_bytes(token: str) -> bytes:
     return token.encode()
 
 
-def _changes(default: list[LogitsOfToken], steered: list[LogitsOfToken]) -> RenderableType:
+def _changes(default: list[LogitsPair], steered: list[LogitsPair]) -> RenderableType:
     """The steps whose likeliest tokens differ. The texts before them may differ too."""
     columns = ("after", "default", "", "after", "steered", "")
     table = Table(*columns, title="Changed predictions", **_STYLE)
-    for before, after in zip(default, steered, strict=False):
-        was, now = before.top_logits[0], after.top_logits[0]
-        if was.token != now.token:
+    for (before, [was, *_]), (after, [now, *_]) in zip(default, steered, strict=False):
+        if was[0] != now[0]:
             table.add_row(
-                *(quoted(before.token), quoted(was.token), f"{was.prob:.4f}"),
-                *(quoted(after.token), quoted(now.token), f"{now.prob:.4f}"),
+                *(quoted(before), quoted(was[0]), f"{was[1]:.4f}"),
+                *(quoted(after), quoted(now[0]), f"{now[1]:.4f}"),
             )
     return table if table.row_count else "no prediction changed"

@@ -35,7 +35,7 @@ def with_package_imports(code: str) -> str:
     return re.sub(rf"^( *)import {MODULES}$", rf"\1from {PACKAGE} import \2", code, flags=re.M)
 
 
-class ClientPackage(BuildHookInterface):  # type: ignore[misc]
+class ClientPackage(BuildHookInterface):
     def initialize(self, _version: str, build_data: dict[str, Any]) -> None:
         self._directory = tempfile.TemporaryDirectory()
         package = Path(self._directory.name)

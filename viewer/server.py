@@ -105,10 +105,8 @@ def view(paths: Sequence[Path], *, port: int, open_browser: bool) -> None:
     if open_browser:
         # With a text browser in this terminal, `open` returns only when the user leaves it.
         threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
-    with (
-        listener,
-        contextlib.suppress(KeyboardInterrupt),
-    ):  # uvicorn raises it again when it has stopped
+    # uvicorn raises KeyboardInterrupt again when it has stopped.
+    with listener, contextlib.suppress(KeyboardInterrupt):
         server(application).run(sockets=[listener])
 
 
