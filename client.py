@@ -156,15 +156,11 @@ def _print_output(args: Namespace, output: dict[str, Any], path: Path | None, ou
     if args.json:
         _print_json(output)
         return
-    if "sha256" in output:
-        summary.print_receipt(out, UploadReceipt.model_validate(output))
-        if path is None:
-            return
-        out.print(f"file    {summary.shown(str(path))}, its SHA-256 is right", soft_wrap=True)
-        if path.stat().st_size > _LARGEST_SUMMARISED_BYTES:
-            return
-        output = orjson.loads(path.read_bytes())
     summary.print_output(out, output, path)
+    if "sha256" in output and path is not None:
+        out.print(f"file    {summary.shown(str(path))}, its SHA-256 is right", soft_wrap=True)
+        if path.stat().st_size <= _LARGEST_SUMMARISED_BYTES:
+            summary.print_output(out, orjson.loads(path.read_bytes()), path)
 
 
 def _print_json(output: Any) -> None:

@@ -3,6 +3,7 @@
 import re
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, get_args
@@ -44,6 +45,9 @@ _FEATURE = re.compile(
 _NOT_OPTIONS = {"prompt", "deadline", "enable_qk_tracing", "qk_top_fraction", "qk_topk"}
 
 
+_formatter = partial(RawDescriptionHelpFormatter, max_help_position=28)
+
+
 def parse(arguments: Sequence[str] | None = None) -> Namespace:
     """Read the command line. `job` is the job's input, for the commands that send one.
 
@@ -79,10 +83,6 @@ def _parser() -> ArgumentParser:
         if name != "view":
             _add_server(command)
     return parser
-
-
-def _formatter(prog: str) -> RawDescriptionHelpFormatter:
-    return RawDescriptionHelpFormatter(prog, max_help_position=28)
 
 
 def _version() -> str:

@@ -79,12 +79,12 @@ class Image:
         """What the COPY instructions bring in from the repository."""
         for sources, target in copies(self.steps):
             for path in (path for source in sources for path in ROOT.glob(source)):
-                place = self.app / (f"{target}{path.name}" if target.endswith("/") else target)
-                place.parent.mkdir(parents=True, exist_ok=True)
+                copied = self.app / (f"{target}{path.name}" if target.endswith("/") else target)
+                copied.parent.mkdir(parents=True, exist_ok=True)
                 if path.is_dir():
-                    shutil.copytree(path, place, ignore=shutil.ignore_patterns("__pycache__"))
+                    shutil.copytree(path, copied, ignore=shutil.ignore_patterns("__pycache__"))
                 else:
-                    shutil.copy(path, place)
+                    shutil.copy(path, copied)
 
     def run(self, *only: str) -> str:
         """Run what holds one of these words, or all that needs no system; what it prints."""

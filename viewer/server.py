@@ -38,10 +38,8 @@ from viewer import feature_panels
 
 LOOPBACK = "127.0.0.1"
 
-_LIBRARY = web_assets.VENDOR / "circuit-tracer" / "circuit_tracer" / "frontend" / "assets"
-
-# In the addresses of this server, the files of web_assets/ are in this folder.
-_LOCAL = "local"
+# Files of web_assets/, which have the same paths in this server's addresses.
+_PAGE_FOLDER = "vendor/circuit-tracer/circuit_tracer/frontend/assets"
 # These replace the scripts that circuit-tracer's page loads from other hosts. Two of those have no
 # replacement: one reloads the page while its author edits it, one reads .npy files.
 _LOCAL_SCRIPTS = (
@@ -51,6 +49,7 @@ _LOCAL_SCRIPTS = (
     "vendor/dagre/dist/dagre.min.js",
     "vendor/pako/dist/pako.min.js",
 )
+_ADDITIONS = "<link rel='stylesheet' href='./viewer.css'>\n<script src='./viewer.js'></script>\n"
 _MEDIA_TYPES = {".cjs": "text/javascript", ".js": "text/javascript", ".css": "text/css"}
 _REQUIRED: Mapping[str, type] = {"slug": str, "scan": str, "prompt": str, "prompt_tokens": list}
 # The metadata that the page needs for its list of graphs.
@@ -180,23 +179,17 @@ def _is_gzipped(path: Path) -> bool:
 @cache
 def read_page() -> Page:
     """circuit-tracer's page, in which every script and style has an address of this server."""
-    text = (_LIBRARY / "index.html").read_text(encoding="utf-8")
-    scripts = "".join(_script(name) for name in _LOCAL_SCRIPTS)
+    text = (web_assets.DIRECTORY / _PAGE_FOLDER / "index.html").read_text(encoding="utf-8")
+    text = re.sub(r"(src|href)='\./", rf"\1='./{_PAGE_FOLDER}/", text)
+    scripts = "".join(f"<script src='./{name}'></script>\n" for name in _LOCAL_SCRIPTS)
     text = re.sub(r"(<script src='https://[^']+'></script>\n)+", scripts, text)
-    ours = f"<link rel='stylesheet' href='./{_LOCAL}/viewer.css'>\n{_script('viewer.js')}<script>"
-    text = text.replace("<script>", ours, 1)
+    text = text.replace("<script>", f"{_ADDITIONS}<script>", 1)
     text = text.replace("<title>", "<link rel='icon' href='data:,'>\n<title>", 1)
-    files = {name: _LIBRARY / name for name in re.findall(r"(?:src|href)='\./([^']+)'", text)}
-    for name in files:
-        if name.startswith(f"{_LOCAL}/"):
-            files[name] = web_assets.DIRECTORY / name.removeprefix(f"{_LOCAL}/")
+    names = re.findall(r"(?:src|href)='\./([^']+)'", text)
+    files = {name: web_assets.DIRECTORY / name for name in names}
     [script] = re.findall(r"<script>(.*?)</script>", text, flags=re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return Page(text, files, _policy(digest))
-
-
-def _script(name: str) -> str:
-    return f"<script src='./{_LOCAL}/{name}'></script>\n"
 
 
 def _policy(script_digest: str) -> str:

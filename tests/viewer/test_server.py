@@ -75,14 +75,15 @@ def test_every_file_of_the_page_is_served_as_what_it_is(file):
 def test_nothing_else_is_served(file):
     paths = [
         "/client.py",
-        "/local/pins.json",
+        "/pins.json",
+        "/vendor/d3/LICENSE",
         "/feature-view.html",
         "/graph_data/other.json",
         "/graph_data/../graph.json",
         "/graph_data/..%2fgraph.json",
         f"/graph_data/{str(file.with_suffix('')).replace('/', '%2f')}.json",
-        "/local/../../client.py",
-        "/local/%2e%2e/%2e%2e/client.py",
+        "/vendor/../../client.py",
+        "/vendor/%2e%2e/%2e%2e/client.py",
         "//etc/passwd",
         "/features_of/other/12877.json",
         "/features_of/paris/x.json",
