@@ -63,7 +63,7 @@ def link_requirements(package: Distribution, site: Path) -> None:
         assert requirement.specifier.contains(required.version)
         for name in {file.parts[0] for file in required.files or []} - {"..", "__pycache__"}:
             if not (site / name).exists():
-                (site / name).symlink_to(required.locate_file(name))
+                (site / name).symlink_to(str(required.locate_file(name)))
         link_requirements(required, site)
 
 
