@@ -21,17 +21,20 @@ ENV PATH=/app/.venv/bin:$PATH \
     PYTHONUNBUFFERED=1
 WORKDIR /app
 COPY --from=build /app/.venv .venv
-COPY entrypoint.sh test_input.json *.py ./
+COPY entrypoint.sh test_input.json ./
+COPY handler.py start.py model_loader.py schemas.py settings.py errors.py logs.py ./
 COPY actions actions
 COPY attribution attribution
 COPY delivery delivery
 COPY graphs graphs
 COPY loading loading
 COPY prompting prompting
-COPY remote remote
+# What `python handler.py` without Runpod prints. The client and the viewer are for people only.
+COPY remote/__init__.py remote/local_run.py remote/summary.py remote/
 COPY serving serving
 COPY steering steering
-COPY web_assets web_assets
+COPY web_assets/__init__.py web_assets/
+COPY web_assets/vendor/swagger-ui-dist web_assets/vendor/swagger-ui-dist
 COPY demo/model demo/model
 COPY demo/transcoders demo/transcoders
 RUN python -m compileall -q -x '[.]venv' .

@@ -1,15 +1,12 @@
-"""The command line of `client.py`: arguments in, a checked job and where to send it out."""
+"""The command line of `client.py`: arguments in, a job and the server to send it to out."""
 
 import re
-from argparse import (
-    ArgumentParser,
-    ArgumentTypeError,
-    Namespace,
-    RawDescriptionHelpFormatter,
-)
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 
@@ -43,105 +40,69 @@ _FEATURE = re.compile(
     r"=(?P<change>0|[+-]\d*\.?\d+([eE][+-]?\d+)?)"
 )
 
-# Command -> the action's fields that are options as they stand, and their types.
-_OPTIONS: dict[str, dict[str, type]] = {
-    "graph": {
-        "slug_identifier": str,
-        "max_n_logits": int,
-        "desired_logit_prob": float,
-        "max_feature_nodes": int,
-        "node_threshold": float,
-        "edge_threshold": float,
-        "batch_size": int,
-        "user_id": str,
-        "model_id": str,
-        "signed_url": str,
-        "compress": bool,
-    },
-    "steer": {
-        "n_tokens": int,
-        "top_k": int,
-        "temperature": float,
-        "freq_penalty": float,
-        "seed": int,
-        "freeze_attention": bool,
-        "steered_output_only": bool,
-        "model_id": str,
-    },
-    "forward-pass": {"max_n_logits": int, "desired_logit_prob": float, "model_id": str},
-    "parse-chat-prompt": {"model_id": str},
-}
+# Fields of a request without an option of their own name: PROMPT and --timeout set two of them, and
+# the others are for callers of another worker.
+_NOT_OPTIONS = {"prompt", "deadline", "enable_qk_tracing", "qk_top_fraction", "qk_topk"}
+
+
+_formatter = partial(RawDescriptionHelpFormatter, max_help_position=28)
 
 
 def parse(arguments: Sequence[str] | None = None) -> Namespace:
     """Read the command line. `job` is the job's input, for the commands that send one.
 
     Raises:
-        SystemExit: with 2, after saying what is wrong; with 0 after `--help`.
+        SystemExit: with 2, after a message about what is wrong; with 0 after `--help`.
     """
     parser = _parser()
     args = parser.parse_args(arguments)
-    if args.command in _OPTIONS:
-        args.job = _job(args, parser)
+    if _is_action(args.command):
+        args.job = _job(args)
+    if args.command == "graph" and args.download_url is not None and args.signed_url is None:
+        parser.error("--download-url is given without --signed-url")
     return args
 
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
-        prog="client.py",
         description="Use an attribution worker: on Runpod, or where start.py or "
         "handler.py --rp_serve_api runs.",
         epilog=_EPILOG,
         formatter_class=_formatter,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, words: str) -> ArgumentParser:
-        return commands.add_parser(name, help=words, description=words, formatter_class=_formatter)
-
-    graph = command("graph", "the attribution graph of a prompt")
-    _add_prompt(graph)
-    _add_file(graph)
-    _add_graph_fields(graph)
-    steer = command("steer", "a prompt continued with features changed")
-    _add_prompt(steer)
-    _add_features(steer)
-    forward_pass = command("forward-pass", "a prompt's tokens and likeliest next tokens")
-    _add_prompt(forward_pass)
-    parse_chat_prompt = command("parse-chat-prompt", "a rendered prompt as messages")
-    parse_chat_prompt.add_argument("prompt", metavar="PROMPT")
-    for name, action in zip(_OPTIONS, (graph, steer, forward_pass, parse_chat_prompt), strict=True):
-        _add_options(action, name)
-        _add_target(action)
-        _add_timeout(action)
-        _add_json(action)
-
-    wait = command("wait", "wait for a job of Runpod's that was sent before")
-    _add_file(wait)
-    status = command("status", "how a job of Runpod's is")
-    cancel = command("cancel", "stop a job of Runpod's")
-    for asking in (wait, status, cancel):
-        asking.add_argument("job_id", metavar="ID")
-        _add_target(asking)
-    _add_timeout(wait)
-    health = command("health", "what the server says of itself")
-    _add_target(health)
-    for telling in (wait, status, health):
-        _add_json(telling)
-    _add_view(command("view", "look at graphs in the browser"))
+    for name, (words, options) in _COMMANDS.items():
+        command = commands.add_parser(
+            name, help=words, description=words, formatter_class=_formatter
+        )
+        for flags, settings in options:
+            command.add_argument(*flags, **settings)
+        if _is_action(name):
+            _add_fields(command, name)
+        if name != "view":
+            _add_server(command)
     return parser
 
 
-def _formatter(prog: str) -> RawDescriptionHelpFormatter:
-    return RawDescriptionHelpFormatter(prog, max_help_position=28)
+def _version() -> str:
+    try:
+        return version("attribution-client")
+    except PackageNotFoundError:
+        return "(not installed: this is a checkout)"
 
 
-def _add_target(parser: ArgumentParser) -> None:
-    """Where to: the options of every command that asks a server."""
+def _is_action(command: str) -> bool:
+    return schemas.canonical_action(command) in schemas.REQUESTS
+
+
+def _add_server(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("where")
-    place = group.add_mutually_exclusive_group()
-    place.add_argument("--endpoint", metavar="ID", help="a Runpod serverless endpoint")
-    place.add_argument("--url", help=f"of start.py or of handler.py --rp_serve_api ({DEFAULT_URL})")
+    target = group.add_mutually_exclusive_group()
+    target.add_argument("--endpoint", metavar="ID", help="a Runpod serverless endpoint")
+    target.add_argument(
+        "--url", help=f"of start.py or of handler.py --rp_serve_api ({DEFAULT_URL})"
+    )
     group.add_argument(
         "--server",
         choices=["auto", "http", "sdk"],
@@ -150,94 +111,39 @@ def _add_target(parser: ArgumentParser) -> None:
     )
 
 
-def _add_timeout(parser: ArgumentParser) -> None:
-    words = "wait no longer, and stop the job (`wait` lets it go on)"
-    parser.add_argument("--timeout", type=_seconds, metavar="SECONDS", help=words)
-
-
-def _add_json(parser: ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print the output as JSON")
-
-
-def _add_file(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="the graph's file (out/SLUG.json)"
-    )
-    parser.add_argument(
-        "--download-url",
-        metavar="URL",
-        help="presigned GET of what --signed-url puts: downloads it and checks its SHA-256",
-    )
-
-
-def _add_prompt(parser: ArgumentParser) -> None:
-    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="the text, or --messages")
-    parser.add_argument(
-        "--messages", type=_messages, metavar="FILE", help="chat turns, as JSON: [{role, content}]"
-    )
-
-
-def _add_features(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--feature",
-        dest="features",
-        action="append",
-        type=_feature,
-        required=True,
-        metavar="FEATURE",
-        help=_FEATURE_HELP,
-    )
-
-
-def _add_graph_fields(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--attribution-target",
-        dest="attribution_targets",
-        action="append",
-        metavar="TOKEN",
-        help="attribute from this token, such as ' basket', not from the likeliest",
-    )
-    parser.add_argument(
-        "--signed-header",
-        dest="signed_headers",
-        action="append",
-        type=_header,
-        metavar="NAME:VALUE",
-        help="a header that --signed-url was signed with",
-    )
-
-
-def _add_options(parser: ArgumentParser, name: str) -> None:
-    """The fields that are options as they stand, with the schema's words and defaults."""
-    model = schemas.REQUESTS[schemas.canonical_action(name)]
-    for field, kind in _OPTIONS[name].items():
-        flag = "--" + field.replace("_", "-")
-        known = model.model_fields[field]
-        words = (known.description or field.replace("_", " ")).replace("%", "%%")
+def _add_fields(parser: ArgumentParser, command: str) -> None:
+    """An option for each field of the action's request that is a string, a number or a flag."""
+    fields = schemas.REQUESTS[schemas.canonical_action(command)].model_fields
+    for name, field in fields.items():
+        kind = _simple_type(field.annotation)
+        if kind is None or name in _NOT_OPTIONS:
+            continue
+        flag = "--" + name.replace("_", "-")
+        words = (field.description or name.replace("_", " ")).replace("%", "%%")
         if kind is bool:
             parser.add_argument(flag, action="store_true", default=None, help=words)
             continue
-        if known.default is not None:
-            words += f" ({known.default})"
+        if field.default is not None:
+            words += f" ({field.default})"
         parser.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=words)
 
 
-def _add_view(parser: ArgumentParser) -> None:
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    parser.add_argument("--port", type=int, default=0, help="on loopback; 0 takes a free one")
-    parser.add_argument("--no-browser", action="store_true", help="only serve, open nothing")
+def _simple_type(annotation: Any) -> type | None:
+    """str, int, float or bool, for an annotation that is one of these, optional or bounded."""
+    if annotation in (str, int, float, bool):
+        return annotation
+    is_list = getattr(annotation, "__origin__", None) in (list, dict)
+    inner = get_args(annotation)
+    return _simple_type(inner[0]) if inner and not is_list else None
 
 
-def _job(args: Namespace, parser: ArgumentParser) -> dict[str, Any]:
+def _job(args: Namespace) -> dict[str, Any]:
     """The input of the job that an action's arguments describe."""
-    names = {*_OPTIONS[args.command], "prompt", "messages", "features", "attribution_targets"}
-    job = {name: getattr(args, name, None) for name in names}
-    if args.command == "graph":
-        job["signed_headers"] = dict(args.signed_headers) if args.signed_headers else None
-        if args.download_url is not None and args.signed_url is None:
-            parser.error("--download-url is given without --signed-url")
-    fields = {name: value for name, value in job.items() if value is not None}
-    return {"action": schemas.canonical_action(args.command), **fields}
+    action = schemas.canonical_action(args.command)
+    given = {name: getattr(args, name, None) for name in schemas.REQUESTS[action].model_fields}
+    if given.get("signed_headers") is not None:
+        given["signed_headers"] = dict(args.signed_headers)
+    return {"action": action, **{name: v for name, v in given.items() if v is not None}}
 
 
 def _feature(text: str) -> dict[str, Any]:
@@ -286,3 +192,76 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < float("inf"):
         raise ArgumentTypeError(f"{text!r} is no number of seconds above 0")
     return seconds
+
+
+# An option: its flags, and the arguments of `add_argument`.
+_Option = tuple[list[str], dict[str, Any]]
+
+
+def _option(flags: str, words: str | None = None, **settings: Any) -> _Option:
+    return flags.split(), {"help": words, **settings}
+
+
+_PROMPT = [
+    _option("prompt", "the text, or --messages", metavar="PROMPT", nargs="?"),
+    _option("--messages", "chat turns, as JSON: [{role, content}]", type=_messages, metavar="FILE"),
+]
+_RENDERED = [_option("prompt", metavar="PROMPT")]
+_FILE = [
+    _option("-o --output", "the graph's file (out/SLUG.json)", type=Path, metavar="FILE"),
+    _option(
+        "--download-url",
+        "presigned GET of what --signed-url puts: downloads it and checks its SHA-256",
+        metavar="URL",
+    ),
+]
+_TARGETS = [
+    _option(
+        "--attribution-target",
+        "attribute from this token, such as ' basket', not from the likeliest",
+        dest="attribution_targets",
+        action="append",
+        metavar="TOKEN",
+    ),
+    _option(
+        "--signed-header",
+        "a header that --signed-url was signed with",
+        dest="signed_headers",
+        action="append",
+        type=_header,
+        metavar="NAME:VALUE",
+    ),
+]
+_FEATURES = [
+    _option(
+        "--feature",
+        _FEATURE_HELP,
+        dest="features",
+        action="append",
+        type=_feature,
+        required=True,
+        metavar="FEATURE",
+    )
+]
+_LIMIT = "wait no longer, and stop the job (`wait` lets it go on)"
+_TIMEOUT = [_option("--timeout", _LIMIT, type=_seconds, metavar="SECONDS")]
+_JSON = [_option("--json", "print the output as JSON", action="store_true")]
+_ID = [_option("job_id", metavar="ID")]
+_VIEW = [
+    _option("files", nargs="+", type=Path, metavar="FILE"),
+    _option("--port", "on loopback; 0 takes a free one", type=int, default=0),
+    _option("--no-browser", "only serve, open nothing", action="store_true"),
+]
+
+# Each command's description and its options, besides those of its action's fields.
+_COMMANDS: dict[str, tuple[str, list[_Option]]] = {
+    "graph": ("the attribution graph of a prompt", _PROMPT + _FILE + _TARGETS + _TIMEOUT + _JSON),
+    "steer": ("a prompt continued with features changed", _PROMPT + _FEATURES + _TIMEOUT + _JSON),
+    "forward-pass": ("a prompt's tokens and likeliest next tokens", _PROMPT + _TIMEOUT + _JSON),
+    "parse-chat-prompt": ("a rendered prompt as messages", _RENDERED + _TIMEOUT + _JSON),
+    "wait": ("wait for a job on Runpod that was sent before", _ID + _FILE + _TIMEOUT + _JSON),
+    "status": ("the state of a job on Runpod", _ID + _JSON),
+    "cancel": ("stop a job on Runpod", _ID),
+    "health": ("what the server reports about itself", _JSON),
+    "view": ("look at graphs in the browser", _VIEW),
+}

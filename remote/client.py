@@ -1,4 +1,4 @@
-"""The four actions as functions, whichever kind of server does them."""
+"""The worker's actions as functions, for every kind of server."""
 
 import re
 import time
@@ -8,29 +8,34 @@ from typing import Any, Literal, Self, TypeVar, overload
 from pydantic import BaseModel, ValidationError
 
 import schemas
-from remote.connection import FOREVER, Connection, Patience
-from remote.errors import Unreachable, WrongTarget
-from remote.jobs import JobStatus, OnProgress, Progress
-from remote.servers import HttpDoor, RunpodEndpoint, SdkApi, Server, find_kind
+from remote.connection import Connection
+from remote.errors import Interrupted, Unreachable, WrongTarget
+from remote.jobs import JobStatus, OnProgress, ignore_progress
+from remote.retries import FOREVER, Patience
+from remote.servers import HttpDoor, RunpodEndpoint, SdkApi, Server, find_server
 
 RUNPOD_URL = "https://api.runpod.ai/v2"
 
-Kind = Literal["auto", "http", "sdk"]
-Messages = Sequence[schemas.ChatMessage | dict[str, str]]
+# The client stops the job at the caller's time limit. The job's own deadline, which is later, is
+# for a client that died or can't stop it.
+_DEADLINE_AFTER_S = 5.0
+_ENDPOINT_ID = re.compile(r"[A-Za-z0-9_-]+")
+_JSON = {"Content-Type": "application/json", "User-Agent": "attribution-worker-client"}
+
 R = TypeVar("R", bound=BaseModel)
 
 
 class Client:
     """A worker that takes jobs. Made by `to_runpod` or `to_url`; a context manager.
 
-    Every action takes `prompt` or `messages`, and besides what is named:
+    Every action takes `prompt` or `messages`, and as further arguments:
 
-        fields: the action's other fields, as schemas.py has them.
-        on_progress: called with a `Progress` whenever there is news, from the calling thread.
-        timeout_s: seconds after which the caller stops waiting and the job is stopped; a little
-            later is the job's `deadline`, unless one is given.
+        any field of the action's request, as schemas.py has them.
+        on_progress: called with a `Progress` at every change, in the calling thread.
+        timeout_s: seconds after which the caller stops waiting and the job is stopped. The job's
+            `deadline` is a little later, unless the fields have one.
 
-    and raises:
+    Every action raises:
 
         errors.InvalidInput: the request can't be right. Nothing was sent.
         RemoteError: one of remote/errors.py.
@@ -64,23 +69,21 @@ class Client:
         url: str,
         secret: str | None = None,
         *,
-        kind: Kind = "auto",
+        kind: Literal["auto", "http", "sdk"] = "auto",
         patience: Patience | None = None,
     ) -> Self:
         """`start.py`, or the SDK's local API (`handler.py --rp_serve_api`), at an address.
 
         Args:
-            secret: sent as `x-secret-key`; the SDK's API asks for none.
-            kind: which of the two it is; `auto` asks it.
+            secret: sent as `x-secret-key`; the SDK's API needs none.
+            kind: which of the two it is; `auto` asks the server.
 
         Raises:
             WrongTarget, Unreachable: `auto` found neither.
         """
         headers = _JSON if secret is None else {"x-secret-key": secret, **_JSON}
         connection = Connection(url, headers, patience or Patience())
-        if kind == "auto":
-            return cls(find_kind(connection)(connection))
-        return cls(HttpDoor(connection) if kind == "http" else SdkApi(connection))
+        return cls({"auto": find_server, "http": HttpDoor, "sdk": SdkApi}[kind](connection))
 
     def __enter__(self) -> Self:
         return self
@@ -93,49 +96,27 @@ class Client:
 
     @overload
     def generate_graph(
-        self,
-        prompt: str | None = ...,
-        *,
-        messages: Messages | None = ...,
-        signed_url: None = ...,
-        on_progress: OnProgress | None = ...,
-        timeout_s: float | None = ...,
-        **fields: Any,
+        self, prompt: str | None = ..., *, signed_url: None = ..., **arguments: Any
     ) -> dict[str, Any]: ...
 
     @overload
     def generate_graph(
-        self,
-        prompt: str | None = ...,
-        *,
-        messages: Messages | None = ...,
-        signed_url: str,
-        on_progress: OnProgress | None = ...,
-        timeout_s: float | None = ...,
-        **fields: Any,
+        self, prompt: str | None = ..., *, signed_url: str, **arguments: Any
     ) -> schemas.UploadReceipt: ...
 
     def generate_graph(
-        self,
-        prompt: str | None = None,
-        *,
-        messages: Messages | None = None,
-        signed_url: str | None = None,
-        on_progress: OnProgress | None = None,
-        timeout_s: float | None = None,
-        **fields: Any,
+        self, prompt: str | None = None, *, signed_url: str | None = None, **arguments: Any
     ) -> dict[str, Any] | schemas.UploadReceipt:
         """The attribution graph of a prompt; with `signed_url`, a receipt of its upload there.
 
         Without `signed_url` Runpod and the SDK's API carry graphs of up to 10 MB, and a larger one
         fails with `output_too_large`; `start.py` sends any. `download` gets an uploaded one.
         """
-        fields |= {"prompt": prompt, "messages": messages, "signed_url": signed_url}
-        output = self.run({"action": "generate-graph", **fields}, on_progress, timeout_s)
+        output = self._act("generate-graph", prompt=prompt, signed_url=signed_url, **arguments)
         if signed_url is not None:
             return self._read(output, schemas.UploadReceipt)
         if not {"nodes", "links", "metadata"} <= set(output):
-            raise self._unread("a graph")
+            raise self._unexpected("a graph")
         return output
 
     def steer(
@@ -143,76 +124,71 @@ class Client:
         prompt: str | None = None,
         *,
         features: Sequence[schemas.SteerFeature | dict[str, Any]],
-        messages: Messages | None = None,
-        on_progress: OnProgress | None = None,
-        timeout_s: float | None = None,
-        **fields: Any,
+        **arguments: Any,
     ) -> schemas.SteerResponse:
-        """A prompt continued as the model would, and with features changed."""
-        fields |= {"prompt": prompt, "messages": messages, "features": list(features)}
-        output = self.run({"action": "steer", **fields}, on_progress, timeout_s)
+        """The prompt's continuation by the model as it is, and with features changed."""
+        output = self._act("steer", prompt=prompt, features=list(features), **arguments)
         return self._read(output, schemas.SteerResponse)
 
     def forward_pass(
-        self,
-        prompt: str | None = None,
-        *,
-        messages: Messages | None = None,
-        on_progress: OnProgress | None = None,
-        timeout_s: float | None = None,
-        **fields: Any,
+        self, prompt: str | None = None, **arguments: Any
     ) -> schemas.ForwardPassResponse:
-        """A prompt's tokens and its likeliest next tokens."""
-        fields |= {"prompt": prompt, "messages": messages}
-        output = self.run({"action": "forward-pass", **fields}, on_progress, timeout_s)
+        """The prompt's tokens and its likeliest next tokens."""
+        output = self._act("forward-pass", prompt=prompt, **arguments)
         return self._read(output, schemas.ForwardPassResponse)
 
-    def parse_chat_prompt(
+    def parse_chat_prompt(self, prompt: str, **arguments: Any) -> schemas.ParseChatPromptResponse:
+        """The messages of which a prompt was rendered."""
+        output = self._act("parse-chat-prompt", prompt=prompt, **arguments)
+        return self._read(output, schemas.ParseChatPromptResponse)
+
+    def _act(
         self,
-        prompt: str,
+        action: str,
         *,
-        on_progress: OnProgress | None = None,
+        on_progress: OnProgress = ignore_progress,
         timeout_s: float | None = None,
         **fields: Any,
-    ) -> schemas.ParseChatPromptResponse:
-        """A rendered prompt read back into messages."""
-        fields |= {"prompt": prompt}
-        output = self.run({"action": "parse-chat-prompt", **fields}, on_progress, timeout_s)
-        return self._read(output, schemas.ParseChatPromptResponse)
+    ) -> dict[str, Any]:
+        return self.run({"action": action, **fields}, on_progress, timeout_s)
 
     def run(
         self,
         job: dict[str, Any],
-        on_progress: OnProgress | None = None,
+        on_progress: OnProgress = ignore_progress,
         timeout_s: float | None = None,
     ) -> dict[str, Any]:
-        """Any job, as its `input` is written; returns its output."""
-        until = FOREVER if timeout_s is None else time.monotonic() + timeout_s
+        """Run a job, given as its `input`, and return its output."""
         if timeout_s is not None:
             job = {"deadline": time.time() + timeout_s + _DEADLINE_AFTER_S, **job}
-        return self._object(self.server.run(_checked(job), on_progress or _ignored, until))
+        return self._object(self.server.run(_checked(job), on_progress, _until(timeout_s)))
 
     def submit(self, job: dict[str, Any]) -> str:
         """Put a job into Runpod's queue and return its id."""
         return self._runpod.submit(_checked(job))
 
     def wait(
-        self, job_id: str, on_progress: OnProgress | None = None, timeout_s: float | None = None
+        self,
+        job_id: str,
+        on_progress: OnProgress = ignore_progress,
+        timeout_s: float | None = None,
     ) -> dict[str, Any]:
-        """The output of a job of Runpod's, once it is done. It goes on when this is given up."""
-        until = FOREVER if timeout_s is None else time.monotonic() + timeout_s
-        return self._object(self._runpod.wait(job_id, on_progress or _ignored, until))
+        """Wait for a job on Runpod and return its output. Its time limit doesn't stop the job."""
+        try:
+            return self._object(self._runpod.wait(job_id, on_progress, _until(timeout_s)))
+        except KeyboardInterrupt:
+            raise Interrupted(f"no longer waiting; job {job_id} goes on") from None
 
     def status(self, job_id: str) -> JobStatus:
-        """How a job of Runpod's is."""
+        """The state of a job on Runpod."""
         return self._runpod.status(job_id)
 
     def cancel(self, job_id: str) -> None:
-        """Stop a job of Runpod's, queued or running."""
+        """Stop a job on Runpod, queued or running."""
         self._runpod.cancel(job_id)
 
     def health(self) -> dict[str, Any]:
-        """What the server says of itself: on Runpod its jobs and workers, over HTTP its model."""
+        """What the server reports: Runpod its jobs and workers, the HTTP server its model."""
         return self.server.health()
 
     @property
@@ -226,34 +202,29 @@ class Client:
 
     def _object(self, output: object) -> dict[str, Any]:
         if not isinstance(output, dict):
-            raise self._unread("an action's output")
+            raise self._unexpected("an action's output")
         return output
 
     def _read(self, output: object, model: type[R]) -> R:
         try:
             return model.model_validate(output)
         except ValidationError:
-            raise self._unread(f"a {model.__name__}") from None
+            raise self._unexpected(f"a {model.__name__}") from None
 
-    def _unread(self, wanted: str) -> Unreachable:
+    def _unexpected(self, wanted: str) -> Unreachable:
         return Unreachable(
             f"{self.server.connection.name} answered with something else than {wanted}; is it "
             "this version of the worker?"
         )
 
 
-# The caller stops the job at its time limit; the deadline is for when it is gone or can't.
-_DEADLINE_AFTER_S = 5.0
-_ENDPOINT_ID = re.compile(r"[A-Za-z0-9_-]+")
-_JSON = {"Content-Type": "application/json", "User-Agent": "attribution-worker-client"}
-
-
-def _ignored(_: Progress) -> None:
-    pass
+def _until(timeout_s: float | None) -> float:
+    """The `time.monotonic()` at which a caller with this time limit stops waiting."""
+    return FOREVER if timeout_s is None else time.monotonic() + timeout_s
 
 
 def _checked(job: dict[str, Any]) -> dict[str, Any]:
-    """The job in its JSON form, checked as the worker will check it."""
+    """The job in its JSON form, after the same checks that the worker makes."""
     action = schemas.canonical_action(str(job.get("action") or "generate-graph"))
     request = schemas.parse_request({**job, "action": action})
     return {"action": action, **request.model_dump(mode="json", exclude_unset=True)}

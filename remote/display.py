@@ -1,97 +1,32 @@
-"""A job's progress on a terminal: a bar, or now and then a line where there is no terminal."""
+"""A job's progress on a terminal as a bar, elsewhere as a line now and then."""
 
-import time
-from abc import ABC, abstractmethod
 from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Task, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Column
-from rich.text import Text
 
 from remote.jobs import Progress
 
 _LINE_EVERY_S = 10.0
-# Before this much is known, a guess of the time left would jump about.
-_FIRST_SHARE = 0.02
-_FIRST_S = 1.0
+# Estimates of the remaining time before this share, or of the last moment, would be wild.
+_FIRST_SHARE, _LAST_SHARE = 0.02, 0.999
+_WHOLE_JOB_S = 24 * 3600.0
 
 
-class Display(ABC):
-    """Shows `Progress` as it comes. A context manager, to be called with each."""
+class Display:
+    """Shows each `Progress` that it is called with. A context manager."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._started = time.monotonic()
-        self._first: tuple[float, float] | None = None  # time and share of the first share
-        self._job_id: str | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:  # noqa: B027 - lines have nothing to close
-        pass
-
-    def __call__(self, progress: Progress) -> None:
-        if progress.job_id is not None and self._job_id is None:
-            self._job_id = progress.job_id
-            self._console.print(f"job {escape(progress.job_id)}", style="dim", soft_wrap=True)
-        self._show(progress, self._end(progress.share))
-
-    @abstractmethod
-    def _show(self, progress: Progress, end: float | None) -> None:
-        """Show it; `end` is the `time.monotonic()` at which the job is expected to end."""
-
-    def _end(self, share: float | None) -> float | None:
-        """The `time.monotonic()` of the end, if the rest goes as what was seen of it."""
-        now = time.monotonic()
-        if share is None:
-            return None
-        if self._first is None or share < self._first[1]:
-            self._first = (now, share)
-        since, first_share = self._first
-        if share - first_share < _FIRST_SHARE or now - since < _FIRST_S or share >= 1:
-            return None
-        return now + (now - since) * (1 - share) / (share - first_share)
-
-
-class Lines(Display):
-    """A line for each stage, and in a long one every ten seconds."""
-
-    _shown = ""
-    _shown_at = -_LINE_EVERY_S
-
-    def _show(self, progress: Progress, end: float | None) -> None:
-        now = time.monotonic() - self._started
-        if progress.stage == self._shown and now - self._shown_at < _LINE_EVERY_S:
-            return
-        self._shown, self._shown_at = progress.stage, now
-        share = None if progress.share is None else f"{progress.share:.0%}"
-        parts = (progress.stage, share, left_in_words(end), progress.message)
-        line = f"{duration(now):>6}  {', '.join(part for part in parts if part)}"
-        self._console.print(line, soft_wrap=True, markup=False)
-
-
-class _LeftColumn(ProgressColumn):
-    """The time left, counted down between one poll and the next."""
-
-    def render(self, task: Task) -> Text:
-        return Text(left_in_words(task.fields["end"]), style="cyan")
-
-
-class Bar(Display):
-    """A bar with stage, share, time taken and time left."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__(console)
         self._bars = Bars(
             TextColumn("{task.description:<12}"),
             BarColumn(bar_width=28),
             TextColumn("{task.fields[share]:>4}"),
             TimeElapsedColumn(),
-            _LeftColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[remaining]}", style="cyan", table_column=Column(no_wrap=True)),
             TextColumn(
                 "{task.fields[note]}",
                 style="dim",
@@ -99,8 +34,12 @@ class Bar(Display):
             ),
             console=console,
             transient=True,
+            disable=not console.is_terminal,
+            speed_estimate_period=_WHOLE_JOB_S,
         )
-        self._task = self._bars.add_task("connecting", total=None, share="", end=None, note="")
+        self._bars.add_task("connecting", total=None, share="", remaining="", note="")
+        self._job_id: str | None = None
+        self._line: tuple[str, float] = ("", 0.0)  # the last line's stage and time
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -109,30 +48,45 @@ class Bar(Display):
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
-    def _show(self, progress: Progress, end: float | None) -> None:
+    def __call__(self, progress: Progress) -> None:
+        if progress.job_id is not None and self._job_id is None:
+            self._job_id = progress.job_id
+            self._console.print(f"job {escape(progress.job_id)}", style="dim", soft_wrap=True)
+        [task] = self._bars.tasks
+        share = "" if progress.share is None else f"{progress.share:.0%}"
         self._bars.update(
-            self._task,
+            task.id,
             description=escape(progress.stage),
             total=None if progress.share is None else 1.0,
-            completed=progress.share or 0.0,
-            share="" if progress.share is None else f"{progress.share:.0%}",
-            end=end,
+            # rich stops a task's clock at its total, and a download may follow.
+            completed=min(progress.share or 0.0, _LAST_SHARE),
+            share=share,
             note=escape(progress.message),
         )
+        self._bars.update(task.id, remaining=_remaining(task))
+        if self._bars.disable:
+            self._print_line(task, progress, share)
+
+    def _print_line(self, task: Task, progress: Progress, share: str) -> None:
+        """Print a line for a new stage, and in a long stage every ten seconds."""
+        elapsed_s = task.elapsed or 0.0
+        stage, printed_s = self._line
+        if progress.stage == stage and elapsed_s - printed_s < _LINE_EVERY_S:
+            return
+        self._line = (progress.stage, elapsed_s)
+        parts = (progress.stage, share, _remaining(task), progress.message)
+        line = f"{duration(elapsed_s):>6}  {', '.join(part for part in parts if part)}"
+        self._console.print(line, soft_wrap=True, markup=False)
 
 
-def display(console: Console) -> Display:
-    """The display that suits where `console` writes."""
-    return Bar(console) if console.is_terminal else Lines(console)
-
-
-def left_in_words(end: float | None) -> str:
-    """The time until `end`, a `time.monotonic()`; empty when that isn't known."""
-    return "" if end is None else f"about {duration(max(end - time.monotonic(), 1))} left"
+def _remaining(task: Task) -> str:
+    """The estimated time until the job's end in words; empty when there is no estimate."""
+    seconds = task.time_remaining if _FIRST_SHARE < task.completed < _LAST_SHARE else None
+    return "" if seconds is None else f"about {duration(max(seconds, 1))} left"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 8 s, 2:05 min, 1:10 h."""
+    """Seconds in words: 8 s, 2:05 min, 1:10 h."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

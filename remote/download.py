@@ -1,4 +1,4 @@
-"""An uploaded graph -> a file, in place only once it is known to be what the worker sent."""
+"""Download an uploaded graph. The file is in place only once it is what the worker uploaded."""
 
 import hashlib
 import os
@@ -11,17 +11,10 @@ from typing import IO
 import requests
 from urllib3.exceptions import HTTPError
 
-from remote.connection import (
-    CONNECT_TIMEOUT_S,
-    PassingTrouble,
-    Patience,
-    new_session,
-    raise_if_passing,
-    reason,
-    try_again,
-)
-from remote.errors import NotAllowed, NotTheGraph, Unreachable, WrongTarget
-from remote.jobs import OnProgress, Progress
+from remote.connection import new_session, send
+from remote.errors import NotAllowed, NotTheGraph
+from remote.jobs import OnProgress, Progress, ignore_progress
+from remote.retries import Patience, TemporaryFailure
 from schemas import UploadReceipt
 
 _READ_TIMEOUT_S = 60.0
@@ -34,39 +27,34 @@ def download(
     url: str,
     path: Path,
     *,
-    on_progress: OnProgress | None = None,
+    on_progress: OnProgress = ignore_progress,
     patience: Patience | None = None,
 ) -> None:
     """Download a graph, check its size and SHA-256, and write it to `path` as plain JSON.
 
-    Both are of the bytes as they are stored: the gzipped ones when `receipt.compressed`.
+    Size and SHA-256 are of the stored bytes, gzipped ones when `receipt.compressed`.
 
     Args:
         url: a presigned GET of the object, or a public address.
 
     Raises:
         NotAllowed: the store refuses the URL.
-        NotTheGraph: what is there is not what the receipt says. `path` is as it was.
+        NotTheGraph: the object isn't what the receipt describes. `path` is unchanged.
         Unreachable: the store could not be read within the patience.
+        WrongTarget: the URL is not valid.
         OSError: `path` can't be written.
     """
-    report = on_progress or (lambda _: None)
-
-    def on_trouble(words: str) -> None:
-        report(Progress("download", words))
-
     with new_session({}) as session, replacing(path) as file:
-        try_again(
-            lambda: _attempt(session, receipt, url, file, report),
+        (patience or Patience()).retry(
+            lambda: _attempt(session, receipt, url, file, on_progress),
             "the store",
-            patience or Patience(),
-            on_trouble=on_trouble,
+            on_retry=lambda sentence: on_progress(Progress("download", sentence)),
         )
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to that becomes `path` when all went well, and is gone when not."""
+    """A new file that becomes `path` at the end, or is deleted after an exception."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -82,33 +70,30 @@ def _attempt(
     receipt: UploadReceipt,
     url: str,
     file: IO[bytes],
-    report: OnProgress,
+    on_progress: OnProgress,
 ) -> None:
-    # Stores decompress, and proxies compress, for those who don't ask for the form that is stored.
-    wanted = {"Accept-Encoding": "gzip" if receipt.compressed else "identity"}
-    timeout = (CONNECT_TIMEOUT_S, _READ_TIMEOUT_S)
-    try:
-        response = session.get(url, headers=wanted, stream=True, timeout=timeout)
-    except requests.exceptions.SSLError as error:
-        raise Unreachable(f"the store: {reason(error)}") from None
-    except requests.ConnectionError as error:
-        raise PassingTrouble(reason(error)) from None
-    except requests.Timeout as error:
-        raise PassingTrouble(reason(error)) from None
-    except requests.RequestException as error:
-        raise WrongTarget(f"the download URL can't be used ({type(error).__name__})") from None
-    with response:
-        raise_if_passing(response, is_repeatable=True)
+    # Without this, stores may decompress the object, and proxies may compress it.
+    headers = {"Accept-Encoding": "gzip" if receipt.compressed else "identity"}
+    with send(
+        session,
+        "GET",
+        url,
+        name="the store",
+        is_repeatable=True,
+        read_timeout_s=_READ_TIMEOUT_S,
+        headers=headers,
+        stream=True,
+    ) as response:
         if response.status_code != 200:
             raise NotAllowed(
                 f"the store answered {response.status_code} to the download: the URL has expired, "
                 f"is of another object, or allows no GET; the graph is at {receipt.url}"
             )
-        _write(response, receipt, file, report)
+        _write(response, receipt, file, on_progress)
 
 
 def _write(
-    response: requests.Response, receipt: UploadReceipt, file: IO[bytes], report: OnProgress
+    response: requests.Response, receipt: UploadReceipt, file: IO[bytes], on_progress: OnProgress
 ) -> None:
     file.seek(0)
     file.truncate()
@@ -122,17 +107,12 @@ def _write(
             if size > receipt.bytes:
                 raise NotTheGraph(f"the object is larger than the graph's {receipt.bytes} bytes")
             file.write(expand(piece))
-            report(
-                Progress(
-                    "download",
-                    f"{size / 1e6:.1f} of {receipt.bytes / 1e6:.1f} MB",
-                    size / receipt.bytes,
-                )
-            )
+            megabytes = f"{size / 1e6:.1f} of {receipt.bytes / 1e6:.1f} MB"
+            on_progress(Progress("download", megabytes, size / receipt.bytes))
     except zlib.error:
         raise NotTheGraph("the object is not gzipped, the graph was") from None
     except HTTPError:
-        raise PassingTrouble(
+        raise TemporaryFailure(
             f"the download broke off after {size} of {receipt.bytes} bytes"
         ) from None
     if size != receipt.bytes:

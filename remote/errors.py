@@ -1,29 +1,29 @@
-"""What can go wrong for a caller, and the exit code of `client.py` for each.
+"""The errors that a caller of a remote worker can get, and the exit code of `client.py` for each.
 
     RemoteError
      ├── WorkerFailure     1  the job failed; `code` and `message` are the worker's
      ├── WrongTarget       2  there is no such endpoint or server, or it can't do what is asked
      ├── NotAllowed        2  the key or secret is missing or wrong
-     ├── Unreachable       3  no usable answer came for as long as was waited for one
+     ├── Unreachable       3  no usable answer came within the patience
      ├── JobEnded          4  the job has no result
-     │    ├── JobCancelled    somebody cancelled it
-     │    ├── JobTimedOut     Runpod gave it up, or the caller's own time limit passed
+     │    ├── JobCancelled    someone cancelled it
+     │    ├── JobTimedOut     Runpod's or the caller's own time limit passed
      │    └── JobGone         Runpod no longer knows it
-     └── NotTheGraph       5  what was downloaded is not the graph that the receipt speaks of
+     └── NotTheGraph       5  the downloaded object is not the receipt's graph
 
-A request that can't be right is refused before it is sent, with `errors.InvalidInput` (2).
-No message has a key, a secret or the query of a signed URL in it.
+An invalid request is refused before it is sent, with `errors.InvalidInput` (2). No message
+contains a key, a secret or the query of a signed URL.
 """
 
 
 class RemoteError(Exception):
-    """A sentence to act on, and the exit code that goes with it."""
+    """Its message says what to do; `exit_code` is what `client.py` ends with."""
 
     exit_code = 1
 
 
 class WorkerFailure(RemoteError):
-    """The job failed. `str(failure)` is `code: message`, as the worker has it."""
+    """The job failed. `str(failure)` is the worker's own `code: message`."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}")
@@ -64,4 +64,4 @@ class NotTheGraph(RemoteError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C while a job was waited for. The message says what became of the job."""
+    """Ctrl-C during a wait for a job. The message says what happens to the job."""

@@ -1,9 +1,9 @@
-"""A job as its caller sees it: how far it is, how it ended, what came out."""
+"""A job as its caller sees it: its progress, its state, its output or error."""
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import orjson
 
@@ -11,17 +11,17 @@ from remote.connection import Answer
 from remote.errors import JobCancelled, JobEnded, JobTimedOut, Unreachable, WorkerFailure
 
 State = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"]
-STATES: frozenset[str] = frozenset(State.__args__)  # type: ignore[attr-defined]
+STATES: frozenset[str] = frozenset(get_args(State))
 
 _FAILURE = re.compile(r"([a-z][a-z_]*): (.+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a caller is told while it waits.
+    """How far a job is.
 
-    `stage` is a word or two: the worker's own, or what the client does; `share` (0 to 1) is of the
-    whole job, where the worker reports it; `job_id` is there once Runpod has the job.
+    `stage` is a word or two: the worker's own, or what the client does. `share` (0 to 1) is of the
+    whole job, None when the worker doesn't report it. `job_id` is set once Runpod has the job.
     """
 
     stage: str
@@ -33,9 +33,13 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
+def ignore_progress(_: Progress) -> None:
+    """An `OnProgress` for a caller who wants no progress."""
+
+
 @dataclass(frozen=True)
 class JobStatus:
-    """What `/status` and `/runsync` say of a job. Times are in milliseconds."""
+    """What `/status` and `/runsync` answer about a job. Times are in milliseconds."""
 
     id: str
     state: State
@@ -46,7 +50,7 @@ class JobStatus:
 
     @property
     def progress(self) -> Progress:
-        """The worker's last update, or words for its absence."""
+        """The worker's last update, or the state in words when there is none."""
         update = self.output if self.state == "IN_PROGRESS" else None
         if not isinstance(update, dict):
             waits = self.state == "IN_QUEUE"
@@ -70,8 +74,8 @@ class JobStatus:
 
         Raises:
             WorkerFailure: it failed.
-            JobCancelled, JobTimedOut: it was ended.
-            JobEnded: it succeeded, and its output was lost.
+            JobCancelled, JobTimedOut: it was stopped.
+            JobEnded: it succeeded, but its output was lost.
         """
         if self.state == "FAILED":
             raise failure(self.error)
@@ -94,35 +98,29 @@ def read_status(answer: Answer, name: str) -> JobStatus:
     """Read the answer of `/status` or `/runsync`.
 
     Raises:
-        Unreachable: it is no such answer; `name` is the server's.
+        Unreachable: the answer has another form; `name` is the server's.
     """
     body = answer.body if isinstance(answer.body, dict) else {}
     if answer.status != 200 or body.get("status") not in STATES or not body.get("id"):
-        raise Unreachable(f"{name} answered {answer.said()}, which tells nothing of the job")
-    return JobStatus(
-        str(body["id"]),
-        body["status"],
-        body.get("output"),
-        body.get("error"),
-        body.get("delayTime"),
-        body.get("executionTime"),
-    )
+        raise Unreachable(f"{name} answered {answer.describe()}, which tells nothing of the job")
+    rest = map(body.get, ("output", "error", "delayTime", "executionTime"))
+    return JobStatus(str(body["id"]), body["status"], *rest)
 
 
 def failure(error: Any) -> WorkerFailure:
     """A job's error as an exception.
 
-    The worker's own is `code: sentence`; Runpod reports some in other forms, such as that of a
-    worker that died.
+    The worker's errors are `code: sentence`. Runpod reports some others in other forms, such as
+    the death of a worker.
     """
     text = error if isinstance(error, str) else orjson.dumps(error).decode()
     found = _FAILURE.fullmatch(text)
     if found:
         return WorkerFailure(found[1], found[2])
     try:
-        told = orjson.loads(text)
+        fields = orjson.loads(text)
     except orjson.JSONDecodeError:
-        told = None
-    if isinstance(told, dict):
-        text = str(told.get("error_message") or told.get("message") or text)
+        fields = None
+    if isinstance(fields, dict):
+        text = str(fields.get("error_message") or fields.get("message") or text)
     return WorkerFailure("failed", text if text not in {"null", ""} else "no reason is given")

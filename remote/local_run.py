@@ -1,4 +1,4 @@
-"""`make run`: one job through the SDK's local mode, its graph kept, its result in plain words."""
+"""`make run`: run one job in the SDK's local mode, write its graph to a file, print a summary."""
 
 import sys
 import time
@@ -24,25 +24,24 @@ def wanted(settings: Settings) -> bool:
 
 
 def run(handler: Handler, loading_s: float) -> None:
-    """Run the job of `test_input.json` or `--test_input`, keep its graph and print a summary.
+    """Run the job of `test_input.json` or `--test_input`, write its graph and print a summary.
 
     Args:
-        loading_s: seconds that loading the model took, for the summary.
+        loading_s: seconds that the model took to load, for the summary.
 
     Raises:
-        SystemExit: as the SDK's local mode ends: 0 when the job succeeded, else 1.
+        SystemExit: from the SDK at its end: 0 when the job succeeded, else 1.
     """
     outputs: list[dict[str, Any]] = []
     started = time.perf_counter()
 
-    async def kept(job: dict[str, Any]) -> dict[str, Any]:
+    async def run_and_keep(job: dict[str, Any]) -> dict[str, Any]:
         output = await handler(job)
-        # The SDK takes `error` out of the dict it is given.
-        outputs.append(dict(output))
+        outputs.append(dict(output))  # a copy, because the SDK removes `error` from the dict
         return output
 
     try:
-        runpod.serverless.start({"handler": kept})
+        runpod.serverless.start({"handler": run_and_keep})
     except SystemExit:
         if outputs and "error" not in outputs[0]:
             _summarise(outputs[0], loading_s, time.perf_counter() - started)

@@ -1,17 +1,23 @@
-"""The three kinds of server that take jobs, and how each is asked.
+"""The three kinds of server that take jobs, and how a job is run on each.
 
-`/run` of the SDK's local API (runpod 1.12) only stores a job: it is `/status` that computes it,
-once more for each time it is asked. So that API is asked through `/runsync`.
+Each has a `connection` and:
+
+    run(job, on_progress, until)  the job's output. When the caller stops waiting, at `until` (a
+                                  `time.monotonic()`) or by Ctrl-C, the job is stopped where the
+                                  server can stop one. Raises what remote/errors.py has.
+    health()                      what the server reports about itself.
+
+`/run` of the SDK's local API (runpod 1.12) only stores a job: each call of `/status` computes it,
+and computes it again. So that API is asked through `/runsync`.
 """
 
 import random
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import quote
 
-from remote.connection import FOREVER, Answer, Connection
+from remote.connection import Answer, Connection
 from remote.errors import (
     Interrupted,
     JobGone,
@@ -21,37 +27,17 @@ from remote.errors import (
     Unreachable,
     WrongTarget,
 )
-from remote.jobs import JobStatus, OnProgress, Progress, failure, read_status
+from remote.jobs import JobStatus, OnProgress, Progress, failure, ignore_progress, read_status
+from remote.retries import FOREVER
 
 _FIRST_POLL_S = 0.3
 _LONGEST_POLL_S = 2.0
 _QUEUE_NEWS_S = 10.0
+_CANCEL_S = 10.0
 
 
-class _TimeLimit(JobTimedOut):
-    """The caller's own, not Runpod's."""
-
-
-class Server(Protocol):
-    """What a `Client` needs of each."""
-
-    @property
-    def connection(self) -> Connection:
-        """Where it is."""
-
-    def run(self, job: dict[str, Any], on_progress: OnProgress, until: float) -> Any:
-        """The output of a job. A caller who stops waiting stops the job, where that is possible.
-
-        Args:
-            until: `time.monotonic()` at which the caller stops waiting.
-
-        Raises:
-            RemoteError: as remote/errors.py has it.
-            Interrupted: Ctrl-C.
-        """
-
-    def health(self) -> dict[str, Any]:
-        """What the server says of itself."""
+class _CallersLimit(JobTimedOut):
+    """The caller's own time limit passed, not Runpod's."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +52,8 @@ class RunpodEndpoint:
         try:
             job_id = self.submit(job, on_progress, until)
             return self.wait(job_id, on_progress, until)
-        except _TimeLimit as over:
-            raise JobTimedOut(f"{over}; {self._cancelled(job_id, on_progress)}") from None
+        except _CallersLimit as limit:
+            raise JobTimedOut(f"{limit}; {self._cancelled(job_id, on_progress)}") from None
         except Unreachable as error:
             rest = f"; job {job_id} may go on, wait for it by its id" if job_id else ""
             raise Unreachable(f"{error}{rest}") from None
@@ -81,94 +67,92 @@ class RunpodEndpoint:
     def submit(
         self,
         job: dict[str, Any],
-        on_progress: OnProgress = lambda _: None,
+        on_progress: OnProgress = ignore_progress,
         until: float = FOREVER,
     ) -> str:
         """Put a job into the queue and return its id."""
         on_progress(Progress("submitting"))
-        answer = self.connection.ask(
+        answer = self._ask(
             "POST",
             "/run",
-            {"input": job},
+            body={"input": job},
             is_repeatable=False,
             until=until,
-            on_trouble=lambda words: on_progress(Progress("waiting", words)),
+            on_retry=lambda sentence: on_progress(Progress("waiting", sentence)),
         )
-        self._check(answer)
         return read_status(answer, self.connection.name).id
 
-    def wait(
-        self, job_id: str, on_progress: OnProgress = lambda _: None, until: float = FOREVER
-    ) -> Any:
-        """Poll a job until it is over, and return its output."""
-        told = Progress("in the queue", job_id=job_id)
-        on_progress(told)
+    def wait(self, job_id: str, on_progress: OnProgress, until: float) -> Any:
+        """Poll a job until it is over, and return its output.
+
+        The pauses grow. They have jitter, so that many callers don't poll at the same moments.
+        """
+        progress = Progress("in the queue", job_id=job_id)
         news_at = time.monotonic() + _QUEUE_NEWS_S
+        pause_s = _FIRST_POLL_S
 
-        def on_trouble(words: str) -> None:
-            on_progress(Progress(told.stage, words, told.share, job_id))
+        def on_retry(sentence: str) -> None:
+            on_progress(Progress(progress.stage, sentence, progress.share, job_id))
 
-        for pause_s in _pauses():
-            left_s = until - time.monotonic()
-            if left_s <= 0:
-                raise _TimeLimit(f"job {job_id} was not done within the time limit")
-            time.sleep(min(pause_s, left_s))
+        while (left_s := until - time.monotonic()) > 0:
+            on_progress(progress)
+            time.sleep(min(pause_s * random.uniform(0.8, 1.2), left_s))
+            pause_s = min(pause_s * 1.3, _LONGEST_POLL_S)
             try:
-                status = self.status(job_id, until=until, on_trouble=on_trouble)
+                status = self.status(job_id, until=until, on_retry=on_retry)
             except Unreachable:
                 if time.monotonic() < until:
                     raise
-                continue
+                break
             if status.is_over:
                 return status.result()
             if status.state == "IN_PROGRESS":
-                told = status.progress
+                progress = status.progress
             elif time.monotonic() > news_at:
-                told = Progress("in the queue", self._queue_news(), job_id=job_id)
+                progress = Progress("in the queue", self._workers(), job_id=job_id)
                 news_at = time.monotonic() + _QUEUE_NEWS_S
-            on_progress(told)
-        raise AssertionError("the pauses never end")
+        raise _CallersLimit(f"job {job_id} was not done within the time limit")
 
-    def status(self, job_id: str, **how: Any) -> JobStatus:
-        """How a job is.
-
-        Raises:
-            JobGone: Runpod keeps results for half an hour, and this one no longer, or never had.
-        """
-        answer = self.connection.ask("GET", f"/status/{_quoted(job_id)}", is_repeatable=True, **how)
-        if answer.status in {404, 410}:
-            raise _gone(job_id)
-        self._check(answer)
+    def status(self, job_id: str, **options: Any) -> JobStatus:
+        """The state of a job; `options` are for `Connection.ask`."""
+        answer = self._ask("GET", "/status", job_id, **options)
         return read_status(answer, self.connection.name)
 
     def cancel(self, job_id: str) -> None:
         """Stop a job, queued or running."""
-        until = time.monotonic() + _QUEUE_NEWS_S
-        path = f"/cancel/{_quoted(job_id)}"
-        answer = self.connection.ask("POST", path, is_repeatable=True, until=until)
-        if answer.status in {404, 410}:
-            raise _gone(job_id)
-        self._check(answer)
+        self._ask("POST", "/cancel", job_id, until=time.monotonic() + _CANCEL_S)
 
-    def health(self) -> dict[str, Any]:
-        answer = self.connection.ask("GET", "/health", is_repeatable=True)
-        self._check(answer)
-        return _object(answer, self.connection.name)
+    def health(self, **options: Any) -> dict[str, Any]:
+        return _object(self._ask("GET", "/health", **options), self.connection.name)
 
-    def _check(self, answer: Answer) -> None:
-        """Raise what an answer that isn't a success means."""
+    def _ask(self, method: str, path: str, job_id: str | None = None, **options: Any) -> Answer:
+        """Ask the endpoint, about a job when there is a `job_id`, and raise what a refusal means.
+
+        Raises:
+            JobGone: Runpod doesn't know the job. It keeps results for half an hour only.
+            NotAllowed, WrongTarget, Unreachable: as remote/errors.py has them.
+        """
+        if job_id is not None:
+            path += f"/{quote(job_id, safe='')}"
+        answer = self.connection.ask(method, path, **options)
+        if job_id is not None and answer.status in {404, 410}:
+            raise JobGone(
+                f"Runpod knows no job {job_id}: it keeps a result for 30 minutes, and an "
+                "unfinished job for 24 hours; send it again"
+            )
         if answer.status in {401, 403}:
             raise NotAllowed(
-                f"Runpod refuses the key ({answer.said()}); set RUNPOD_API_KEY to one that may "
+                f"Runpod refuses the key ({answer.describe()}); set RUNPOD_API_KEY to one that may "
                 f"use endpoint {self.endpoint_id}"
             )
         if answer.status == 404:
             raise WrongTarget(f"Runpod knows no endpoint {self.endpoint_id}; check its id")
         if answer.status >= 300:
-            raise Unreachable(f"{self.connection.name} answered {answer.said()}")
+            raise Unreachable(f"{self.connection.name} answered {answer.describe()}")
+        return answer
 
     def _cancelled(self, job_id: str, on_progress: OnProgress) -> str:
-        """Cancel a job; return what became of it in words."""
+        """Cancel a job and return a sentence about the outcome."""
         on_progress(Progress("cancelling", job_id=job_id))
         try:
             self.cancel(job_id)
@@ -176,34 +160,33 @@ class RunpodEndpoint:
             return f"job {job_id} may go on, it could not be cancelled: {error}"
         return f"job {job_id} is cancelled"
 
-    def _queue_news(self) -> str:
-        """The workers that a job in the queue may get, as far as `/health` tells."""
+    def _workers(self) -> str:
+        """The endpoint's workers in words, empty when `/health` doesn't report them."""
         try:
-            answer = self.connection.ask(
-                "GET", "/health", is_repeatable=True, until=time.monotonic()
-            )
-        except Unreachable:
+            workers = self.health(until=time.monotonic()).get("workers")
+        except RemoteError:
             return ""
-        body = answer.body if isinstance(answer.body, dict) else {}
-        if not isinstance(body.get("workers"), dict):
+        if not isinstance(workers, dict):
             return ""
-        counts = [f"{n} {name}" for name, n in body["workers"].items() if n]
+        counts = [f"{n} {kind}" for kind, n in workers.items() if n]
         return f"workers: {', '.join(counts) or 'none'}"
 
 
 @dataclass(frozen=True)
 class SdkApi:
-    """`python handler.py --rp_serve_api`. It has no way to stop a job, and reports no progress."""
+    """`python handler.py --rp_serve_api`. It can't stop a job, and reports no progress."""
 
     connection: Connection
 
     def run(self, job: dict[str, Any], on_progress: OnProgress, until: float) -> Any:
-        try:
-            answer = _ask_and_wait(self.connection, "/runsync", {"input": job}, on_progress, until)
-        except KeyboardInterrupt:
-            raise Interrupted(
-                "the SDK's local API can't cancel a job: the worker finishes it, answer or not"
-            ) from None
+        answer = _post_job(
+            self.connection,
+            "/runsync",
+            {"input": job},
+            on_progress,
+            until,
+            "the SDK's local API can't cancel a job: the worker finishes it, answer or not",
+        )
         if answer.status == 404:
             raise WrongTarget(
                 f"{self.connection.name} is not the SDK's local API, it has no /runsync; leave out "
@@ -218,31 +201,36 @@ class SdkApi:
 
 @dataclass(frozen=True)
 class HttpDoor:
-    """`python start.py`. One job at a time; a closed connection cancels it."""
+    """`python start.py`. It does one job at a time, and cancels it when the connection closes."""
 
     connection: Connection
 
     def run(self, job: dict[str, Any], on_progress: OnProgress, until: float) -> Any:
-        body = {name: value for name, value in job.items() if name != "action"}
-        try:
-            answer = _ask_and_wait(self.connection, f"/{job['action']}", body, on_progress, until)
-        except KeyboardInterrupt:
-            raise Interrupted("the job is cancelled: the connection is closed") from None
+        answer = _post_job(
+            self.connection,
+            f"/{job['action']}",
+            {name: value for name, value in job.items() if name != "action"},
+            on_progress,
+            until,
+            "the job is cancelled: the connection is closed",
+        )
         if answer.status in {401, 403}:
-            raise NotAllowed(f"{answer.said()}; set SECRET to the worker's")
+            raise NotAllowed(f"{answer.describe()}; set SECRET to the worker's")
         if answer.status == 200 and answer.body is not None:
             return answer.body
         if isinstance(answer.body, dict) and isinstance(answer.body.get("error"), str):
             raise failure(answer.body["error"])
-        raise Unreachable(f"{self.connection.name} answered {answer.said()}")
+        raise Unreachable(f"{self.connection.name} answered {answer.describe()}")
 
     def health(self) -> dict[str, Any]:
-        answer = self.connection.ask("GET", "/health", is_repeatable=True)
-        return _object(answer, self.connection.name)
+        return _object(self.connection.ask("GET", "/health"), self.connection.name)
 
 
-def find_kind(connection: Connection) -> type[SdkApi] | type[HttpDoor]:
-    """Find out which of the two answers at a URL.
+Server = RunpodEndpoint | SdkApi | HttpDoor
+
+
+def find_server(connection: Connection) -> SdkApi | HttpDoor:
+    """Ask a URL which of the two kinds of server it is.
 
     Raises:
         WrongTarget: it is neither.
@@ -251,69 +239,52 @@ def find_kind(connection: Connection) -> type[SdkApi] | type[HttpDoor]:
     health = connection.ask("GET", "/health", is_repeatable=False)
     if isinstance(health.body, dict):
         if "token_limit" in health.body:
-            return HttpDoor
+            return HttpDoor(connection)
         if "workers" in health.body:
             raise WrongTarget(f"{connection.name} is Runpod's; name the endpoint instead of a URL")
-    described = connection.ask("GET", "/openapi.json", is_repeatable=False)
-    paths = described.body.get("paths") if isinstance(described.body, dict) else None
+    openapi = connection.ask("GET", "/openapi.json", is_repeatable=False)
+    paths = openapi.body.get("paths") if isinstance(openapi.body, dict) else None
     if isinstance(paths, dict) and "/runsync" in paths:
-        return SdkApi
+        return SdkApi(connection)
     raise WrongTarget(
         f"{connection.name} answers, but neither as start.py nor as the SDK's local API does "
-        f"(GET /health: {health.said()}); check the URL, or say which it is with --server"
+        f"(GET /health: {health.describe()}); check the URL, or say which it is with --server"
     )
 
 
-def _ask_and_wait(
+def _post_job(
     connection: Connection,
     path: str,
     body: dict[str, Any],
     on_progress: OnProgress,
     until: float,
+    after_interrupt: str,
 ) -> Answer:
-    """Post a job to a server that answers when it is done."""
+    """Post a job to a server that answers when the job is done.
 
-    def on_trouble(words: str) -> None:
-        on_progress(Progress("waiting", words))
-
-    on_progress(Progress("running"))
-    left_s = None if until == FOREVER else max(until - time.monotonic(), 0.1)
+    Raises:
+        Interrupted: Ctrl-C; `after_interrupt` says what happens to the job.
+    """
     try:
+        on_progress(Progress("running"))
         return connection.ask(
             "POST",
             path,
             body,
             is_repeatable=False,
-            read_timeout_s=left_s,
+            read_timeout_s=None if until == FOREVER else max(until - time.monotonic(), 0.1),
             until=until,
-            on_trouble=on_trouble,
+            on_retry=lambda sentence: on_progress(Progress("waiting", sentence)),
         )
     except Unreachable as error:
         if time.monotonic() < until:
             raise
         raise JobTimedOut(f"the job was not done within the time limit ({error})") from None
-
-
-def _pauses() -> Iterator[float]:
-    """Seconds between polls, growing, with jitter so that many callers don't ask as one."""
-    pause_s = _FIRST_POLL_S
-    while True:
-        yield pause_s * random.uniform(0.8, 1.2)
-        pause_s = min(pause_s * 1.3, _LONGEST_POLL_S)
-
-
-def _gone(job_id: str) -> JobGone:
-    return JobGone(
-        f"Runpod knows no job {job_id}: it keeps a result for 30 minutes, and an unfinished job "
-        "for 24 hours; send it again"
-    )
-
-
-def _quoted(job_id: str) -> str:
-    return quote(job_id, safe="")
+    except KeyboardInterrupt:
+        raise Interrupted(after_interrupt) from None
 
 
 def _object(answer: Answer, name: str) -> dict[str, Any]:
     if answer.status != 200 or not isinstance(answer.body, dict):
-        raise Unreachable(f"{name} answered {answer.said()}")
+        raise Unreachable(f"{name} answered {answer.describe()}")
     return answer.body

@@ -1,5 +1,8 @@
-"""A job's output in plain words, for a terminal."""
+"""Print a job's output on a terminal, in tables and sentences."""
 
+import re
+from collections.abc import Iterable
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +11,17 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from prompting.token_text import joined
 from schemas import (
     ForwardPassResponse,
     LogitsOfToken,
+    LogitsPair,
     ParseChatPromptResponse,
     SteerResponse,
     UploadReceipt,
 )
 
 _STYLE: dict[str, Any] = {"title_justify": "left", "box": None, "padding": (0, 2, 0, 0)}
+_BYTE_TOKEN = re.compile(r"(?:<0x[0-9A-F]{2}>)+")
 _KINDS = {
     "cross layer transcoder": "feature",
     "mlp reconstruction error": "error",
@@ -43,7 +47,7 @@ def print_output(console: Console, output: dict[str, Any], path: Path | None = N
 
 
 def print_graph(console: Console, graph: dict[str, Any], path: Path) -> None:
-    """What a graph document says, and where it was written."""
+    """A graph's predictions, strongest features, sizes and scores, and the file it is in."""
     metadata = graph["metadata"]
     console.print(f"\n[bold]{shown(metadata['prompt'])}[/bold]  ({shown(metadata['scan'])})\n")
     console.print(_predictions(graph))
@@ -67,7 +71,7 @@ def print_graph(console: Console, graph: dict[str, Any], path: Path) -> None:
 
 
 def print_receipt(console: Console, receipt: UploadReceipt) -> None:
-    """What an upload's receipt says."""
+    """An upload's receipt."""
     form = "gzipped" if receipt.compressed else "JSON"
     console.print(
         f"\nnodes   {receipt.num_nodes}, of {receipt.num_tokens} tokens"
@@ -80,11 +84,9 @@ def print_receipt(console: Console, receipt: UploadReceipt) -> None:
 
 
 def print_steer(console: Console, output: SteerResponse) -> None:
-    """Default and steered text side by side, and the steps at which other tokens were likeliest."""
-    default, steered = (
-        _generated([_as_objects(entry) for entry in entries])
-        for entries in (output.DEFAULT_LOGITS_BY_TOKEN, output.STEERED_LOGITS_BY_TOKEN)
-    )
+    """Default and steered text side by side, and the steps whose likeliest tokens differ."""
+    default = _generated(output.DEFAULT_LOGITS_BY_TOKEN)
+    steered = _generated(output.STEERED_LOGITS_BY_TOKEN)
     texts = Table("default", "steered", expand=True, **_STYLE)
     for column in texts.columns:
         column.ratio = 1
@@ -118,7 +120,7 @@ def print_forward_pass(console: Console, output: ForwardPassResponse) -> None:
 
 
 def print_messages(console: Console, output: ParseChatPromptResponse) -> None:
-    """The turns that were found in a prompt."""
+    """The messages of which a prompt was rendered."""
     console.print()
     if output.messages is None:
         console.print("not a chat prompt of this model's", soft_wrap=True)
@@ -130,12 +132,12 @@ def print_messages(console: Console, output: ParseChatPromptResponse) -> None:
 
 
 def shown(text: str) -> str:
-    """Text from elsewhere for rich's markup, without what would control the terminal."""
+    """Untrusted text for rich: its markup escaped, its control characters in Python's notation."""
     return escape("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text))
 
 
 def quoted(token: str) -> str:
-    """A token in double quotes, its spaces to be seen."""
+    """A token in double quotes, so that its spaces are visible."""
     return shown('"' + token.replace("\n", "\\n") + '"')
 
 
@@ -152,7 +154,11 @@ def _predictions(graph: dict[str, Any]) -> Table:
 
 
 def _strongest_features(graph: dict[str, Any], count: int = 8) -> Table:
-    """The features with most influence on the logits: those of lowest cumulative influence."""
+    """The features with the most influence on the logits.
+
+    A node's `influence` is cumulative over the nodes in falling order, so the strongest has the
+    lowest.
+    """
     tokens = graph["metadata"]["prompt_tokens"]
     table = Table(
         "layer", "feature", "at token", "activation", title="Strongest features", **_STYLE
@@ -177,40 +183,45 @@ def _stages(timings_ms: dict[str, float]) -> str:
     return ", ".join(f"{shown(name)} {ms:.0f} ms" for name, ms in timings_ms.items())
 
 
-def _as_objects(entry: Any) -> LogitsOfToken:
-    """An entry of a logits list, whichever of the two forms it has."""
-    if isinstance(entry, LogitsOfToken):
-        return entry
-    token, top = entry
-    return LogitsOfToken.model_validate(
-        {"token": token, "top_logits": [{"token": t, "prob": p} for t, p in top]}
-    )
+def _generated(entries: Iterable[LogitsPair | LogitsOfToken]) -> list[LogitsPair]:
+    """The entries of a logits list, as pairs, from the prompt's last token on.
+
+    That token is the first with predictions.
+    """
+    pairs = [
+        (entry.token, [(top.token, top.prob) for top in entry.top_logits])
+        if isinstance(entry, LogitsOfToken)
+        else entry
+        for entry in entries
+    ]
+    return list(dropwhile(lambda pair: not pair[1], pairs))
 
 
-def _generated(entries: list[LogitsOfToken]) -> list[LogitsOfToken]:
-    """The entries from the prompt's last token on: the first that predictions were made after."""
-    first = next((i for i, entry in enumerate(entries) if entry.top_logits), len(entries))
-    return entries[first:]
-
-
-def _continued(text: str, generated: list[LogitsOfToken]) -> Text:
-    """A generation, its continuation in bold where it can be told."""
-    continuation = joined(entry.token for entry in generated[1:])
-    if not text.endswith(continuation):  # it begins within a character
+def _continued(text: str, generated: list[LogitsPair]) -> Text:
+    """A generation, with the continuation of the prompt in bold where the tokens show it."""
+    tokens = b"".join(_token_bytes(token) for token, _ in generated[1:])
+    continuation = tokens.decode("utf-8", "replace")
+    if not text.endswith(continuation):  # the continuation begins inside a character
         continuation = ""
     prompt = text.removesuffix(continuation)
     return Text.from_markup(f"{shown(prompt)}[bold]{shown(continuation)}[/bold]", emoji=False)
 
 
-def _changes(default: list[LogitsOfToken], steered: list[LogitsOfToken]) -> RenderableType:
-    """The steps at which the likeliest tokens differ. The texts before may differ by then."""
+def _token_bytes(token: str) -> bytes:
+    """A token's text in UTF-8. A part of a character is written as its bytes, `<0xF0><0x9F>`."""
+    if _BYTE_TOKEN.fullmatch(token):
+        return bytes.fromhex(re.sub("<0x|>", "", token))
+    return token.encode()
+
+
+def _changes(default: list[LogitsPair], steered: list[LogitsPair]) -> RenderableType:
+    """The steps whose likeliest tokens differ. The texts before them may differ too."""
     columns = ("after", "default", "", "after", "steered", "")
     table = Table(*columns, title="Changed predictions", **_STYLE)
-    for before, after in zip(default, steered, strict=False):
-        was, now = before.top_logits[0], after.top_logits[0]
-        if was.token != now.token:
+    for (before, [was, *_]), (after, [now, *_]) in zip(default, steered, strict=False):
+        if was[0] != now[0]:
             table.add_row(
-                *(quoted(before.token), quoted(was.token), f"{was.prob:.4f}"),
-                *(quoted(after.token), quoted(now.token), f"{now.prob:.4f}"),
+                *(quoted(before), quoted(was[0]), f"{was[1]:.4f}"),
+                *(quoted(after), quoted(now[0]), f"{now[1]:.4f}"),
             )
     return table if table.row_count else "no prediction changed"

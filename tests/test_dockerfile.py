@@ -20,6 +20,7 @@ import pytest
 from dockerfile_parse import DockerfileParser
 
 from tests.support.demo_worker import ROOT
+from tools.house import read_house
 
 JOB = '{"input": {"action": "generate-graph", "prompt": "Rafael Nadal juega al"}}'
 IMPORT_ALL = """
@@ -78,12 +79,12 @@ class Image:
         """What the COPY instructions bring in from the repository."""
         for sources, target in copies(self.steps):
             for path in (path for source in sources for path in ROOT.glob(source)):
-                place = self.app / (path.name if target == "./" else target)
-                place.parent.mkdir(parents=True, exist_ok=True)
+                copied = self.app / (f"{target}{path.name}" if target.endswith("/") else target)
+                copied.parent.mkdir(parents=True, exist_ok=True)
                 if path.is_dir():
-                    shutil.copytree(path, place, ignore=shutil.ignore_patterns("__pycache__"))
+                    shutil.copytree(path, copied, ignore=shutil.ignore_patterns("__pycache__"))
                 else:
-                    shutil.copy(path, place)
+                    shutil.copy(path, copied)
 
     def run(self, *only: str) -> str:
         """Run what holds one of these words, or all that needs no system; what it prints."""
@@ -171,11 +172,28 @@ def test_the_image_s_own_install_answers_a_job_as_another_user_than_root(public_
     image.call(*image.last("ENTRYPOINT"), "python", "-c", IMPORT_ALL)
 
 
-def test_every_folder_is_in_the_image_or_is_known_not_to_be():
-    known = {"tests", "tools", "benchmarks", "docs", "out", "viewer"}
-    folders = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] not in "._"}
-    copied = {s.split("/")[0] for sources, _ in copies(STAGES["worker"]) for s in sources}
-    assert folders - known <= copied
+def test_the_image_has_the_modules_that_its_programs_import_and_no_others(tmp_path):
+    image = Image(tmp_path, "worker")
+    image.copy()
+    assert not (image.app / "client.py").exists()
+    house = read_house(ROOT)
+    needed, waiting = set(), ["handler", "start", "model_loader"]
+    while waiting:
+        module = waiting.pop()
+        if module not in needed:
+            needed.add(module)
+            package = module.rpartition(".")[0]
+            waiting += [
+                *house.imports[module],
+                *[name for name in [package] if name in house.lines],
+            ]
+    assert set(read_house(image.app).lines) == needed
+
+
+def test_of_the_web_pages_the_image_has_the_http_documents_alone():
+    sources = {source for sources, _ in copies(STAGES["worker"]) for source in sources}
+    pages = {source for source in sources if source.startswith("web_assets")}
+    assert pages == {"web_assets/__init__.py", "web_assets/vendor/swagger-ui-dist"}
 
 
 def test_only_what_is_copied_is_sent_to_the_builder():

@@ -1,6 +1,6 @@
-"""What the viewer's panels say of a feature: examples for the demo model, else where to look.
+"""What the viewer shows about a feature: examples for the demo model, for others an address.
 
-The demo's come from `demo/feature_examples.json.gz`, which demo/feature_examples.py writes.
+The demo's examples are in `demo/feature_examples.json.gz`, which demo/feature_examples.py writes.
 """
 
 import gzip
@@ -17,17 +17,18 @@ DEMO_SCAN = "demo"
 DEMO_TRANSCODERS = "demo/transcoders"
 DEMO_EXAMPLES = Path(__file__).parent.parent / "demo" / "feature_examples.json.gz"
 
-_GROUPS_SHOWN = 5
+_GROUPS_LISTED = 5
+_COPIED = ("top_logits", "bottom_logits", "act_max", "activation_frequency", "histogram")
 
 Metadata = Mapping[str, Any]
 
 
 def index(metadata: Metadata) -> dict[str, Any]:
-    """What the page needs of a graph's features before any is clicked.
+    """What the page needs about a graph's features before the user clicks one.
 
     Returns:
         `labels`, by `layer_index`: the token that a feature fires on most, and the one that it
-        promotes most; and `page`, the address of a feature's page elsewhere or None.
+        promotes most; and `page`, the address of a feature's page on Neuronpedia, or None.
     """
     labels = {}
     if _is_demo(metadata):
@@ -39,37 +40,48 @@ def index(metadata: Metadata) -> dict[str, Any]:
 
 
 def panel(metadata: Metadata, number: int) -> dict[str, Any]:
-    """A feature as circuit-tracer's page reads it (`circuit_tracer.frontend.feature_models`).
+    """A feature in the form that circuit-tracer's page reads
+    (`circuit_tracer.frontend.feature_models`).
 
     Args:
         metadata: of the graph that the feature is in.
-        number: layer and index in one, as nodes have it in `feature`.
+        number: layer and index as one number, as `feature` of a graph's nodes.
     """
     layer, index = cantor_unpairing(number)
+    feature: Mapping[str, Any] = {}
+    texts: Sequence[Sequence[str]] = []
     if not _is_demo(metadata):
-        return _panel(f"No examples of this feature here. {_elsewhere(metadata, layer, index)}")
-    feature = _demo_examples()["features"].get(f"{layer}_{index}")
-    if feature is None:
-        return _panel("This feature fires on no text of the demo model's corpus.")
-    texts = _demo_examples()["texts"]
-    groups = [f"{name} {count}" for name, count in feature["groups"]]
-    shown = ", ".join(groups[:_GROUPS_SHOWN]) + (", …" if len(groups) > _GROUPS_SHOWN else "")
+        title = f"No examples of this feature here. {_advice(metadata, layer, index)}"
+    elif (name := f"{layer}_{index}") not in _demo_examples()["features"]:
+        title = "This feature fires on no text of the demo model's corpus."
+    else:
+        feature, texts = _demo_examples()["features"][name], _demo_examples()["texts"]
+        groups = [f"{group} {count}" for group, count in feature["groups"]]
+        listed = ", ".join(groups[:_GROUPS_LISTED])
+        more = ", …" if len(groups) > _GROUPS_LISTED else ""
+        title = f"Fires in {feature['texts']} of the corpus's {len(texts)} texts: {listed}{more}"
+    examples = [
+        {
+            "tokens": texts[text],
+            "tokens_acts_list": [activations.get(i, 0.0) for i in range(len(texts[text]))],
+            "train_token_ind": peak,
+            "is_repeated_datapoint": False,
+        }
+        for text, peak, pairs in feature.get("examples", ())
+        for activations in [dict(pairs)]
+    ]
     return {
-        **_panel(
-            f"Fires in {feature['texts']} of the corpus's {len(texts)} texts: {shown}",
-            [_example(texts[text], peak, dict(acts)) for text, peak, acts in feature["examples"]],
-        ),
-        "top_logits": feature["top_logits"],
-        "bottom_logits": feature["bottom_logits"],
-        "act_min": 0,
-        "act_max": feature["act_max"],
-        "activation_frequency": feature["activation_frequency"],
-        "histogram": feature["histogram"],
+        "examples_quantiles": [{"quantile_name": title, "examples": examples}],
+        "top_logits": [],
+        "bottom_logits": [],
+        **{field: feature[field] for field in _COPIED if feature},
+        **({"act_min": 0} if feature else {}),
     }
 
 
 def feature_page(metadata: Metadata) -> str | None:
-    """Where Neuronpedia has a feature's page, with {layer} and {index}; None where unknown."""
+    """The address of a feature's page on Neuronpedia, with {layer} and {index} to fill in; None
+    when the graph names no source set."""
     details = metadata.get("feature_details")
     source_set = details.get("neuronpedia_source_set") if isinstance(details, Mapping) else None
     if not isinstance(source_set, str):
@@ -81,7 +93,7 @@ def feature_page(metadata: Metadata) -> str | None:
 
 
 def cantor_unpairing(number: int) -> tuple[int, int]:
-    """The inverse of `graph_document.cantor_pairing`: layer and index."""
+    """The inverse of `graphs.document.cantor_pairing`: layer and index."""
     diagonal = (math.isqrt(8 * number + 1) - 1) // 2
     index = number - diagonal * (diagonal + 1) // 2
     return diagonal - index, index
@@ -97,28 +109,11 @@ def _is_demo(metadata: Metadata) -> bool:
     return metadata["scan"] == DEMO_SCAN and transcoders == DEMO_TRANSCODERS
 
 
-def _elsewhere(metadata: Metadata, layer: int, index: int) -> str:
+def _advice(metadata: Metadata, layer: int, index: int) -> str:
     page = feature_page(metadata)
     if page is None:
         return "The graph does not say where its features are described."
     return f"With the internet: {page.format(layer=layer, index=index)}"
-
-
-def _panel(title: str, examples: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
-    return {
-        "examples_quantiles": [{"quantile_name": title, "examples": list(examples)}],
-        "top_logits": [],
-        "bottom_logits": [],
-    }
-
-
-def _example(tokens: Sequence[str], peak: int, activations: Mapping[int, float]) -> dict[str, Any]:
-    return {
-        "tokens": tokens,
-        "tokens_acts_list": [activations.get(position, 0.0) for position in range(len(tokens))],
-        "train_token_ind": peak,
-        "is_repeated_datapoint": False,
-    }
 
 
 @cache

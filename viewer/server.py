@@ -1,16 +1,15 @@
-"""Graphs in circuit-tracer's own viewer, served to this machine's browser and to none other.
+"""Serve graphs in circuit-tracer's own viewer, to browsers on this machine only.
 
     python client.py view FILE...
 
-The page, its scripts and styles come from the installed library and from web_assets/; the files
-of the graphs are streamed as they are. Nothing is written, and nothing is asked of another host.
+The page, its scripts and its styles come from web_assets/. The files of the graphs are streamed as
+they are. Nothing is written, and the page loads nothing from another host.
 """
 
 import base64
 import contextlib
 import gzip
 import hashlib
-import html
 import json
 import os
 import re
@@ -21,7 +20,6 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +38,21 @@ from viewer import feature_panels
 
 LOOPBACK = "127.0.0.1"
 
-# The scripts that the library's page takes from elsewhere, by how their address ends, and what
-# stands in for them.
-_STAND_INS: Mapping[str, tuple[str, ...]] = {
-    "/lib/hotserver-client-ws.js": (),  # reloads the page as its author types
-    "/lib/d3.js": ("vendor/d3/d3.min.js",),
-    "/lib/jetpack_2024-07-20.js": ("jetpack_into_d3.js", "vendor/d3-jetpack/d3-jetpack.cjs"),
-    "/lib/npy_v0.js": (),  # no graph has .npy files
-    "/dagre@0.8.5/dist/dagre.min.js": ("vendor/dagre/dagre.min.js",),
-    "/pako@2.1.0/dist/pako.min.js": ("vendor/pako/pako.min.js",),
-}
+# Files of web_assets/, which have the same paths in this server's addresses.
+_PAGE_FOLDER = "vendor/circuit-tracer/circuit_tracer/frontend/assets"
+# These replace the scripts that circuit-tracer's page loads from other hosts. Two of those have no
+# replacement: one reloads the page while its author edits it, one reads .npy files.
+_LOCAL_SCRIPTS = (
+    "vendor/d3/dist/d3.min.js",
+    "jetpack_into_d3.js",
+    "vendor/d3-jetpack/build/d3-jetpack.cjs",
+    "vendor/dagre/dist/dagre.min.js",
+    "vendor/pako/dist/pako.min.js",
+)
+_ADDITIONS = "<link rel='stylesheet' href='./viewer.css'>\n<script src='./viewer.js'></script>\n"
 _MEDIA_TYPES = {".cjs": "text/javascript", ".js": "text/javascript", ".css": "text/css"}
-_NEEDED: Mapping[str, type] = {"slug": str, "scan": str, "prompt": str, "prompt_tokens": list}
-# What the page reads of a graph that it only lists.
+_REQUIRED: Mapping[str, type] = {"slug": str, "scan": str, "prompt": str, "prompt_tokens": list}
+# The metadata that the page needs for its list of graphs.
 _LISTED = ("scan", "prompt", "title_prefix", "node_threshold")
 _HEAD_BYTES = 1_000_000
 _GZIP = b"\x1f\x8b"
@@ -64,7 +64,7 @@ class ViewerError(Exception):
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph document on disk. `name` is its own in the addresses of this server."""
+    """A graph document on disk. `name` identifies it in the addresses of this server."""
 
     name: str
     path: Path
@@ -73,7 +73,8 @@ class Graph:
 
 @dataclass(frozen=True)
 class Page:
-    """The library's page with local scripts, and every file that it refers to, by address."""
+    """circuit-tracer's page with local scripts, the files it refers to by their paths in this
+    server's addresses, and its Content-Security-Policy."""
 
     text: str
     files: Mapping[str, Path]
@@ -81,7 +82,7 @@ class Page:
 
 
 def view(paths: Sequence[Path], *, port: int, open_browser: bool) -> None:
-    """Serve these graphs on loopback until Ctrl-C, the first one shown.
+    """Serve these graphs on loopback until Ctrl-C. The page begins with the first one.
 
     Args:
         paths: graph documents, JSON or gzipped JSON.
@@ -98,17 +99,18 @@ def view(paths: Sequence[Path], *, port: int, open_browser: bool) -> None:
         reason = os.strerror(errno) if errno else error
         raise ViewerError(f"port {port}: {reason}; name another, or 0 for a free one") from None
     url = f"http://{LOOPBACK}:{listener.getsockname()[1]}/"
-    shown = "1 graph" if len(paths) == 1 else f"{len(paths)} graphs"
-    print(f"{shown} at {url} until Ctrl-C", flush=True)
+    count = "1 graph" if len(paths) == 1 else f"{len(paths)} graphs"
+    print(f"{count} at {url} until Ctrl-C", flush=True)
     if open_browser:
-        # A browser in the terminal returns only when it is left.
+        # With a text browser in this terminal, `open` returns only when the user leaves it.
         threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
-    with listener, contextlib.suppress(KeyboardInterrupt):  # raised anew once uvicorn has ended
+    # uvicorn raises KeyboardInterrupt again when it has stopped.
+    with listener, contextlib.suppress(KeyboardInterrupt):
         server(application).run(sockets=[listener])
 
 
 def server(application: Starlette) -> uvicorn.Server:
-    """The server of the application, to be run on a socket."""
+    """A uvicorn server for the application. Call its `run` with a listening socket."""
     config = uvicorn.Config(
         application, log_level="warning", access_log=False, timeout_graceful_shutdown=1
     )
@@ -116,7 +118,7 @@ def server(application: Starlette) -> uvicorn.Server:
 
 
 def read_graphs(paths: Sequence[Path]) -> list[Graph]:
-    """What is said about each of these graphs.
+    """The graphs in these files, with their metadata. The rest of a file is not read.
 
     Raises:
         ViewerError: there is none, or a file is no graph document.
@@ -145,16 +147,16 @@ def _read_metadata(path: Path) -> Mapping[str, Any]:
     except (ValueError, KeyError, TypeError, EOFError, zlib.error):
         metadata = None
     if not isinstance(metadata, dict) or any(
-        not isinstance(metadata.get(name), kind) for name, kind in _NEEDED.items()
+        not isinstance(metadata.get(name), kind) for name, kind in _REQUIRED.items()
     ):
         raise ViewerError(
-            f"{path}: no graph document, which has {', '.join(_NEEDED)} in its metadata"
+            f"{path}: no graph document, which has {', '.join(_REQUIRED)} in its metadata"
         )
     return metadata
 
 
 def _leading_metadata(head: bytes) -> Any:
-    """The metadata of a document that begins with them, as ours do, or None."""
+    """The metadata of a document that begins with its metadata, as the worker's do; else None."""
     match = re.match(rb'\s*\{\s*"metadata"\s*:\s*', head)
     if match is None:
         return None
@@ -175,40 +177,24 @@ def _is_gzipped(path: Path) -> bool:
 
 
 @cache
-def library_page() -> Page:
-    """circuit-tracer's page, as it is installed."""
-    spec = find_spec("circuit_tracer")  # found, not imported: that takes seconds
-    if spec is None or spec.origin is None:
-        raise ViewerError("circuit-tracer is not installed: make .venv/.runtime")
-    assets = Path(spec.origin).parent / "frontend" / "assets"
-    text = (assets / "index.html").read_text(encoding="utf-8")
-    files: dict[str, Path] = {}
-
-    def local(match: re.Match[str]) -> str:
-        stand_ins = next((s for end, s in _STAND_INS.items() if match[1].endswith(end)), ())
-        return "\n".join(ours(name) for name in stand_ins)
-
-    def ours(name: str) -> str:
-        address = f"local/{name}"
-        files[f"/{address}"] = web_assets.DIRECTORY / name
-        if name.endswith(".css"):
-            return f"<link rel='stylesheet' href='./{html.escape(address)}'>"
-        return f"<script src='./{html.escape(address)}'></script>"
-
-    text = re.sub(r"<script src='(https?://[^']+)'></script>", local, text)
-    start = text.index("<script>")
-    text = f"{text[:start]}{ours('viewer.css')}\n{ours('viewer.js')}\n{text[start:]}"
+def read_page() -> Page:
+    """circuit-tracer's page, in which every script and style has an address of this server."""
+    text = (web_assets.DIRECTORY / _PAGE_FOLDER / "index.html").read_text(encoding="utf-8")
+    text = re.sub(r"(src|href)='\./", rf"\1='./{_PAGE_FOLDER}/", text)
+    scripts = "".join(f"<script src='./{name}'></script>\n" for name in _LOCAL_SCRIPTS)
+    text = re.sub(r"(<script src='https://[^']+'></script>\n)+", scripts, text)
+    text = text.replace("<script>", f"{_ADDITIONS}<script>", 1)
     text = text.replace("<title>", "<link rel='icon' href='data:,'>\n<title>", 1)
-    for name in re.findall(r"(?:src|href)='\./([^']+)'", text):
-        files.setdefault(f"/{name}", assets / name)
+    names = re.findall(r"(?:src|href)='\./([^']+)'", text)
+    files = {name: web_assets.DIRECTORY / name for name in names}
     [script] = re.findall(r"<script>(.*?)</script>", text, flags=re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return Page(text, files, _policy(digest))
 
 
 def _policy(script_digest: str) -> str:
-    """A Content-Security-Policy: what a prompt's tokens say is no script, and no other host is
-    asked for anything."""
+    """A Content-Security-Policy: text from a prompt can't run as a script, and the page can send
+    requests to this server only."""
     return (
         f"default-src 'none'; script-src 'self' 'sha256-{script_digest}'; "
         "style-src 'self' 'unsafe-inline'; connect-src 'self'; img-src 'self' data:; "
@@ -218,16 +204,16 @@ def _policy(script_digest: str) -> str:
 
 def create_app(graphs: Sequence[Graph]) -> Starlette:
     """The application that shows these graphs."""
-    page = library_page()
+    page = read_page()
     by_name = {graph.name: graph for graph in graphs}
     headers = {
         "Content-Security-Policy": page.policy,
-        "Cache-Control": "no-store",  # another graph may have this address tomorrow
+        "Cache-Control": "no-store",  # later another graph may have the same address
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
     }
 
-    def asked(request: Request) -> Graph:
+    def graph_of(request: Request) -> Graph:
         try:
             return by_name[request.path_params["name"]]
         except KeyError:
@@ -237,7 +223,7 @@ def create_app(graphs: Sequence[Graph]) -> Starlette:
         return Response(page.text, media_type="text/html", headers=headers)
 
     def as_json(value: object) -> Response:
-        # ASCII, which half a surrogate pair can be said in too.
+        # Plain ASCII, because UTF-8 can't encode half of a surrogate pair.
         return Response(json.dumps(value), media_type="application/json", headers=headers)
 
     async def listing(_: Request) -> Response:
@@ -249,19 +235,19 @@ def create_app(graphs: Sequence[Graph]) -> Starlette:
         return as_json({"graphs": listed})
 
     async def document(request: Request) -> Response:
-        graph = asked(request)
+        graph = graph_of(request)
         encoding = {"Content-Encoding": "gzip"} if _is_gzipped(graph.path) else {}
         return FileResponse(graph.path, media_type="application/json", headers=headers | encoding)
 
     async def features(request: Request) -> Response:
-        return as_json(feature_panels.index(asked(request).metadata))
+        return as_json(feature_panels.index(graph_of(request).metadata))
 
     async def feature(request: Request) -> Response:
         number = request.path_params["feature"]
-        return as_json(feature_panels.panel(asked(request).metadata, number))
+        return as_json(feature_panels.panel(graph_of(request).metadata, number))
 
     async def file(request: Request) -> Response:
-        path = page.files.get(f"/{request.path_params['path']}")
+        path = page.files.get(request.path_params["path"])
         if path is None:
             raise HTTPException(404)
         return FileResponse(path, media_type=_MEDIA_TYPES[path.suffix], headers=headers)
@@ -275,6 +261,6 @@ def create_app(graphs: Sequence[Graph]) -> Starlette:
             Route("/features_of/{name}/{feature:int}.json", feature),
             Route("/{path:path}", file),
         ],
-        # Another site's page can't read the graphs by giving its own host this address.
+        # Otherwise another site could give its own name this address and read the graphs.
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[LOOPBACK, "localhost"])],
     )

@@ -1,7 +1,7 @@
-"""Scripts and styles of the web pages, so that a page loads nothing from elsewhere.
+"""Scripts and styles of the web pages, so that a page loads nothing from another host.
 
-`vendor/` has published packages' files as they are, one folder a package, pinned in `pins.json`
-and fetched by `make web-assets`. `viewer.js` and `viewer.css` are this project's own.
+`vendor/` has files of published packages, unchanged, each at its path in its package. `pins.json`
+pins them and `make web-assets` fetches them. The other files here are this project's own.
 """
 
 from pathlib import Path

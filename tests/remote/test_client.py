@@ -106,6 +106,25 @@ def test_a_graph_s_options_become_the_job_s_fields():
     parse_request(job)
 
 
+def test_a_steer_s_options_become_the_job_s_fields():
+    line = "steer hello --feature 1:2:3=0 --n-tokens 4 --top-k 2 --temperature 0.5 --seed 7"
+    line += " --freq-penalty 0.25 --freeze-attention --steered-output-only --model-id demo"
+    job = parse(shlex.split(line)).job
+    assert job.pop("features")
+    assert job == {
+        "action": "steer",
+        "prompt": "hello",
+        "n_tokens": 4,
+        "top_k": 2,
+        "temperature": 0.5,
+        "seed": 7,
+        "freq_penalty": 0.25,
+        "freeze_attention": True,
+        "steered_output_only": True,
+        "model_id": "demo",
+    }
+
+
 positions = st.integers(0, 10**6)
 deltas = st.floats(allow_nan=False, allow_infinity=False)
 

@@ -5,7 +5,9 @@ import hashlib
 
 import pytest
 
-from remote import NotAllowed, NotTheGraph, Patience, Unreachable, download
+from remote.download import download
+from remote.errors import NotAllowed, NotTheGraph, Unreachable
+from remote.retries import Patience
 from schemas import UploadReceipt
 from tests.support.raw_server import RawServer
 

@@ -12,7 +12,8 @@ import pytest
 
 from client import Client, main
 from model_loader import get_model
-from remote import JobTimedOut, NotAllowed, Patience, Unreachable, WorkerFailure, WrongTarget
+from remote.errors import JobTimedOut, NotAllowed, Unreachable, WorkerFailure, WrongTarget
+from remote.retries import Patience
 from serving import http_api
 from tests.support.demo_worker import PROMPT, ROOT, ask, demo_settings, forget_graphs, without_times
 from tests.support.http_server import STEER, get, serving, wait_until

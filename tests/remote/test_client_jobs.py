@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remote import JobEnded, RemoteError, WorkerFailure
 from remote.connection import Answer
+from remote.errors import JobEnded, RemoteError, WorkerFailure
 from remote.jobs import STATES, failure, read_status
 
 JSON = st.recursive(

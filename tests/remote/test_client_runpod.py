@@ -14,17 +14,17 @@ import time
 import pytest
 
 from client import Client, main
-from remote import (
+from remote import servers
+from remote.errors import (
     JobCancelled,
     JobGone,
     JobTimedOut,
     NotAllowed,
-    Patience,
     Unreachable,
     WorkerFailure,
     WrongTarget,
-    servers,
 )
+from remote.retries import Patience
 from tests.support.control_plane import ControlPlane, running_worker
 from tests.support.demo_worker import PROMPT, ROOT, ask, without_times
 from tests.support.runpod_endpoint import ENDPOINT_ID, USER_KEY, RunpodEndpoint

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from client import Client, main
-from remote import Unreachable, WorkerFailure, WrongTarget
+from remote.errors import Unreachable, WorkerFailure, WrongTarget
 from tests.support.demo_worker import PROMPT, ROOT, ask, without_times
 from tests.support.http_server import STEER, wait_until
 from tests.support.sdk_jobs import LONG_GRAPH

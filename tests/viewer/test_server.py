@@ -14,11 +14,12 @@ import pytest
 import requests
 import uvicorn
 
+import web_assets
 from tests.support.demo_worker import ROOT
 from tests.support.http_server import wait_until
 from tests.support.viewer_server import showing
 from viewer import server as viewer
-from viewer.server import ViewerError, library_page, read_graphs
+from viewer.server import ViewerError, read_graphs, read_page
 
 METADATA = {
     "slug": "paris",
@@ -53,18 +54,19 @@ def get(address, path, **headers):
     return response.status, response.read()
 
 
-def test_the_library_s_page_refers_to_files_of_this_server_only():
-    page = library_page()
+def test_the_page_refers_to_files_of_web_assets_only():
+    page = read_page()
     assert "http" not in page.text.replace("HTTP error", "")
     assert len(page.files) > 20
     for path in page.files.values():
         assert path.is_file()
+        assert path.is_relative_to(web_assets.DIRECTORY)
 
 
 def test_every_file_of_the_page_is_served_as_what_it_is(file):
     with showing([file]) as address:
-        for name, path in library_page().files.items():
-            response = requests.get(address.rstrip("/") + name, timeout=60)
+        for name, path in read_page().files.items():
+            response = requests.get(address + name, timeout=60)
             assert response.content == path.read_bytes()
             kind = "text/css" if name.endswith(".css") else "text/javascript"
             assert response.headers["Content-Type"].startswith(kind)
@@ -73,14 +75,15 @@ def test_every_file_of_the_page_is_served_as_what_it_is(file):
 def test_nothing_else_is_served(file):
     paths = [
         "/client.py",
-        "/local/pins.json",
+        "/pins.json",
+        "/vendor/d3/LICENSE",
         "/feature-view.html",
         "/graph_data/other.json",
         "/graph_data/../graph.json",
         "/graph_data/..%2fgraph.json",
         f"/graph_data/{str(file.with_suffix('')).replace('/', '%2f')}.json",
-        "/local/../../client.py",
-        "/local/%2e%2e/%2e%2e/client.py",
+        "/vendor/../../client.py",
+        "/vendor/%2e%2e/%2e%2e/client.py",
         "//etc/passwd",
         "/features_of/other/12877.json",
         "/features_of/paris/x.json",
@@ -256,7 +259,7 @@ def test_the_program_says_what_is_wrong_in_a_line():
 
 def test_importing_it_loads_no_torch_and_not_the_library():
     program = (
-        "import sys; from viewer.server import library_page; library_page()\n"
+        "import sys; from viewer.server import read_page; read_page()\n"
         "print([m for m in ('torch', 'circuit_tracer', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run(
