@@ -3,7 +3,17 @@
 # Runpod's network volumes belong to root.
 set -eu
 WORKER=10001
-AS_WORKER="setpriv --reuid $WORKER --regid $WORKER --clear-groups --no-new-privs --"
+AS_WORKER="setpriv --reuid $WORKER --regid $WORKER --clear-groups --no-new-privs"
+
+# On a load-balancing endpoint the worker is the HTTP server. PORT may be below 1024, which not
+# every host lets a user other than root open.
+if [ -n "${PORT:-}" ]; then
+    if [ "$*" = "python -u handler.py" ]; then
+        set -- python -u start.py
+    fi
+    AS_WORKER="$AS_WORKER --inh-caps +net_bind_service --ambient-caps +net_bind_service"
+fi
+AS_WORKER="$AS_WORKER --"
 
 if [ "$(id -u)" -ne 0 ]; then
     exec "$@"

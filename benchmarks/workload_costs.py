@@ -129,10 +129,10 @@ def shapes_of(w: Workload, itemsize: int, free_bytes: float) -> Shapes:
         most=[round(most)] * w.n_layers,
         intervals=[],
     )
-    return replace(plain, intervals=_even_intervals(w, plain, free_bytes))
+    return replace(plain, intervals=even_intervals(w, plain, free_bytes))
 
 
-def _even_intervals(w: Workload, s: Shapes, free_bytes: float) -> list[list[Batch]]:
+def even_intervals(w: Workload, s: Shapes, free_bytes: float) -> list[list[Batch]]:
     """Logits, and feature nodes spread evenly, in batches of as many as the device has room for."""
     all_layers = [N_LOGITS] * s.n_layers
     intervals = [[Batch(N_LOGITS, s.n_pos, all_layers, all_layers)]]

@@ -295,6 +295,51 @@ def test_the_command_takes_the_entry_point_s_place_so_that_signals_reach_it(publ
             assert int(process.stdout.read()) == process.pid
 
 
+def command_of(directory: Path, *command: str, **environment: str) -> list[str]:
+    """The command that the entry point runs, seen by a `python` that prints its arguments."""
+    seen = directory / "python"
+    seen.write_text('#!/bin/sh\necho python "$@"\n')
+    seen.chmod(0o755)
+    clean = {name: value for name, value in os.environ.items() if name != "PORT"}
+    path = f"{directory}:{os.environ['PATH']}"
+    done = subprocess.run(
+        [ROOT / "entrypoint.sh", *command],
+        env={**clean, "PATH": path, "HF_HOME": str(directory / "weights"), **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.split()
+
+
+def test_with_a_port_the_image_s_own_command_is_the_http_server(public_directory):
+    own = Image(public_directory, "worker").last("CMD")
+    assert own == ["python", "-u", "handler.py"]
+    server = ["python", "-u", "start.py"]
+    assert command_of(public_directory, *own) == own
+    assert command_of(public_directory, *own, PORT="") == own
+    assert command_of(public_directory, *own, PORT="80") == server
+    prefetch = ["python", "model_loader.py", "prefetch"]
+    assert command_of(public_directory, *prefetch, PORT="80") == prefetch
+    assert (ROOT / "start.py").exists()
+
+
+@AS_ROOT
+@pytest.mark.parametrize(("port", "opened"), [("80", "opened by 10001"), ("", "not allowed")])
+def test_another_user_than_root_may_open_a_load_balancer_s_port(port, opened, public_directory):
+    program = (
+        "import os, socket\n"
+        "try: socket.socket().bind(('127.0.0.1', 80)); print('opened by', os.getuid())\n"
+        "except PermissionError: print('not allowed')"
+    )
+    least = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
+    if least <= 80 and not port:
+        pytest.skip("every user may open port 80 here")
+    python = str(public_interpreter() / "python3")
+    words = command_of(public_directory, python, "-c", program, PORT=port)
+    assert " ".join(words) == opened
+
+
 def test_the_entry_point_s_user_is_the_image_s():
     [number] = re.findall(r"^WORKER=(\d+)$", (ROOT / "entrypoint.sh").read_text(), re.M)
     assert f"useradd --uid {number} " in DOCKERFILE

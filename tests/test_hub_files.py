@@ -1,46 +1,39 @@
 """What the hub and `docker buildx bake` offer is what the worker takes and the registry has."""
 
+import copy
 import json
 import re
+import struct
 
-import hcl2
+import jsonschema_rs
 import pytest
 
 from loading.entry import ModelEntry
 from loading.footprint import device_bytes, disk_bytes
 from model_loader import DEMO, REGISTRY, resolve_entry
 from settings import Settings, read_settings
+from tests.support import runpod_hub_schema
+from tests.support.bake_file import BAKE, TARGETS
 from tests.support.demo_worker import ROOT, ask
+from tests.support.runpod_hub_schema import GPU_POOLS
+from tools import hub_files
+from tools.presets import PRESETS as MADE
+from tools.presets import REPOSITORY, as_json
 
 HUB = json.loads((ROOT / ".runpod" / "hub.json").read_text())
+LOAD_BALANCER = json.loads((ROOT / ".runpod" / "hub-load-balancer.json").read_text())
 TESTS = json.loads((ROOT / ".runpod" / "tests.json").read_text())
-INPUTS = {entry["key"]: entry["input"] for entry in HUB["config"]["env"]}
+OF_RUNPOD = {"RUNPOD_INIT_TIMEOUT", "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS"}
+ALL_INPUTS = {entry["key"]: entry["input"] for entry in HUB["config"]["env"]}
+INPUTS = {key: entry for key, entry in ALL_INPUTS.items() if key not in OF_RUNPOD}
 PRESETS = [preset["defaults"] for preset in HUB["config"]["presets"]]
 # `handler.py`, the hub's door, doesn't read the HTTP door's; the image and Runpod set their own.
 NOT_OFFERED = {"SECRET", "SERVER_HOST", "SERVER_PORT", "IMAGE_WEIGHTS", "HF_TOKEN_PATH"}
+NOT_OFFERED |= {"PORT", "PORT_HEALTH"}
 OFFERED = {
     name.upper(): field
     for name, field in Settings.model_fields.items()
     if name.upper() not in NOT_OFFERED and not name.startswith("runpod_")
-}
-# https://docs.runpod.io/hub/publishing-guide
-CATEGORIES = {"audio", "embedding", "language", "video", "image"}
-FIELDS = {"name", "description", "type", "default", "required", "advanced"}
-MORE_FIELDS = {
-    "string": {"options"},
-    "number": {"min", "max"},
-    "boolean": {"trueValue", "falseValue"},
-}
-GPU_POOLS = {  # GB
-    "AMPERE_16": 16,
-    "AMPERE_24": 20,
-    "ADA_24": 24,
-    "ADA_32_PRO": 32,
-    "AMPERE_48": 48,
-    "ADA_48_PRO": 48,
-    "AMPERE_80": 80,
-    "ADA_80_PRO": 80,
-    "HOPPER_141": 141,
 }
 
 
@@ -64,24 +57,89 @@ def read(monkeypatch, key: str, value: str) -> object:
     return getattr(read_settings(), key.lower())
 
 
-def test_the_hub_s_entry_has_what_its_guide_asks_for():
-    config = HUB["config"]
-    assert HUB["title"]
-    assert HUB["description"]
-    assert (HUB["type"], config["runsOn"], config["gpuCount"]) == ("serverless", "GPU", 1)
-    assert HUB["category"] in CATEGORIES
-    assert set(config["gpuIds"].split(",")) <= set(GPU_POOLS)
+def refused(schema: dict, value: object) -> bool:
+    return not jsonschema_rs.is_valid(schema, value)
+
+
+@pytest.mark.parametrize("hub", [HUB, LOAD_BALANCER], ids=["queue", "load balancer"])
+def test_a_hub_file_has_the_form_that_its_guide_publishes(hub):
+    jsonschema_rs.validate(runpod_hub_schema.HUB, hub)
+    jsonschema_rs.validate(runpod_hub_schema.TESTS, TESTS)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("category",), "text"),
+        (("iconUrl",), "icon.png"),
+        (("config", "containerDiskInGb"), "220"),
+        (("config", "gpuIds"), "AMPERE_24,A100"),
+        (("config", "endpointType"), "LOAD_BALANCER"),
+        (("config", "env", 0, "input", "type"), "text"),
+        (("config", "env", 0, "input", "options"), []),
+        (("config", "presets", 0, "default"), {}),
+    ],
+)
+def test_what_the_guide_does_not_publish_is_refused(path, value):
+    changed = copy.deepcopy(HUB)
+    inner = changed
+    for name in path[:-1]:
+        inner = inner[name]
+    inner[path[-1]] = value
+    assert refused(runpod_hub_schema.HUB, changed)
+
+
+def test_the_hub_s_files_are_those_that_are_made_from_settings_and_registry():
+    for path, content in hub_files.files().items():
+        assert path.read_text() == as_json(content), "run python -m tools.presets --write"
+
+
+def test_the_icon_is_the_repository_s_and_a_square_picture():
+    assert HUB["iconUrl"] == LOAD_BALANCER["iconUrl"]
+    path = HUB["iconUrl"].removeprefix(f"https://raw.githubusercontent.com/{REPOSITORY}/main/")
+    icon = (ROOT / path).read_bytes()
+    assert icon.startswith(b"\x89PNG")
+    assert struct.unpack(">II", icon[16:24]) == (256, 256)
+    assert len(icon) < 20_000
+
+
+def test_the_page_that_the_hub_shows_is_there_and_names_every_setting_that_is_shown():
+    page = (ROOT / ".runpod" / "README.md").read_text()
+    shown = {key for key, entry in ALL_INPUTS.items() if not entry["advanced"]}
+    assert {key for key in ALL_INPUTS if f"`{key}`" in page} >= shown
+    for name in ("README.md", ".runpod/README.md"):
+        badge = f"[![Runpod](https://api.runpod.io/badge/{REPOSITORY})]"
+        assert f"{badge}(https://console.runpod.io/hub/{REPOSITORY})" in (ROOT / name).read_text()
+
+
+def test_the_load_balancer_s_file_differs_by_its_type_its_title_and_what_the_http_door_needs():
+    assert LOAD_BALANCER["config"]["endpointType"] == "LB"
+    assert "endpointType" not in HUB["config"]
+    assert LOAD_BALANCER["title"] != HUB["title"]
+    of_http = [e for e in LOAD_BALANCER["config"]["env"] if e not in HUB["config"]["env"]]
+    assert [entry["key"] for entry in of_http] == ["PORT", "SECRET"]
+    port, secret = of_http
+    assert port["value"] == "80"  # what Runpod asks without the form's help
+    assert secret["input"]["required"] is True
+    same = {"config", "title"}
+    assert {k: v for k, v in HUB.items() if k not in same} == {
+        k: v for k, v in LOAD_BALANCER.items() if k not in same
+    }
+    different = {"endpointType", "env"}
+    assert {k: v for k, v in HUB["config"].items() if k not in different} == {
+        k: v for k, v in LOAD_BALANCER["config"].items() if k not in different
+    }
 
 
 def test_every_setting_is_offered_and_no_other():
     assert set(INPUTS) == set(OFFERED)
-    assert len(INPUTS) == len(HUB["config"]["env"])
+    assert set(ALL_INPUTS) == set(OFFERED) | OF_RUNPOD
+    assert len(ALL_INPUTS) == len(HUB["config"]["env"])
 
 
 @pytest.mark.parametrize("key", INPUTS)
 def test_an_input_is_described_as_the_setting_is(key):
     entry = INPUTS[key]
-    assert FIELDS <= set(entry) <= FIELDS | MORE_FIELDS[entry["type"]]
     meaning = OFFERED[key].description
     assert meaning is not None
     assert entry["description"].lower() == meaning.replace("`", "").lower()
@@ -91,7 +149,7 @@ def test_an_input_is_described_as_the_setting_is(key):
 def test_an_input_has_the_setting_s_type(key):
     annotation = OFFERED[key].annotation
     expected = {bool: "boolean", int: "number", float: "number"}.get(annotation, "string")
-    assert INPUTS[key]["type"] == expected
+    assert INPUTS[key]["type"] == ("huggingface" if key == "MODEL_ID" else expected)
 
 
 @pytest.mark.parametrize("key", INPUTS)
@@ -132,32 +190,44 @@ def test_a_number_s_bounds_are_values_that_the_setting_takes(key, monkeypatch):
     assert ("min" in INPUTS[key]) == bool(limits)
 
 
-def fits_gpus(entry: ModelEntry) -> bool:
-    """Whether each of the GPUs that are offered has the memory."""
-    memory = min(GPU_POOLS[pool] for pool in HUB["config"]["gpuIds"].split(","))
-    assert entry.shapes is not None
-    lazy = {"lazy_encoder": entry.lazy_encoder, "lazy_decoder": entry.lazy_decoder}
-    return device_bytes(entry.shapes, **lazy) < memory * 1e9
-
-
 def fits_disk(entry: ModelEntry) -> bool:
     assert entry.shapes is not None
     return disk_bytes(entry.shapes) < HUB["config"]["containerDiskInGb"] * 1e9
 
 
-def test_the_presets_are_what_fits_of_the_registry_and_the_demo():
+def test_the_presets_are_what_fits_the_disk_of_the_registry_and_the_demo():
     entries = [resolve_entry(p["MODEL_ID"] or None, p["TRANSCODER_SET"] or None) for p in PRESETS]
-    fitting = [entry for entry in REGISTRY if fits_gpus(entry) and fits_disk(entry)]
+    fitting = [entry for entry in REGISTRY if fits_disk(entry)]
     assert entries == [*fitting, DEMO]
-    assert len(fitting) > len(REGISTRY) / 2
+    assert len(fitting) > len(REGISTRY) * 0.9
     assert len({preset["name"] for preset in HUB["config"]["presets"]}) == len(entries)
 
 
+def test_a_preset_s_name_says_a_gpu_that_is_offered_and_holds_it_and_a_disk_with_a_tenth_free():
+    offered = {GPU_POOLS[pool] for pool in HUB["config"]["gpuIds"].split(",")}
+    assert min(offered) == 24
+    for preset in HUB["config"]["presets"][:-1]:
+        said = re.search(r"(\d+) GB GPU, (\d+) GB disk, \d+ min first start$", preset["name"])
+        assert said is not None
+        memory, disk = int(said[1]), int(said[2])
+        defaults = preset["defaults"]
+        entry = resolve_entry(defaults["MODEL_ID"], defaults["TRANSCODER_SET"])
+        assert entry.shapes is not None
+        lazy = {"lazy_encoder": entry.lazy_encoder, "lazy_decoder": entry.lazy_decoder}
+        needed = device_bytes(entry.shapes, **lazy)
+        assert memory in offered
+        assert needed < memory * 1e9
+        assert not any(needed + 2e9 < other * 1e9 < memory * 1e9 for other in offered)
+        assert disk_bytes(entry.shapes) < 0.9 * disk * 1e9
+        assert disk <= HUB["config"]["containerDiskInGb"]
+    assert HUB["config"]["containerDiskInGb"] == max(p.disk_gb for p in MADE if not p.needs_volume)
+
+
 def test_the_presets_set_nothing_that_is_not_offered():
-    assert {key for preset in PRESETS for key in preset} <= set(INPUTS)
+    assert {key for preset in PRESETS for key in preset} <= set(ALL_INPUTS)
 
 
-@pytest.mark.parametrize("config", [HUB["config"], TESTS["config"]])
+@pytest.mark.parametrize("config", [f["config"] for f in (HUB, LOAD_BALANCER, TESTS)])
 def test_only_hosts_that_can_run_torch_s_cuda_are_allowed(config):
     lock = (ROOT / "requirements-cuda.lock").read_text()
     runtime = re.search(r"^nvidia-cuda-runtime-cu12==(\d+\.\d+)", lock, re.M)
@@ -196,11 +266,6 @@ def test_the_demo_model_answers_what_the_hub_asks(test):
 
 # docker-bake.hcl
 
-BAKE = hcl2.loads(
-    (ROOT / "docker-bake.hcl").read_text(),
-    serialization_options=hcl2.SerializationOptions(strip_string_quotes=True),
-)
-TARGETS = {name: body for block in BAKE["target"] for name, body in block.items()}
 BAKED = {name: body for name, body in TARGETS.items() if "_baked" in body.get("inherits", [])}
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
@@ -213,8 +278,10 @@ def test_each_registry_entry_that_fits_a_disk_has_a_bake_target_and_no_other_mod
     assert sorted(models["targets"]) == sorted(BAKED)
 
 
-def test_each_bake_target_is_tagged_as_itself():
+def test_each_bake_target_is_named_as_the_preset_and_tagged_as_itself():
+    slugs = {preset.entry.transcoder_set: preset.slug for preset in MADE}
     for name, body in BAKED.items():
+        assert slugs[body["args"]["TRANSCODER_SET"]] == name
         assert body["tags"] == [f"${{IMAGE}}:${{TAG}}-{name}"]
 
 

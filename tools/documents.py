@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = tuple(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))
 DOCUMENTS = (
     *("README.md", *PAGES),
-    *("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "demo/README.md"),
+    *("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "demo/README.md", ".runpod/README.md"),
 )
 
 

@@ -45,8 +45,33 @@ def faults(method: str, path: str, body: object) -> list[str]:
     return [error.message for error in checked.iter_errors(body)]
 
 
+def example(path: str) -> Any:
+    """The document's example of an answer to a GET; None where the document isn't at hand.
+
+    Raises:
+        KeyError: there is nothing to get at this path.
+    """
+    document = _openapi()
+    if document is None:
+        return None
+    template = re.sub(r"^(/v2/[^/]+)/[^/]+", r"\1/{id}", path)
+    answer = document["paths"][template]["get"]["responses"]["200"]
+    return next(iter(answer["content"]["application/json"]["examples"].values()))["value"]
+
+
 class RunpodRest(BaseHTTPRequestHandler):
-    """Answers with the id of what would be made, or with what is wrong with the body."""
+    """Answers with the id of what would be made, or with what is wrong with the body.
+
+    A GET answers with the document's example.
+    """
+
+    def do_GET(self) -> None:
+        if self.headers["Authorization"] != f"Bearer {USER_KEY}":
+            return self._send(401, {"title": "Unauthorized", "detail": "missing bearer token"})
+        try:
+            return self._send(200, example(self.path))
+        except KeyError:
+            return self._send(404, {"title": "Not Found", "detail": f"no {self.path}"})
 
     def do_POST(self) -> None:
         self._answer(201)
@@ -69,7 +94,7 @@ class RunpodRest(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: what the documents' commands print is enough."""
 
-    def _send(self, status: int, body: dict[str, Any]) -> None:
+    def _send(self, status: int, body: Any) -> None:
         payload = json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")

@@ -145,6 +145,19 @@ def test_the_examples_of_runpod_s_own_document_are_accepted():
     assert checked >= 6
 
 
+@pytest.mark.skipif(runpod_rest.OPENAPI is None, reason="Runpod's OpenAPI document is not at hand")
+def test_what_runpod_s_api_has_is_got_with_its_key_alone(runpod):
+    key = '-H "Authorization: Bearer $RUNPOD_API_KEY"'
+    for path, header, said in (
+        ("serverless/$ENDPOINT_ID/workers", key, None),
+        ("serverless/$ENDPOINT_ID/nothing", key, "no /v2/serverless/"),
+        ("serverless/$ENDPOINT_ID/workers", "", "Unauthorized"),
+    ):
+        command = f"curl {runpod_rest.HOST}/v2/{path} {header}"
+        failure = check(Block("docs/runpod.md", 1, "sh", command), runpod).failure
+        assert (said in (failure or "")) if said else failure is None
+
+
 def test_a_block_that_fails_is_reported_with_what_it_printed():
     for text, language in (("echo seen; false", "sh"), ("raise SystemExit('seen')", "python")):
         outcome = check(Block("README.md", 1, language, text), Services())
