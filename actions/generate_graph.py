@@ -60,7 +60,7 @@ def run(request: GenerateGraphRequest, loaded: LoadedModel, job: Job) -> Spooled
         spooled = spool(
             document.encode(),
             compress=request.compress and request.signed_url is not None,
-            should_stop=job.should_stop,
+            check=job.check,
         )
     if request.signed_url is None:
         return spooled
@@ -155,7 +155,7 @@ def _attribution(
             on_progress=lambda done, total: job.report(
                 "attribute", done / max(total, 1), f"{done} of {total} feature nodes"
             ),
-            should_stop=job.should_stop,
+            check=job.check,
         )
     if not graph.logit_probabilities.sum() > 0:
         raise InvalidInput(
@@ -223,5 +223,5 @@ def _upload(request: GenerateGraphRequest, signed_url: str, spooled: Spooled, jo
             allowed_hosts=job.settings.upload_allowed_hosts,
             timeout_s=job.settings.upload_timeout_s,
             deadline=job.deadline,
-            should_stop=job.should_stop,
+            check=job.check,
         )

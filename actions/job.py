@@ -48,11 +48,6 @@ class Job:
                 "later one"
             )
 
-    def should_stop(self) -> bool:
-        """`check` in the form that attribution and steering poll; always False."""
-        self.check()
-        return False
-
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time a stage, after checking that the job should go on."""

@@ -116,7 +116,7 @@ def _generate(
         "seed": request.seed,
         "freeze_attention": request.freeze_attention,
         "stop_ids": loaded.stop_ids,
-        "should_stop": job.should_stop,
+        "check": job.check,
         "on_token": lambda done, total: job.report(
             "generate", done / total, f"{done} of {total} tokens"
         ),

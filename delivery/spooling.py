@@ -12,7 +12,7 @@ from typing import IO, Self
 
 from isal import isal_zlib
 
-from errors import Cancelled, Internal
+from errors import Internal
 
 MEMORY_LIMIT_BYTES = 16 * 1024 * 1024
 
@@ -52,7 +52,7 @@ def spool(
     chunks: Iterable[bytes],
     *,
     compress: bool,
-    should_stop: Callable[[], bool] | None = None,
+    check: Callable[[], None] = lambda: None,
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
 ) -> Spooled:
     """Write the chunks to a spooled file, through gzip when asked.
@@ -60,11 +60,10 @@ def spool(
     The gzip stream carries no time, so equal chunks give equal bytes.
 
     Args:
-        should_stop: asked before each chunk; when it returns True, Cancelled is raised.
+        check: called before each chunk; what it raises ends the writing.
         memory_limit_bytes: a larger body goes to the disk.
 
     Raises:
-        Cancelled: `should_stop` said so.
         Internal: the disk has no room.
     """
     file = tempfile.SpooledTemporaryFile(max_size=memory_limit_bytes)  # noqa: SIM115
@@ -72,8 +71,7 @@ def spool(
     size = 0
     try:
         for chunk in _gzip(chunks) if compress else chunks:
-            if should_stop is not None and should_stop():
-                raise Cancelled("the job was stopped while its graph was being written")
+            check()
             file.write(chunk)
             digest.update(chunk)
             size += len(chunk)

@@ -17,7 +17,7 @@ from urllib3.util import Retry
 from delivery.destination import Target, check_url, request_headers
 from delivery.put import Answer, ConnectionFailed, Network, put
 from delivery.spooling import Spooled
-from errors import Cancelled, DeadlineExceeded, UploadFailed, WorkerError
+from errors import DeadlineExceeded, UploadFailed, WorkerError
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def upload(
     allowed_hosts: Collection[str] = (),
     timeout_s: float = 120.0,
     deadline: float | None = None,
-    should_stop: Callable[[], bool] | None = None,
+    check: Callable[[], None] = lambda: None,
     policy: RetryPolicy | None = None,
     network: Network | None = None,
 ) -> None:
@@ -80,14 +80,15 @@ def upload(
         allowed_hosts: as for `check_url`.
         timeout_s: seconds without progress after which an attempt is given up.
         deadline: Unix seconds at which the upload stops.
-        should_stop: asked several times a second, also from another thread; returns True, or
-            raises a WorkerError, to stop the upload.
+        check: called several times a second, also from another thread; the WorkerError that it
+            raises stops the upload.
 
     Raises:
         UploadUrlRefused, InvalidInput: as `check_url` and `check_headers`; or the host turns out
             to have an address that isn't public.
         UploadFailed: the store did not take the body. The sentence has the store's own error code.
-        DeadlineExceeded, Cancelled: as asked.
+        DeadlineExceeded: the deadline has passed.
+        WorkerError: what `check` raises.
     """
     check_url(signed_url, allowed_hosts)
     target = Target.of(signed_url)
@@ -95,7 +96,7 @@ def upload(
         target, signed_headers or {}, size=spooled.size, compressed=spooled.compressed
     )
     policy, network = policy or RetryPolicy(), network or Network()
-    limits = _Limits(deadline, should_stop)
+    limits = _Limits(deadline, check)
 
     def attempt() -> None:
         limits.check()
@@ -153,11 +154,10 @@ class _Limits:
     """When the upload has to stop."""
 
     deadline: float | None
-    should_stop: Callable[[], bool] | None
+    check_job: Callable[[], None]
 
     def check(self) -> None:
-        if self.should_stop is not None and self.should_stop():
-            raise Cancelled("the job was stopped while its graph was being uploaded")
+        self.check_job()
         if self.left_s() <= 0:
             raise DeadlineExceeded(
                 f"deadline {self.deadline:.0f} passed while the graph was being uploaded; send "

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attribution.salient_logits import probabilities_of
-from errors import Cancelled, InvalidInput, NotFinite
+from errors import InvalidInput, NotFinite
 from steering.engine import Hook, Passes
 from steering.features import intervention_hooks, silent_positions
 from steering.passes import passes_of
@@ -52,7 +52,7 @@ class Options(TypedDict):
     freeze_attention: keep the attention patterns that the prompt has without interventions, in the
         pass over the prompt.
     stop_ids: tokens that end a generation.
-    should_stop: polled before each forward pass.
+    check: called before each forward pass; raises to stop the generation.
     on_token: called after each token with their number so far and `n_tokens`.
     """
 
@@ -63,7 +63,7 @@ class Options(TypedDict):
     seed: int | None
     freeze_attention: bool
     stop_ids: NotRequired[Collection[int]]
-    should_stop: NotRequired[Callable[[], bool] | None]
+    check: NotRequired[Callable[[], None]]
     on_token: NotRequired[Callable[[int, int], None] | None]
 
 
@@ -87,7 +87,6 @@ def generate(
     Raises:
         InvalidInput: an intervention, `top_k` or `n_tokens` is outside what the model has.
         NotFinite: the model's logits are not all finite numbers, or those under the interventions.
-        Cancelled: `should_stop` returned True.
     """
     return _generate(model, token_ids, interventions, with_default=False, **options)[-1]
 
@@ -124,7 +123,7 @@ def _generate(
     seed: int | None,
     freeze_attention: bool,
     stop_ids: Collection[int] = (),
-    should_stop: Callable[[], bool] | None = None,
+    check: Callable[[], None] = lambda: None,
     on_token: Callable[[int, int], None] | None = None,
 ) -> list[Generation]:
     """The steered generation, after the default one if that is asked for too."""
@@ -136,9 +135,7 @@ def _generate(
     def predict(
         new_ids: list[list[int]], hooks: list[Hook], *, frozen: bool = False
     ) -> list[Tensor]:
-        if should_stop is not None and should_stop():
-            done = len(steered.ids) - len(prompt)
-            raise Cancelled(f"steering was stopped after {done} of {n_tokens} tokens")
+        check()
         tokens = torch.tensor(new_ids, device=model.cfg.device)
         logits = passes.logits(tokens, cache, hooks, freeze_attention=frozen)
         return list(logits[-len(running) :])

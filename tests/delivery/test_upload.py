@@ -366,27 +366,17 @@ def test_a_deadline_cuts_off_whatever_is_going_on(large_body, act):
 
 @pytest.mark.parametrize("act", [stop_reading, never_answer, answer(500)])
 def test_a_job_that_is_stopped_stops_its_upload(large_body, act):
-    stopped = threading.Event()
-    timer = threading.Timer(0.5, stopped.set)
-    timer.start()
-    with RawServer([act]) as server:
-        policy = RetryPolicy(first_wait_s=600, longest_wait_s=600)
-        url = server.url(QUERY)
-        failure(Cancelled, large_body, url, should_stop=stopped.is_set, policy=policy)
-        assert len(server.requests) == 1
-
-
-def test_should_stop_may_say_so_with_an_error_of_its_own(large_body):
     began = time.monotonic()
 
-    def should_stop():
+    def check():
         if time.monotonic() > began + 0.5:
             raise Cancelled("the job's own sentence")
-        return False
 
-    with RawServer([never_answer]) as server:
-        error = failure(Cancelled, large_body, server.url(QUERY), should_stop=should_stop)
+    with RawServer([act]) as server:
+        policy = RetryPolicy(first_wait_s=600, longest_wait_s=600)
+        error = failure(Cancelled, large_body, server.url(QUERY), check=check, policy=policy)
         assert error.sentence == "the job's own sentence"
+        assert len(server.requests) == 1
 
 
 # --- where it goes
@@ -690,9 +680,12 @@ def test_equal_chunks_give_equal_gzip():
 
 
 def test_a_stopped_job_stops_spooling():
+    def check():
+        raise Cancelled("no longer wanted")
+
     taken = iter([b"a"] * 10)
     with pytest.raises(Cancelled):
-        spool(taken, compress=False, should_stop=lambda: True)
+        spool(taken, compress=False, check=check)
     assert len(list(taken)) == 9
 
 

@@ -105,15 +105,10 @@ def test_progress_is_told_after_each_token(model: Any) -> None:
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_should_stop_is_asked_before_each_pass(model: Any) -> None:
-    asked: list[bool] = []
-
-    def should_stop() -> bool:
-        asked.append(True)
-        return False
-
-    generate(model, n_tokens=3, should_stop=should_stop)
-    assert len(asked) == 4
+def test_check_is_called_before_each_pass(model: Any) -> None:
+    calls: list[None] = []
+    generate(model, n_tokens=3, check=lambda: calls.append(None))
+    assert len(calls) == 4
 
 
 def test_the_context_can_be_filled_to_its_last_token(model: Any) -> None:
