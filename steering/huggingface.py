@@ -13,20 +13,21 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache
 
-from steering.engine import Hook
+from steering.engine import Hook, Passes
 
 
-class HuggingFacePasses:
-    """See `steering.engine.Passes`."""
+class HuggingFacePasses(Passes):
+    """Passes with hooks on the modules of the Hugging Face model."""
 
     def __init__(self, model: Any) -> None:
-        self.model = model
-        self.transcoders = model.transcoders._module
-        self._hf_model = model._module
+        super().__init__(model, _wrapped(model.transcoders))
+        self._hf_model: nn.Module = _wrapped(model)
         mapping = get_mapping(model.cfg.original_architecture)
-        places = mapping.feature_hook_mapping
-        self._input = places[self.transcoders.feature_input_hook]
-        self._output = places[self.transcoders.feature_output_hook]
+        locations = mapping.feature_hook_mapping
+        self._locations = {
+            "feature input": locations[self.transcoders.feature_input_hook],
+            "feature output": locations[self.transcoders.feature_output_hook],
+        }
         # …self_attn.source.attention_interface_0…
         self._attention = mapping.attention_location_pattern.partition(".source.")[0]
         self._trunk = mapping.pre_logit_location
@@ -60,15 +61,15 @@ class HuggingFacePasses:
             self._module(self._trunk)(input_ids=tokens, use_cache=False)
 
     def _module(self, path: str) -> Any:
-        return self.model._resolve_attr(self._hf_model, path)
+        """The module at a path of the mapping, as `model.layers[3].mlp`."""
+        return self._hf_model.get_submodule(path.replace("[", ".").replace("]", ""))
 
     @contextmanager
     def _hooked(self, hooks: Sequence[Hook], freeze_attention: bool = False) -> Iterator[None]:
         handles: list[RemovableHandle] = []
         try:
             for hook in hooks:
-                place = self._input if hook.place == "feature input" else self._output
-                handles.append(self._register(hook, *place))
+                handles.append(self._register(hook, *self._locations[hook.point]))
             if freeze_attention:
                 for layer in range(self.model.cfg.n_layers):
                     attention = self._module(self._attention.format(layer=layer))
@@ -93,6 +94,11 @@ class HuggingFacePasses:
         return module.register_forward_hook(lambda _module, _args, output: function(output))
 
 
+def _wrapped(envoy: Any) -> Any:
+    """The module that nnsight wraps, for which it has no public name."""
+    return envoy._module
+
+
 def _on_input(module: nn.Module, function: Callable[[Tensor], Any]) -> RemovableHandle:
     def call(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
         function(args[0])
@@ -105,24 +111,24 @@ def _first_rows_queries(_module: nn.Module, _args: Any, queries: Tensor) -> Tens
 
 
 class _Cache(DynamicCache):
-    """A key-value cache that can show attention the first row's keys in place of each row's own.
+    """A key-value cache that can give attention the first row's keys in place of each row's own.
 
-    With the first row's queries too, every row attends as the first does, and what it attends with
-    later is its own all the same.
+    With the first row's queries too, every row has the first one's attention patterns. The cache
+    keeps each row's own keys all the same, for the passes that follow.
     """
 
-    _shows_first_row = False
+    _gives_first_row = False
 
     @contextmanager
-    def first_rows_keys(self, shown: bool) -> Iterator[None]:
-        self._shows_first_row = shown
+    def first_rows_keys(self, given: bool) -> Iterator[None]:
+        self._gives_first_row = given
         try:
             yield
         finally:
-            self._shows_first_row = False
+            self._gives_first_row = False
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, cache_kwargs: Any = None
     ) -> tuple[Tensor, Tensor]:
         keys, values = super().update(key_states, value_states, layer_idx, cache_kwargs)
-        return (keys[:1].expand_as(keys) if self._shows_first_row else keys), values
+        return (keys[:1].expand_as(keys) if self._gives_first_row else keys), values

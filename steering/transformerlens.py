@@ -1,25 +1,21 @@
 """Forward passes of circuit-tracer's TransformerLens model."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
-from steering.engine import Hook
+from steering.engine import Hook, Passes
 
 
-class TransformerLensPasses:
-    """See `steering.engine.Passes`."""
+class TransformerLensPasses(Passes):
+    """Passes with hooks at TransformerLens's hook points."""
 
     def __init__(self, model: Any) -> None:
-        self.model = model
-        self.transcoders = model.transcoders
-        self._places = {
-            "feature input": model.feature_input_hook,
-            "feature output": model.feature_output_hook,
-        }
+        super().__init__(model, model.transcoders)
 
     def new_cache(self, n_rows: int) -> TransformerLensKeyValueCache:
         cfg = self.model.cfg
@@ -58,16 +54,22 @@ class TransformerLensPasses:
             self.model(tokens, stop_at_layer=last + 1)
 
     def _named(self, hooks: Sequence[Hook]) -> list[tuple[str, Callable[..., Tensor | None]]]:
+        names = {
+            "feature input": self.model.feature_input_hook,
+            "feature output": self.model.feature_output_hook,
+        }
         return [
-            (f"blocks.{hook.layer}.{self._places[hook.place]}", _without_hook_point(hook.function))
+            (f"blocks.{hook.layer}.{names[hook.point]}", partial(_call, hook.function))
             for hook in hooks
         ]
 
 
-def _without_hook_point(
+def _call(
     function: Callable[[Tensor], Tensor | None],
-) -> Callable[..., Tensor | None]:
-    return lambda acts, hook: function(acts)  # noqa: ARG005 - TransformerLens names it
+    acts: Tensor,
+    hook: Any,  # noqa: ARG001 - TransformerLens's hook point, passed by this name
+) -> Tensor | None:
+    return function(acts)
 
 
 def _first_rows_pattern(pattern: Tensor, **_: Any) -> Tensor:

@@ -53,7 +53,7 @@ def attribute(model: Any, **changes: Any) -> Any:
 
 def steer(model: Any, **changes: Any) -> Any:
     interventions = [*ablate_and_amplify(model), *ON_GENERATED_TOKENS]
-    return steering.generate_both(model, PROMPT, interventions, **options(**changes))
+    return steering.generate_both(model, PROMPT, interventions, options(**changes))
 
 
 def late() -> None:

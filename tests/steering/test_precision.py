@@ -116,7 +116,7 @@ def test_both_sides_and_the_tokens_after_are_steered_in_the_dtype_that_the_model
             with model.hooks([(n, lambda x, hook, to=dtypes: to.append(x.dtype)) for n in names]):
                 interventions = [*INTERVENTIONS, *ON_TOKENS] if steered else []
                 steering.generate_both(
-                    model, PROMPT, interventions, **options(n_tokens=2, freeze_attention=True)
+                    model, PROMPT, interventions, options(n_tokens=2, freeze_attention=True)
                 )
         assert set(seen[True]) == set(seen[False]), chosen
 
@@ -182,5 +182,5 @@ def test_no_operation_adds_in_any_order(dictionary: str, dtype: torch.dtype) -> 
                 model,
                 PROMPT,
                 [*INTERVENTIONS, *ON_TOKENS],
-                **options(n_tokens=2, temperature=temperature, freq_penalty=temperature),
+                options(n_tokens=2, temperature=temperature, freq_penalty=temperature),
             )

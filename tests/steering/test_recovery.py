@@ -52,7 +52,7 @@ def fail_in_hook(model: Any, interventions: list[Intervention]) -> None:
 
     handle = model.blocks[2].ln2.register_forward_hook(fail)
     try:
-        steering.generate_both(model, PROMPT, interventions, **options())
+        steering.generate_both(model, PROMPT, interventions, options())
     finally:
         handle.remove()
 
