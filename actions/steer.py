@@ -1,6 +1,7 @@
 """steer: a prompt continued as the model would, and with features ablated or amplified."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import steering
 from actions.job import Job, prepare_prompt
@@ -21,11 +22,9 @@ def run(request: SteerRequest, loaded: LoadedModel, job: Job) -> SteerResponse:
     options = _options(request, loaded, job)
     bounded = (feature.model_dump(include=_BOUNDED_FIELDS) for feature in request.features)
     steering.check_bounds(loaded.model, len(prompt.ids), options, bounded)
-    ignored: list[SteerFeature] = []
-    effective: list[SteerFeature] = []
-    for feature in request.features:
-        is_ignored = feature.steer_position in prompt.unsteerable_positions
-        (ignored if is_ignored else effective).append(feature)
+    unsteerable = prompt.unsteerable_positions
+    ignored = [f for f in request.features if f.steer_position in unsteerable]
+    effective = [f for f in request.features if f.steer_position not in unsteerable]
 
     default = None
     with job.model(loaded):
@@ -38,9 +37,10 @@ def run(request: SteerRequest, loaded: LoadedModel, job: Job) -> SteerResponse:
             else:
                 default, steered = steering.generate_both(*asked)
 
+    text = partial(loaded.token_text.text, start=1)  # without the leading special token
     return SteerResponse(
-        DEFAULT_GENERATION=_text(default.token_ids if default else prompt.ids, loaded),
-        STEERED_GENERATION=_text(steered.token_ids, loaded),
+        DEFAULT_GENERATION=text(default.token_ids if default else prompt.ids),
+        STEERED_GENERATION=text(steered.token_ids),
         DEFAULT_LOGITS_BY_TOKEN=_logits_by_token(default, request, loaded, prompt),
         STEERED_LOGITS_BY_TOKEN=_logits_by_token(steered, request, loaded, prompt),
         ignored_features=ignored,
@@ -81,11 +81,6 @@ def _interventions(
         )
         for feature, activation in zip(features, activations, strict=True)
     ]
-
-
-def _text(token_ids: list[int], loaded: LoadedModel) -> str:
-    """The text of prompt and continuation without the leading special token."""
-    return loaded.token_text.text(token_ids, start=1)
 
 
 def _logits_by_token(

@@ -107,10 +107,9 @@ def _probability_tolerance(dtype: torch.dtype) -> float:
 
 
 def _check_logits(graph: Any, logits: Tensor) -> None:
-    tokens = torch.tensor([target.vocab_idx for target in graph.logit_targets])
-    change = float(
-        (graph.logit_probabilities.cpu() - probabilities_of(logits).cpu()[tokens]).abs().sum()
-    )
+    """A graph's logit nodes have the probabilities that a forward pass gives."""
+    probabilities = probabilities_of(logits).cpu()[graph.logit_token_ids.cpu()]
+    change = float((graph.logit_probabilities.cpu() - probabilities).abs().sum())
     if not change <= _probability_tolerance(logits.dtype):
         raise InconsistentError(
             f"a graph and a forward pass differ by {change:.2g} in next-token probability"
@@ -176,9 +175,8 @@ def _logit_gradients(graph: Any, model: Any, ids: Sequence[int]) -> Tensor:
     with model.hooks([("ln_final.hook_scale", lambda scale, hook: scales.append(scale))]):  # noqa: ARG005
         model(torch.tensor([list(ids)], device=model.cfg.device))
     W_U = model.unembed.W_U
-    tokens = torch.tensor([target.vocab_idx for target in graph.logit_targets])
     mean = W_U.mean(-1, dtype=torch.float32).cpu()
-    gradients = W_U[:, tokens.to(W_U.device)].cpu().float().T - mean
+    gradients = W_U[:, graph.logit_token_ids.to(W_U.device)].cpu().float().T - mean
     norm = model.ln_final
     if hasattr(norm, "w"):
         gradients = gradients * norm.w.cpu().float()

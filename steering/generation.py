@@ -85,7 +85,7 @@ def _generate(
     """The steered generation, after the default one if that is asked for too."""
     passes = passes_of(model)
     features = ({"layer": i.layer, "index": i.index, "position": i.position} for i in interventions)
-    check_bounds(model, len(token_ids), options, features, name="interventions")
+    check_bounds(model, len(token_ids), options, features)
     running = sides = [
         _Side(list(token_ids), of_side, _generator(model, options.seed))
         for of_side in ([[], interventions] if with_default else [interventions])
@@ -117,11 +117,7 @@ def _generate(
 
 def _generator(model: Any, seed: int | None) -> torch.Generator:
     generator = torch.Generator(model.cfg.device)
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
-    return generator
+    return generator.manual_seed(generator.seed() if seed is None else seed)
 
 
 def _hooks(

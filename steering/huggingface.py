@@ -46,7 +46,8 @@ class HuggingFacePasses(Passes):
         *,
         freeze_attention: bool = False,
     ) -> Tensor:
-        with self._hooked(hooks, freeze_attention), cache.first_rows_keys(freeze_attention):
+        cache.gives_first_rows_keys = freeze_attention
+        with self._hooked(hooks, freeze_attention):
             output = self._hf_model(
                 input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1
             )
@@ -117,18 +118,10 @@ class _Cache(DynamicCache):
     keeps each row's own keys all the same, for the passes that follow.
     """
 
-    _gives_first_row = False
-
-    @contextmanager
-    def first_rows_keys(self, given: bool) -> Iterator[None]:
-        self._gives_first_row = given
-        try:
-            yield
-        finally:
-            self._gives_first_row = False
+    gives_first_rows_keys = False
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, cache_kwargs: Any = None
     ) -> tuple[Tensor, Tensor]:
         keys, values = super().update(key_states, value_states, layer_idx, cache_kwargs)
-        return (keys[:1].expand_as(keys) if self._gives_first_row else keys), values
+        return (keys[:1].expand_as(keys) if self.gives_first_rows_keys else keys), values

@@ -37,12 +37,7 @@ class Options:
 
 
 def check_bounds(
-    model: Any,
-    n_prompt: int,
-    options: Options,
-    features: Iterable[Mapping[str, int | None]],
-    *,
-    name: str = "features",
+    model: Any, n_prompt: int, options: Options, features: Iterable[Mapping[str, int | None]]
 ) -> None:
     """Raise InvalidInput, naming field, value and bound, for what the model or prompt doesn't have.
 
@@ -51,7 +46,6 @@ def check_bounds(
     Args:
         n_prompt: tokens of the prompt.
         features: for each one its `layer`, `index` and, under any names, positions in the prompt.
-        name: what the error calls the list of features.
     """
     cfg = model.cfg
     of_the_model = {
@@ -67,7 +61,7 @@ def check_bounds(
             bound, what_there_is = of_the_model.get(field, of_the_prompt)
             if value is not None and not 0 <= value < bound:
                 raise InvalidInput(
-                    f"{name}[{i}].{field} is {value}, {what_there_is} (0 to {bound - 1})"
+                    f"features[{i}].{field} is {value}, {what_there_is} (0 to {bound - 1})"
                 )
     if not 0 <= options.top_k <= cfg.d_vocab:
         raise InvalidInput(

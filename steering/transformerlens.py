@@ -1,7 +1,6 @@
 """Forward passes of circuit-tracer's TransformerLens model."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -59,17 +58,15 @@ class TransformerLensPasses(Passes):
             "feature output": self.model.feature_output_hook,
         }
         return [
-            (f"blocks.{hook.layer}.{names[hook.point]}", partial(_call, hook.function))
+            (f"blocks.{hook.layer}.{names[hook.point]}", _without_hook_point(hook.function))
             for hook in hooks
         ]
 
 
-def _call(
+def _without_hook_point(
     function: Callable[[Tensor], Tensor | None],
-    acts: Tensor,
-    hook: Any,  # noqa: ARG001 - TransformerLens's hook point, passed by this name
-) -> Tensor | None:
-    return function(acts)
+) -> Callable[..., Tensor | None]:
+    return lambda acts, hook: function(acts)  # noqa: ARG005 - TransformerLens names it
 
 
 def _first_rows_pattern(pattern: Tensor, **_: Any) -> Tensor:

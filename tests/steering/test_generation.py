@@ -126,15 +126,15 @@ def test_the_context_can_be_filled_to_its_last_token(model: Any) -> None:
         (
             Intervention(3, 0, 1, 0.0),
             {},
-            "interventions[0].layer is 3, the model has 3 layers (0 to 2)",
+            "features[0].layer is 3, the model has 3 layers (0 to 2)",
         ),
         (
             Intervention(0, 64, 1, 0.0),
             {},
-            "interventions[0].index is 64, the model has 64",
+            "features[0].index is 64, the model has 64",
         ),
-        (Intervention(0, 0, 6, 0.0), {}, "interventions[0].position is 6, the prompt has 6 tokens"),
-        (Intervention(0, 0, -1, 0.0), {}, "interventions[0].position is -1, the prompt has 6"),
+        (Intervention(0, 0, 6, 0.0), {}, "features[0].position is 6, the prompt has 6 tokens"),
+        (Intervention(0, 0, -1, 0.0), {}, "features[0].position is -1, the prompt has 6"),
     ],
 )
 def test_what_the_model_cannot_do_is_refused(
