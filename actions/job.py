@@ -23,10 +23,10 @@ OnProgress = Callable[[str, float, str], None]
 
 @dataclass
 class Job:
-    """The settings and limits of one job; `timings_ms` fills up as its stages end.
+    """The settings and limits of one job; `timings_ms` gets the time of each stage at its end.
 
-    `counts` is what its log line tells of its size. `shares` are the stages' usual shares of the
-    time, in order and of any sum, by which progress is reckoned; without them none is reported.
+    `counts` are the sizes that its log line gives. `shares` are the usual shares of the stages in
+    the job's time, in their order and with any sum; without them no progress is reported.
     """
 
     settings: Settings

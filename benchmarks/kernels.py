@@ -126,7 +126,7 @@ def pass_counts(cuda: EmulatedCuda, model: Any, tokens: torch.Tensor) -> Stages:
         cache = bare.new_cache(1)
         for name, new in (("over the prompt", ids), ("over one more token", ids[:, -1:])):
             with cuda.counts.during() as stages[f"a pass {name}"]:
-                bare.logits(new, cache, [])
+                bare.logits(new, cache, {})
     return stages
 
 

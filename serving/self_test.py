@@ -33,7 +33,7 @@ _STRONGEST = 4  # features of each layer that are checked
 _DECODERS_AT_ONCE = 1024
 
 # What each layer's features read, and what they stand in for: (n_positions, d_model).
-_Recorded = Mapping[tuple[int, HookPoint], Tensor]
+_Recorded = Mapping[HookPoint, Tensor]
 
 
 class InconsistentError(Exception):
@@ -74,9 +74,10 @@ def run(model: Any, ids: Sequence[int]) -> None:
     passes = passes_of(model)
     active = _Active(graph.active_features.cpu(), graph.activation_values.float().cpu())
     layers = range(model.cfg.n_layers)
-    points: tuple[HookPoint, ...] = ("feature input", "feature output")
+    points: list[HookPoint] = [(layer, "feature input") for layer in layers]
+    points += [(layer, "feature output") for layer in layers]
     with torch.inference_mode():
-        recorded = passes.record(ids, {(n, p): _last_row for n in layers for p in points})
+        recorded = passes.record(ids, dict.fromkeys(points, _last_row))
         _check_logits(graph, steering.next_token_logits(model, ids))
         strongest = [active.in_layer(layer).strongest() for layer in layers]
         for layer, features in enumerate(strongest):

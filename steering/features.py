@@ -6,7 +6,7 @@ later one (cross-layer transcoders). Setting it to a value adds (value - activat
 writes. Everything goes through hooks of a forward pass.
 
 Activations are computed in the transcoder's dtype, as circuit-tracer does it and attribution with
-it: the value that a graph shows for a feature is the value found here. From there on numbers are
+it: the value that a graph gives a feature is the value found here. From there on numbers are
 float32: values, differences, and the sum of all that is written at a position. The sum is added to
 the feature output in float32, and only that is rounded, to the dtype in which the model hands the
 feature output over. No step adds in an order that a CUDA device is free to choose.
@@ -14,7 +14,7 @@ feature output over. No step adds in an order that a CUDA device is free to choo
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from errors import NotFinite
-from steering.engine import Hook, HookPoint, Passes
+from steering.engine import HookPoint, Hooks, Passes
 from steering.passes import passes_of
 from steering.transcoder_layer import TranscoderLayer
 
@@ -45,7 +45,7 @@ def feature_activations(
     passes, silent = passes_of(model), silent_positions(model, len(token_ids))
     by_layer = _by_layer(features)
     with torch.inference_mode():
-        readers: dict[tuple[int, HookPoint], FeatureReader] = {
+        readers: dict[HookPoint, FeatureReader] = {
             (layer, "feature input"): FeatureReader(passes, mine, silent)
             for layer, mine in by_layer.items()
         }
@@ -65,7 +65,7 @@ def silent_positions(model: Any, n_tokens: int) -> range:
 
 def intervention_hooks(
     passes: Passes, values: Mapping[Feature, float], silent: Collection[int] = ()
-) -> list[Hook]:
+) -> Hooks:
     """Hooks under which a forward pass has features at the values given, effects included.
 
     They act on the last row of a batch. The activation that a value replaces is the one in the
@@ -77,8 +77,7 @@ def intervention_hooks(
         silent: positions whose features count as inactive before they are set.
     """
     pending: dict[int, Tensor] = {}  # layer -> what to add there, (n_positions, d_model) float32
-    hooks: list[Hook] = []
-    written: set[int] = set()
+    hooks: dict[HookPoint, Callable[[Tensor], Tensor | None]] = {}
     for layer, features in _by_layer(values).items():
         reader = FeatureReader(passes, features, silent)
         targets = torch.tensor(
@@ -88,12 +87,10 @@ def intervention_hooks(
         )
         decoders = reader.decoders()
         read = partial(_read_deltas, layer, reader, targets, decoders, pending)
-        hooks.append(Hook(layer, "feature input", read))
-        written.update(range(layer, layer + len(decoders)))
-    return hooks + [
-        Hook(layer, "feature output", partial(_write_deltas, layer, pending))
-        for layer in sorted(written)
-    ]
+        hooks[layer, "feature input"] = read
+        for written in range(layer, layer + len(decoders)):
+            hooks[written, "feature output"] = partial(_write_deltas, written, pending)
+    return hooks
 
 
 def _by_layer(features: Iterable[Feature]) -> dict[int, list[Feature]]:

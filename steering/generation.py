@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attribution.salient_logits import probabilities_of
 from errors import NotFinite
-from steering.engine import Hook, Passes
+from steering.engine import Hooks, Passes
 from steering.features import Feature, intervention_hooks, silent_positions
 from steering.options import Intervention, Options, check_bounds
 from steering.passes import passes_of
@@ -99,7 +99,7 @@ def _generate(
             for side in running:
                 side.ids.append(_choose_token(side, options))
             tokens = passes.tokens([side.ids[-1:] for side in running])
-            hooks = at_tokens if sides[-1] in running else []
+            hooks = at_tokens if sides[-1] in running else {}
             _predict(passes, running, passes.logits(tokens, cache, hooks), options.top_k)
             options.on_token(n_generated, options.n_tokens)
             rows = [n for n, side in enumerate(running) if side.ids[-1] not in options.stop_ids]
@@ -122,7 +122,7 @@ def _generator(model: Any, seed: int | None) -> torch.Generator:
 
 def _hooks(
     passes: Passes, interventions: Sequence[Intervention], n_prompt: int
-) -> tuple[list[Hook], list[Hook]]:
+) -> tuple[Hooks, Hooks]:
     """The hooks for the pass over the prompt and those for the pass of each generated token."""
     at_prompt: dict[Feature, float] = {}
     at_tokens: dict[Feature, float] = {}
@@ -135,9 +135,7 @@ def _hooks(
     return intervention_hooks(passes, at_prompt, silent), intervention_hooks(passes, at_tokens)
 
 
-def _read_prompt(
-    passes: Passes, sides: Sequence[_Side], hooks: Sequence[Hook], options: Options
-) -> Any:
+def _read_prompt(passes: Passes, sides: Sequence[_Side], hooks: Hooks, options: Options) -> Any:
     """Have each side predict what follows the prompt; return the cache with a row for each side."""
     # Attention is frozen to the patterns of an unsteered row in the same pass.
     frozen = bool(hooks) and options.freeze_attention

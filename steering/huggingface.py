@@ -5,7 +5,7 @@ a trace would cost a thread and a compilation for each pass, and can't keep a ke
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from circuit_tracer.utils.tl_nnsight_mapping import get_mapping
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache
 
-from steering.engine import Hook, Passes
+from steering.engine import Hooks, Passes
 
 
 class HuggingFacePasses(Passes):
     """Passes with hooks on the modules of the Hugging Face model."""
 
     def __init__(self, model: Any) -> None:
-        super().__init__(model, _wrapped(model.transcoders))
+        self.model, self.transcoders = model, _wrapped(model.transcoders)
         self._hf_model: nn.Module = _wrapped(model)
         mapping = get_mapping(model.cfg.original_architecture)
         locations = mapping.feature_hook_mapping
@@ -39,12 +39,7 @@ class HuggingFacePasses(Passes):
         cache.batch_select_indices(rows)
 
     def logits(
-        self,
-        tokens: Tensor,
-        cache: "_Cache",
-        hooks: Sequence[Hook],
-        *,
-        freeze_attention: bool = False,
+        self, tokens: Tensor, cache: "_Cache", hooks: Hooks, *, freeze_attention: bool = False
     ) -> Tensor:
         cache.gives_first_rows_keys = freeze_attention
         with self._hooked(hooks, freeze_attention):
@@ -57,7 +52,7 @@ class HuggingFacePasses(Passes):
         # Logits of one position come from another kernel than those of all, and round otherwise.
         return self._hf_model(input_ids=tokens, use_cache=False).logits[0, -1]
 
-    def read(self, tokens: Tensor, hooks: Sequence[Hook]) -> None:
+    def read(self, tokens: Tensor, hooks: Hooks) -> None:
         with self._hooked(hooks):
             self._module(self._trunk)(input_ids=tokens, use_cache=False)
 
@@ -66,24 +61,21 @@ class HuggingFacePasses(Passes):
         return self._hf_model.get_submodule(path.replace("[", ".").replace("]", ""))
 
     @contextmanager
-    def _hooked(self, hooks: Sequence[Hook], freeze_attention: bool = False) -> Iterator[None]:
-        handles: list[RemovableHandle] = []
-        try:
-            for hook in hooks:
-                handles.append(self._register(hook, *self._locations[hook.point]))
-            if freeze_attention:
-                for layer in range(self.model.cfg.n_layers):
-                    attention = self._module(self._attention.format(layer=layer))
-                    handles.append(attention.q_proj.register_forward_hook(_first_rows_queries))
+    def _hooked(self, hooks: Hooks, freeze_attention: bool = False) -> Iterator[None]:
+        with ExitStack() as handles:
+            for (layer, side), function in hooks.items():
+                handles.enter_context(self._register(layer, function, *self._locations[side]))
+            for layer in range(self.model.cfg.n_layers if freeze_attention else 0):
+                queries = self._module(self._attention.format(layer=layer)).q_proj
+                handles.enter_context(queries.register_forward_hook(_first_rows_queries))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
-    def _register(self, hook: Hook, pattern: str, side: str) -> RemovableHandle:
+    def _register(
+        self, layer: int, function: Callable[[Tensor], Any], pattern: str, side: str
+    ) -> RemovableHandle:
         """Hook a location of the mapping: a module's input or output, or a call in its forward."""
-        path, _, call = pattern.format(layer=hook.layer).partition(".source.")
-        module, function = self._module(path), hook.function
+        path, _, call = pattern.format(layer=layer).partition(".source.")
+        module = self._module(path)
         if call:
             called = getattr(module, call.removeprefix("self_").removesuffix("_0"))
             if not isinstance(called, nn.Module):

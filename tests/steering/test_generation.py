@@ -100,7 +100,7 @@ def test_the_model_runs_once_for_the_prompt_of_each_kind_and_once_for_each_token
     assert shapes == [(2, len(PROMPT)), prompt, (2, 1)] * 2
 
 
-def test_progress_is_told_after_each_token(model: Any) -> None:
+def test_progress_is_reported_after_each_token(model: Any) -> None:
     seen: list[tuple[int, int]] = []
     generate(model, n_tokens=3, on_token=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]

@@ -34,9 +34,9 @@ ON_TOKENS = [Intervention(0, 3, None, 3.0), Intervention(2, 40, None, 5.0)]
 
 
 def dictionaries(architecture: str) -> Iterator[dict[str, Any]]:
-    """Each dictionary at each place, every other one with a skip connection."""
-    places = [hooks for hooks in HOOKS if (architecture, hooks) != ("parallel", "residual")]
-    for i, (dictionary, hooks) in enumerate(product((*PER_LAYER, *CROSS_LAYER), places)):
+    """Each dictionary at each pair of hooks, every other one with a skip connection."""
+    pairs = [hooks for hooks in HOOKS if (architecture, hooks) != ("parallel", "residual")]
+    for i, (dictionary, hooks) in enumerate(product((*PER_LAYER, *CROSS_LAYER), pairs)):
         yield {"dictionary": dictionary, "hooks": hooks, "skip": i % 2 == 0}
 
 
