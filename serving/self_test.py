@@ -56,9 +56,14 @@ class _Active:
     def strongest(self) -> "_Active":
         return self[self.values.topk(min(_STRONGEST, len(self.values))).indices]
 
-    def names(self) -> list[tuple[int, int, int]]:
-        """(layer, position, index) of each."""
-        return [(layer, position, index) for layer, position, index in self.features.tolist()]
+    def interventions(self) -> list[Intervention]:
+        """Each feature held at its own activation."""
+        return [
+            Intervention(layer, index, position, value)
+            for (layer, position, index), value in zip(
+                self.features.tolist(), self.values.tolist(), strict=True
+            )
+        ]
 
 
 def run(model: Any, ids: Sequence[int]) -> None:
@@ -127,7 +132,8 @@ def _check_activations(
     inputs = read.to(rows.dtype).cpu().float()[positions]
     terms, bias = inputs * rows.cpu().float(), transcoder.b_enc.cpu().float()[indices]
     bound = _tolerance(rows.dtype) * (terms.abs().sum(1) + bias.abs())
-    steered = steering.feature_activations(passes.model, ids, active.names())
+    features = [(layer, position, index) for layer, position, index in active.features.tolist()]
+    steered = steering.feature_activations(passes.model, ids, features)
     for way, other in (("in float32", terms.sum(1) + bias), ("in a steer", torch.tensor(steered))):
         off = (active.values - other).abs()
         if not (off <= bound).all():
@@ -188,13 +194,7 @@ def _logit_gradients(graph: Any, model: Any, ids: Sequence[int]) -> Tensor:
 
 def _check_steer(model: Any, ids: Sequence[int], strongest: Sequence[_Active]) -> None:
     """Features held at their own activations change nothing; ablated, they leave finite numbers."""
-    own = [
-        Intervention(layer, index, position, value)
-        for active in strongest
-        for (layer, position, index), value in zip(
-            active.names(), active.values.tolist(), strict=True
-        )
-    ]
+    own = [intervention for active in strongest for intervention in active.interventions()]
     cfg = model.cfg
     options = Options(n_tokens=min(1, cfg.n_ctx - len(ids)), top_k=cfg.d_vocab)
     default, held = (
@@ -236,19 +236,20 @@ def _warn_of_a_set_that_explains_nothing(
 
 def _reconstruction(passes: Passes, active: _Active, recorded: _Recorded) -> list[Tensor]:
     """What the transcoders write in each layer, (n_positions, d_model) float32."""
-    transcoders, sums = passes.transcoders, []
-    layers = [TranscoderLayer(transcoders, layer) for layer in range(passes.model.cfg.n_layers)]
-    for layer, transcoder in enumerate(layers):
-        read, b_dec = recorded[layer, "feature input"], transcoder.b_dec
-        sums.append(b_dec.float().expand(read.shape).clone())
+    transcoders, layers = passes.transcoders, range(passes.model.cfg.n_layers)
+    reads = [recorded[layer, "feature input"] for layer in layers]
+    sums = [torch.zeros_like(read, dtype=torch.float32) for read in reads]
+    for layer, read in enumerate(reads):
+        transcoder = TranscoderLayer(transcoders, layer)
+        sums[layer] += transcoder.b_dec.float()
         if transcoders.skip_connection:
-            sums[-1] += transcoders.compute_skip(layer, read.to(b_dec.dtype)).float()
-    for layer, transcoder in enumerate(layers):
+            skipped = transcoders.compute_skip(layer, read.to(transcoder.b_dec.dtype))
+            sums[layer] += skipped.float()
         mine = active.in_layer(layer)
         for part in torch.arange(len(mine.values)).split(_DECODERS_AT_ONCE):
             _, positions, indices = mine.features[part].T
-            at = torch.arange(len(sums[layer]))[:, None] == positions
-            values = torch.where(at, mine.values[part], 0.0).to(sums[layer].device)
+            at = torch.arange(len(read))[:, None] == positions
+            values = torch.where(at, mine.values[part], 0.0).to(read.device)
             for written, vectors in enumerate(transcoder.decoders(indices), start=layer):
                 sums[written] += values @ vectors.float()
     return sums

@@ -48,12 +48,10 @@ def check_bounds(
         features: for each one its `layer`, `index` and, under any names, positions in the prompt.
     """
     cfg = model.cfg
+    n_features = model.transcoders.d_transcoder
     of_the_model = {
         "layer": (cfg.n_layers, f"the model has {cfg.n_layers} layers"),
-        "index": (
-            model.transcoders.d_transcoder,
-            f"the model has {model.transcoders.d_transcoder} features a layer",
-        ),
+        "index": (n_features, f"the model has {n_features} features a layer"),
     }
     of_the_prompt = (n_prompt, f"the prompt has {n_prompt} tokens")
     for i, feature in enumerate(features):
