@@ -151,7 +151,7 @@ def _attribution(
             on_progress=lambda done, total: job.report(
                 "attribute", done / max(total, 1), f"{done} of {total} feature nodes"
             ),
-            should_stop=job.should_stop,
+            check=job.check,
         )
     if not graph.logit_probabilities.sum() > 0:
         raise InvalidInput(

@@ -23,10 +23,10 @@ OnProgress = Callable[[str, float, str], None]
 
 @dataclass
 class Job:
-    """The settings and limits of one job; `timings_ms` fills up as its stages end.
+    """The settings and limits of one job; `timings_ms` gets the time of each stage at its end.
 
-    `counts` is what its log line tells of its size. `shares` are the stages' usual shares of the
-    time, in order and of any sum, by which progress is reckoned; without them none is reported.
+    `counts` are the sizes that its log line gives. `shares` are the usual shares of the stages in
+    the job's time, in their order and with any sum; without them no progress is reported.
     """
 
     settings: Settings
@@ -47,11 +47,6 @@ class Job:
                 f"deadline {self.deadline:.0f} passed {late:.1f} s ago; send the job again with a "
                 "later one"
             )
-
-    def should_stop(self) -> bool:
-        """`check` in the form that attribution and steering poll; always False."""
-        self.check()
-        return False
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

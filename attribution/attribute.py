@@ -44,7 +44,7 @@ def attribute(
     max_feature_nodes: int | None = None,
     update_interval: int = 4,
     on_progress: Callable[[int, int], None] | None = None,
-    should_stop: Callable[[], bool] | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Graph:
     """Return the attribution graph of `prompt`: what `circuit_tracer.attribute` gives.
 
@@ -59,10 +59,9 @@ def attribute(
         max_feature_nodes: most features in the graph; None for all that are active.
         update_interval: batches between two rankings of which features to expand next.
         on_progress: called with (feature nodes done, feature nodes in all), from (0, total).
-        should_stop: asked before each batch; what it raises passes through.
+        check: called before each batch; raises to stop the attribution.
 
     Raises:
-        errors.Cancelled: `should_stop` said so.
         errors.OutOfMemory: not even a batch of one fits.
         errors.NotFinite: the model's numbers on this prompt overflow in its dtype.
     """
@@ -80,7 +79,7 @@ def attribute(
                 max_feature_nodes=max_feature_nodes,
                 update_interval=update_interval,
                 on_progress=on_progress,
-                should_stop=should_stop,
+                check=check,
             )
     tokens = model.ensure_tokenized(prompt)
     local = build_local_replacement_model(model, tokens)
@@ -95,7 +94,7 @@ def attribute(
         desired_logit_prob=desired_logit_prob,
     )
     n_features = min(max_feature_nodes or local.n_active, local.n_active)
-    progress = Progress(n_features, on_progress, should_stop)
+    progress = Progress(n_features, on_progress, check)
     expansion = Expansion(local, targets, batch_size, update_interval, progress)
     if n_features == local.n_active:
         selected = torch.arange(n_features)

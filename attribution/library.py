@@ -33,14 +33,14 @@ def attribute_with_library(
     max_feature_nodes: int | None,
     update_interval: int,
     on_progress: Callable[[int, int], None] | None,
-    should_stop: Callable[[], bool] | None,
+    check: Callable[[], None],
 ) -> Graph:
     """`circuit_tracer.attribute`, with progress, stopping and less memory between its batches.
 
     Arguments, result and errors are those of `attribution.attribute`. One thing differs from the
     library: with nnsight it leaves Gemma 3's embedding scale out of the edges from tokens.
     """
-    watched = _WatchedModel(model, max_feature_nodes, on_progress, should_stop)
+    watched = _WatchedModel(model, max_feature_nodes, on_progress, check)
     with _own_logging():
         graph = library_loop()(
             prompt,
@@ -68,12 +68,12 @@ class _WatchedModel:
         model: Any,
         max_feature_nodes: int | None,
         on_progress: Callable[[int, int], None] | None,
-        should_stop: Callable[[], bool] | None,
+        check: Callable[[], None],
     ) -> None:
         self._model = model
         self._max_feature_nodes = max_feature_nodes
         self._on_progress = on_progress
-        self._should_stop = should_stop
+        self._check = check
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -88,7 +88,7 @@ class _WatchedModel:
             context.token_vectors = _embedded(self._model, inputs)
         n_active = context.activation_matrix._nnz()
         total = min(self._max_feature_nodes or n_active, n_active)
-        progress = Progress(total, self._on_progress, self._should_stop)
+        progress = Progress(total, self._on_progress, self._check)
         self._context = _WatchedContext(context, self._model, progress)
         return self._context
 

@@ -28,7 +28,7 @@ from attribution import expansion, freezing, ranking
 from benchmarks.emulated_cuda import Counts, EmulatedCuda, emulated_cuda
 from benchmarks.families import FAMILIES
 from benchmarks.reference_workload import build
-from steering import Intervention, generation, passes
+from steering import Intervention, Options, generation, passes
 
 Stages = dict[str, Counts]
 
@@ -113,17 +113,8 @@ def steer_counts(cuda: EmulatedCuda, model: Any, tokens: torch.Tensor, n_tokens:
                 zip(features, values, strict=True)
             )
         ]
-        steering.generate_both(
-            model,
-            prompt,
-            interventions,
-            n_tokens=n_tokens,
-            top_k=5,
-            temperature=0,
-            freq_penalty=0,
-            seed=None,
-            freeze_attention=True,
-        )
+        options = Options(n_tokens, top_k=5, freeze_attention=True)
+        steering.generate_both(model, prompt, interventions, options)
     return stages
 
 
@@ -135,7 +126,7 @@ def pass_counts(cuda: EmulatedCuda, model: Any, tokens: torch.Tensor) -> Stages:
         cache = bare.new_cache(1)
         for name, new in (("over the prompt", ids), ("over one more token", ids[:, -1:])):
             with cuda.counts.during() as stages[f"a pass {name}"]:
-                bare.logits(new, cache, [])
+                bare.logits(new, cache, {})
     return stages
 
 

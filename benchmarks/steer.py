@@ -32,7 +32,7 @@ from transformers import PreTrainedTokenizerFast
 import steering
 from benchmarks.measure import Cost, machine, measure, medians
 from loading.weight_layout import lay_out_weights
-from steering import Intervention
+from steering import Intervention, Options
 
 D_VOCAB, TOP_K = 8000, 5
 
@@ -132,10 +132,8 @@ def our_way(
         Intervention(layer, index, position, 4 * value)
         for (layer, position, index), value in zip(features, values, strict=True)
     ]
-    default, steered = steering.generate_both(
-        model, ids, interventions, n_tokens=n_tokens, top_k=TOP_K, temperature=0, freq_penalty=0,
-        seed=None, freeze_attention=frozen,
-    )  # fmt: skip
+    options = Options(n_tokens, TOP_K, freeze_attention=frozen)
+    default, steered = steering.generate_both(model, ids, interventions, options)
     predictions = default.top_ids.tolist() + steered.top_ids.tolist()
     return default.token_ids, steered.token_ids, predictions
 

@@ -7,21 +7,20 @@ say of the same thing is compared as well. Peak memory is a small graph's.
 """
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder
 from torch import Tensor
 
 import attribution
 import steering
 from attribution.salient_logits import probabilities_of
-from steering import Intervention
-from steering.engine import Hook, Passes
-from steering.features import encoder_rows
+from steering import Intervention, Options
+from steering.engine import HookPoint, Passes
 from steering.passes import passes_of
+from steering.transcoder_layer import TranscoderLayer
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +32,9 @@ _FEATURE_NODES = 64
 _STRONGEST = 4  # features of each layer that are checked
 _DECODERS_AT_ONCE = 1024
 
+# What each layer's features read, and what they stand in for: (n_positions, d_model).
+_Recorded = Mapping[HookPoint, Tensor]
+
 
 class InconsistentError(Exception):
     """Two ways to compute one number disagree; the message says which."""
@@ -40,29 +42,28 @@ class InconsistentError(Exception):
 
 @dataclass(frozen=True)
 class _Active:
-    """The active features of a graph: (n,) each, on the CPU."""
+    """The active features of a graph, on the CPU."""
 
-    layer: Tensor
-    position: Tensor
-    index: Tensor
-    value: Tensor  # float32
-
-    @classmethod
-    def of(cls, graph: Any) -> "_Active":
-        layer, position, index = graph.active_features.cpu().T
-        return cls(layer, position, index, graph.activation_values.float().cpu())
+    features: Tensor  # (n, 3): layer, position, index
+    values: Tensor  # (n,) float32
 
     def __getitem__(self, chosen: Tensor) -> "_Active":
-        parts = (self.layer, self.position, self.index, self.value)
-        return _Active(*(part[chosen] for part in parts))
+        return _Active(self.features[chosen], self.values[chosen])
 
-    def strongest_of(self, layer: int) -> "_Active":
-        mine = (self.layer == layer).nonzero().flatten()
-        return self[mine[self.value[mine].topk(min(_STRONGEST, len(mine))).indices]]
+    def in_layer(self, layer: int) -> "_Active":
+        return self[self.features[:, 0] == layer]
 
-    def names(self) -> list[tuple[int, int, int]]:
-        """(layer, position, index) of each."""
-        return [tuple(n) for n in torch.stack([self.layer, self.position, self.index], 1).tolist()]
+    def strongest(self) -> "_Active":
+        return self[self.values.topk(min(_STRONGEST, len(self.values))).indices]
+
+    def interventions(self) -> list[Intervention]:
+        """Each feature held at its own activation."""
+        return [
+            Intervention(layer, index, position, value)
+            for (layer, position, index), value in zip(
+                self.features.tolist(), self.values.tolist(), strict=True
+            )
+        ]
 
 
 def run(model: Any, ids: Sequence[int]) -> None:
@@ -75,17 +76,24 @@ def run(model: Any, ids: Sequence[int]) -> None:
         errors.NotFinite: some overflow.
     """
     graph = attribution.attribute(torch.tensor(ids), model, max_feature_nodes=_FEATURE_NODES)
-    passes, active = passes_of(model), _Active.of(graph)
+    passes = passes_of(model)
+    active = _Active(graph.active_features.cpu(), graph.activation_values.float().cpu())
+    layers = range(model.cfg.n_layers)
+    points: list[HookPoint] = [(layer, "feature input") for layer in layers]
+    points += [(layer, "feature output") for layer in layers]
     with torch.inference_mode():
-        read, written = _record(passes, ids)
+        recorded = passes.record(ids, dict.fromkeys(points, _last_row))
         _check_logits(graph, steering.next_token_logits(model, ids))
-        strongest = [active.strongest_of(layer) for layer in range(model.cfg.n_layers)]
+        strongest = [active.in_layer(layer).strongest() for layer in layers]
         for layer, features in enumerate(strongest):
-            steered = steering.feature_activations(model, ids, features.names())
-            _check_activations(passes, layer, features, read[layer], torch.tensor(steered))
-        _check_edges_into_logits(graph, active, model, ids)
+            _check_activations(passes, layer, features, recorded[layer, "feature input"], ids)
+        _check_edges_into_logits(graph, active, passes, ids)
         _check_steer(model, ids, strongest)
-        _warn_of_a_set_that_explains_nothing(passes, active, read, written)
+        _warn_of_a_set_that_explains_nothing(passes, active, recorded)
+
+
+def _last_row(acts: Tensor) -> Tensor:
+    return acts[-1].clone()
 
 
 def _tolerance(dtype: torch.dtype) -> float:
@@ -104,29 +112,10 @@ def _probability_tolerance(dtype: torch.dtype) -> float:
     return min(0.25, 4096 * torch.finfo(dtype).eps)
 
 
-def _record(passes: Passes, ids: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
-    """What the features of each layer read, and what they stand in for, (n_positions, d_model)."""
-    read: dict[int, Tensor] = {}
-    written: dict[int, Tensor] = {}
-
-    def keep(store: dict[int, Tensor], layer: int) -> Any:
-        def function(acts: Tensor) -> None:
-            store[layer] = acts[-1].clone()
-
-        return function
-
-    layers = range(passes.model.cfg.n_layers)
-    hooks = [Hook(layer, "feature input", keep(read, layer)) for layer in layers]
-    hooks += [Hook(layer, "feature output", keep(written, layer)) for layer in layers]
-    passes.read(torch.tensor([list(ids)], device=passes.model.cfg.device), hooks)
-    return [read[layer] for layer in layers], [written[layer] for layer in layers]
-
-
 def _check_logits(graph: Any, logits: Tensor) -> None:
-    tokens = torch.tensor([target.vocab_idx for target in graph.logit_targets])
-    change = float(
-        (graph.logit_probabilities.cpu() - probabilities_of(logits).cpu()[tokens]).abs().sum()
-    )
+    """A graph's logit nodes have the probabilities that a forward pass gives."""
+    probabilities = probabilities_of(logits).cpu()[graph.logit_token_ids.cpu()]
+    change = float((graph.logit_probabilities.cpu() - probabilities).abs().sum())
     if not change <= _probability_tolerance(logits.dtype):
         raise InconsistentError(
             f"a graph and a forward pass differ by {change:.2g} in next-token probability"
@@ -134,18 +123,19 @@ def _check_logits(graph: Any, logits: Tensor) -> None:
 
 
 def _check_activations(
-    passes: Passes, layer: int, features: _Active, read: Tensor, steered: Tensor
+    passes: Passes, layer: int, active: _Active, read: Tensor, ids: Sequence[int]
 ) -> None:
     """A graph's activations are those that a steer reads, and that the encoder's rows give."""
-    transcoders = passes.transcoders
-    cross_layer = isinstance(transcoders, CrossLayerTranscoder)
-    b_enc = transcoders.b_enc[layer] if cross_layer else transcoders[layer].b_enc
-    rows = encoder_rows(transcoders, layer, features.index.to(read.device))
-    inputs = read.to(rows.dtype).cpu().float()[features.position]
-    terms, bias = inputs * rows.cpu().float(), b_enc.cpu().float()[features.index]
+    _, positions, indices = active.features.T
+    transcoder = TranscoderLayer(passes.transcoders, layer)
+    rows = transcoder.rows("W_enc", indices.to(read.device))
+    inputs = read.to(rows.dtype).cpu().float()[positions]
+    terms, bias = inputs * rows.cpu().float(), transcoder.b_enc.cpu().float()[indices]
     bound = _tolerance(rows.dtype) * (terms.abs().sum(1) + bias.abs())
-    for way, other in (("in float32", terms.sum(1) + bias), ("in a steer", steered)):
-        off = (features.value - other).abs()
+    features = [(layer, position, index) for layer, position, index in active.features.tolist()]
+    steered = steering.feature_activations(passes.model, ids, features)
+    for way, other in (("in float32", terms.sum(1) + bias), ("in a steer", torch.tensor(steered))):
+        off = (active.values - other).abs()
         if not (off <= bound).all():
             raise InconsistentError(
                 f"features of layer {layer} have other activations in a graph than {way}: off by "
@@ -153,25 +143,28 @@ def _check_activations(
             )
 
 
-def _check_edges_into_logits(graph: Any, active: _Active, model: Any, ids: Sequence[int]) -> None:
+def _check_edges_into_logits(
+    graph: Any, active: _Active, passes: Passes, ids: Sequence[int]
+) -> None:
     """Check the edges from features of the last layer and position into the logits.
 
     Only the final norm lies between them, so each edge is one product. Checked on TransformerLens
     alone, and not where another norm follows what features write.
     """
-    cfg = model.cfg
+    model, cfg = passes.model, passes.model.cfg
     if model.backend == "nnsight" or (
         cfg.use_normalization_before_and_after
         and model.original_feature_output_hook != "hook_mlp_out"
     ):
         return
     chosen = active[graph.selected_features.cpu()]
-    at_end = (chosen.layer == cfg.n_layers - 1) & (chosen.position == len(ids) - 1)
+    layers, positions, _ = chosen.features.T
+    at_end = (layers == cfg.n_layers - 1) & (positions == len(ids) - 1)
     if not at_end.any():
         return
     features = chosen[at_end]
-    rows = model.transcoders._get_decoder_vectors(cfg.n_layers - 1, features.index)
-    written = rows.cpu().float().flatten(1) * features.value[:, None]  # (n, d_model)
+    [rows] = TranscoderLayer(passes.transcoders, cfg.n_layers - 1).decoders(features.features[:, 2])
+    written = rows.cpu().float() * features.values[:, None]  # (n, d_model)
     towards = _logit_gradients(graph, model, ids)  # (n_logits, d_model)
     expected, bound = towards @ written.T, towards.abs() @ written.abs().T
     edges = graph.adjacency_matrix.cpu()[-len(towards) :, : len(at_end)][:, at_end]
@@ -189,9 +182,8 @@ def _logit_gradients(graph: Any, model: Any, ids: Sequence[int]) -> Tensor:
     with model.hooks([("ln_final.hook_scale", lambda scale, hook: scales.append(scale))]):  # noqa: ARG005
         model(torch.tensor([list(ids)], device=model.cfg.device))
     W_U = model.unembed.W_U
-    tokens = torch.tensor([target.vocab_idx for target in graph.logit_targets])
     mean = W_U.mean(-1, dtype=torch.float32).cpu()
-    gradients = W_U[:, tokens.to(W_U.device)].cpu().float().T - mean
+    gradients = W_U[:, graph.logit_token_ids.to(W_U.device)].cpu().float().T - mean
     norm = model.ln_final
     if hasattr(norm, "w"):
         gradients = gradients * norm.w.cpu().float()
@@ -202,50 +194,35 @@ def _logit_gradients(graph: Any, model: Any, ids: Sequence[int]) -> Tensor:
 
 def _check_steer(model: Any, ids: Sequence[int], strongest: Sequence[_Active]) -> None:
     """Features held at their own activations change nothing; ablated, they leave finite numbers."""
-    features = [
-        (name, value)
-        for layer in strongest
-        for name, value in zip(layer.names(), layer.value.tolist(), strict=True)
-    ]
-    own = [Intervention(layer, index, at, value) for (layer, at, index), value in features]
-    options: steering.Options = {
-        "n_tokens": min(1, model.cfg.n_ctx - len(ids)),
-        "top_k": model.cfg.d_vocab,
-        "temperature": 0,
-        "freq_penalty": 0,
-        "seed": None,
-        "freeze_attention": False,
-    }
-    default, held = steering.generate_both(model, ids, own, **options)
-    first = [torch.zeros(model.cfg.d_vocab) for _ in range(2)]
-    for side, generation in zip(first, (default, held), strict=True):
-        side[generation.top_ids[0]] = generation.top_probs[0]
-    change = float((first[1] - first[0]).abs().sum() / 2)
-    if not change <= _probability_tolerance(model.cfg.dtype):
+    own = [intervention for active in strongest for intervention in active.interventions()]
+    cfg = model.cfg
+    options = Options(n_tokens=min(1, cfg.n_ctx - len(ids)), top_k=cfg.d_vocab)
+    default, held = (
+        torch.zeros(cfg.d_vocab).scatter(0, side.top_ids[0], side.top_probs[0])
+        for side in steering.generate_both(model, ids, own, options)
+    )
+    change = float((held - default).abs().sum() / 2)
+    if not change <= _probability_tolerance(cfg.dtype):
         raise InconsistentError(
             f"features set to the activations that they have move {change:.2g} of the next token's "
             "probability"
         )
-    ablated = [Intervention(layer, index, at, 0.0) for (layer, at, index), _ in features]
+    ablated = [replace(intervention, value=0.0) for intervention in own]
     # A feature of each layer ablated on the generated tokens too, so that their passes have hooks.
-    ablated += [Intervention(layer, 0, None, 0.0) for layer in range(model.cfg.n_layers)]
-    steering.generate(model, ids, ablated, **options)
+    ablated += [Intervention(layer, 0, None, 0.0) for layer in range(cfg.n_layers)]
+    steering.generate(model, ids, ablated, options)
 
 
 def _warn_of_a_set_that_explains_nothing(
-    passes: Passes,
-    active: _Active,
-    read: Sequence[Tensor],
-    written: Sequence[Tensor],
+    passes: Passes, active: _Active, recorded: _Recorded
 ) -> None:
     """Warn where the transcoders' error is larger than what they stand in for, in most layers."""
-    spoken = torch.ones(len(read[0]), dtype=torch.bool)
-    spoken[passes.model.zero_positions] = False
-    replaced = _reconstruction(passes, active, read)
-    shares = [
-        float((output.float() - sums)[spoken].norm() / output.float()[spoken].norm())
-        for output, sums in zip(written, replaced, strict=True)
-    ]
+    shares = []
+    for layer, written in enumerate(_reconstruction(passes, active, recorded)):
+        output = recorded[layer, "feature output"].float()
+        spoken = torch.ones(len(output), dtype=torch.bool)
+        spoken[passes.model.zero_positions] = False
+        shares.append(float((output - written)[spoken].norm() / output[spoken].norm()))
     logger.debug("the transcoders' error is %s of what they stand in for, by layer", shares)
     usual = float(torch.tensor(shares).median())
     if usual > 1:
@@ -257,23 +234,22 @@ def _warn_of_a_set_that_explains_nothing(
         )
 
 
-def _reconstruction(passes: Passes, active: _Active, read: Sequence[Tensor]) -> list[Tensor]:
+def _reconstruction(passes: Passes, active: _Active, recorded: _Recorded) -> list[Tensor]:
     """What the transcoders write in each layer, (n_positions, d_model) float32."""
-    transcoders = passes.transcoders
-    cross_layer = isinstance(transcoders, CrossLayerTranscoder)
-    sums: list[Tensor] = []
-    for layer, inputs in enumerate(read):
-        b_dec = transcoders.b_dec[layer] if cross_layer else transcoders[layer].b_dec
-        sums.append(b_dec.float().expand(inputs.shape).clone())
+    transcoders, layers = passes.transcoders, range(passes.model.cfg.n_layers)
+    reads = [recorded[layer, "feature input"] for layer in layers]
+    sums = [torch.zeros_like(read, dtype=torch.float32) for read in reads]
+    for layer, read in enumerate(reads):
+        transcoder = TranscoderLayer(transcoders, layer)
+        sums[layer] += transcoder.b_dec.float()
         if transcoders.skip_connection:
-            sums[-1] += transcoders.compute_skip(layer, inputs.to(b_dec.dtype)).float()
-    positions = torch.arange(len(read[0]))
-    for layer in range(len(read)):
-        for part in (active.layer == layer).nonzero().flatten().split(_DECODERS_AT_ONCE):
-            features = active[part]
-            at = torch.where(positions[:, None] == features.position, features.value, 0.0)
-            at = at.to(read[0].device)
-            rows = transcoders._get_decoder_vectors(layer, features.index)
-            for i, vectors in enumerate(rows.flatten(1).split(read[0].shape[1], 1)):
-                sums[layer + i] += at @ vectors.float()
+            skipped = transcoders.compute_skip(layer, read.to(transcoder.b_dec.dtype))
+            sums[layer] += skipped.float()
+        mine = active.in_layer(layer)
+        for part in torch.arange(len(mine.values)).split(_DECODERS_AT_ONCE):
+            _, positions, indices = mine.features[part].T
+            at = torch.arange(len(read))[:, None] == positions
+            values = torch.where(at, mine.values[part], 0.0).to(read.device)
+            for written, vectors in enumerate(transcoder.decoders(indices), start=layer):
+                sums[written] += values @ vectors.float()
     return sums

@@ -4,17 +4,19 @@
 features set to other values, `generate_both` without and with that; `next_token_logits` is a bare
 forward pass. They give the numbers of circuit-tracer's `ReplacementModel` (`get_activations`,
 `feature_intervention_generate`) at the cost of the tokens: one forward pass a token over a
-key-value cache, and of the dictionaries only the rows of the features at hand.
+key-value cache, and of the transcoders only the rows of the features at hand.
 """
 
 from steering.features import feature_activations
-from steering.generation import Generation, Intervention, Options, generate, generate_both
+from steering.generation import Generation, generate, generate_both
+from steering.options import Intervention, Options, check_bounds
 from steering.passes import next_token_logits
 
 __all__ = [
     "Generation",
     "Intervention",
     "Options",
+    "check_bounds",
     "feature_activations",
     "generate",
     "generate_both",

@@ -1,24 +1,19 @@
-"""What generation asks of a replacement model's forward pass, whichever engine runs it."""
+"""What steering asks of a replacement model's forward pass, whichever engine runs it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor
 
+# A layer, and what its features read there or write there.
+HookPoint = tuple[int, Literal["feature input", "feature output"]]
 
-@dataclass(frozen=True, eq=False)
-class Hook:
-    """A function of what a layer's features read or write, (n_rows, n_positions, d_model).
-
-    At "feature output" it returns what the model goes on with.
-    """
-
-    layer: int
-    place: Literal["feature input", "feature output"]
-    function: Callable[[Tensor], Tensor | None]
+# Functions of the tensor at a hook point, (n_rows, n_positions, d_model). One of a feature output
+# returns what the model goes on with.
+Hooks = Mapping[HookPoint, Callable[[Tensor], Tensor | None]]
 
 
 class Passes(Protocol):
@@ -30,6 +25,22 @@ class Passes(Protocol):
     model: Any  # circuit_tracer's replacement model
     transcoders: Any  # circuit_tracer's transcoders of the model
 
+    def tokens(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Token ids (n_rows, n_positions) on the model's device."""
+        return torch.tensor(rows, device=self.model.cfg.device)
+
+    def record(
+        self, token_ids: Sequence[int], functions: Mapping[HookPoint, Callable[[Tensor], Tensor]]
+    ) -> dict[HookPoint, Tensor]:
+        """What each function returns at its hook point, in a pass over `token_ids`."""
+        recorded: dict[HookPoint, Tensor] = {}
+
+        def recording(point: HookPoint) -> Callable[[Tensor], None]:
+            return lambda acts: recorded.update({point: functions[point](acts)})
+
+        self.read(self.tokens([token_ids]), {point: recording(point) for point in functions})
+        return recorded
+
     def new_cache(self, n_rows: int) -> Any:
         """A cache for `n_rows` texts that holds nothing yet."""
 
@@ -37,7 +48,7 @@ class Passes(Protocol):
         """Drop the other rows from the cache."""
 
     def logits(
-        self, tokens: Tensor, cache: Any, hooks: Sequence[Hook], *, freeze_attention: bool = False
+        self, tokens: Tensor, cache: Any, hooks: Hooks, *, freeze_attention: bool = False
     ) -> Tensor:
         """Logits (n_rows, d_vocab) after the last of `tokens`, (n_rows, n_new).
 
@@ -51,8 +62,8 @@ class Passes(Protocol):
         To the bit what attribution's pass over the prompt gives.
         """
 
-    def read(self, tokens: Tensor, hooks: Sequence[Hook]) -> None:
+    def read(self, tokens: Tensor, hooks: Hooks) -> None:
         """Run hooks, none of which changes anything, over `tokens`, (n_rows, n_positions).
 
-        They see to the bit what attribution's pass over the prompt computes.
+        They get to the bit what attribution's pass over the prompt computes.
         """

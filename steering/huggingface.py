@@ -5,7 +5,7 @@ a trace would cost a thread and a compilation for each pass, and can't keep a ke
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from circuit_tracer.utils.tl_nnsight_mapping import get_mapping
@@ -13,20 +13,21 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache
 
-from steering.engine import Hook
+from steering.engine import Hooks, Passes
 
 
-class HuggingFacePasses:
-    """See `steering.engine.Passes`."""
+class HuggingFacePasses(Passes):
+    """Passes with hooks on the modules of the Hugging Face model."""
 
     def __init__(self, model: Any) -> None:
-        self.model = model
-        self.transcoders = model.transcoders._module
-        self._hf_model = model._module
+        self.model, self.transcoders = model, _wrapped(model.transcoders)
+        self._hf_model: nn.Module = _wrapped(model)
         mapping = get_mapping(model.cfg.original_architecture)
-        places = mapping.feature_hook_mapping
-        self._input = places[self.transcoders.feature_input_hook]
-        self._output = places[self.transcoders.feature_output_hook]
+        locations = mapping.feature_hook_mapping
+        self._locations = {
+            "feature input": locations[self.transcoders.feature_input_hook],
+            "feature output": locations[self.transcoders.feature_output_hook],
+        }
         # …self_attn.source.attention_interface_0…
         self._attention = mapping.attention_location_pattern.partition(".source.")[0]
         self._trunk = mapping.pre_logit_location
@@ -38,14 +39,10 @@ class HuggingFacePasses:
         cache.batch_select_indices(rows)
 
     def logits(
-        self,
-        tokens: Tensor,
-        cache: "_Cache",
-        hooks: Sequence[Hook],
-        *,
-        freeze_attention: bool = False,
+        self, tokens: Tensor, cache: "_Cache", hooks: Hooks, *, freeze_attention: bool = False
     ) -> Tensor:
-        with self._hooked(hooks, freeze_attention), cache.first_rows_keys(freeze_attention):
+        cache.gives_first_rows_keys = freeze_attention
+        with self._hooked(hooks, freeze_attention):
             output = self._hf_model(
                 input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1
             )
@@ -55,33 +52,30 @@ class HuggingFacePasses:
         # Logits of one position come from another kernel than those of all, and round otherwise.
         return self._hf_model(input_ids=tokens, use_cache=False).logits[0, -1]
 
-    def read(self, tokens: Tensor, hooks: Sequence[Hook]) -> None:
+    def read(self, tokens: Tensor, hooks: Hooks) -> None:
         with self._hooked(hooks):
             self._module(self._trunk)(input_ids=tokens, use_cache=False)
 
     def _module(self, path: str) -> Any:
-        return self.model._resolve_attr(self._hf_model, path)
+        """The module at a path of the mapping, as `model.layers[3].mlp`."""
+        return self._hf_model.get_submodule(path.replace("[", ".").replace("]", ""))
 
     @contextmanager
-    def _hooked(self, hooks: Sequence[Hook], freeze_attention: bool = False) -> Iterator[None]:
-        handles: list[RemovableHandle] = []
-        try:
-            for hook in hooks:
-                place = self._input if hook.place == "feature input" else self._output
-                handles.append(self._register(hook, *place))
-            if freeze_attention:
-                for layer in range(self.model.cfg.n_layers):
-                    attention = self._module(self._attention.format(layer=layer))
-                    handles.append(attention.q_proj.register_forward_hook(_first_rows_queries))
+    def _hooked(self, hooks: Hooks, freeze_attention: bool = False) -> Iterator[None]:
+        with ExitStack() as handles:
+            for (layer, side), function in hooks.items():
+                handles.enter_context(self._register(layer, function, *self._locations[side]))
+            for layer in range(self.model.cfg.n_layers if freeze_attention else 0):
+                queries = self._module(self._attention.format(layer=layer)).q_proj
+                handles.enter_context(queries.register_forward_hook(_first_rows_queries))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
-    def _register(self, hook: Hook, pattern: str, side: str) -> RemovableHandle:
+    def _register(
+        self, layer: int, function: Callable[[Tensor], Any], pattern: str, side: str
+    ) -> RemovableHandle:
         """Hook a location of the mapping: a module's input or output, or a call in its forward."""
-        path, _, call = pattern.format(layer=hook.layer).partition(".source.")
-        module, function = self._module(path), hook.function
+        path, _, call = pattern.format(layer=layer).partition(".source.")
+        module = self._module(path)
         if call:
             called = getattr(module, call.removeprefix("self_").removesuffix("_0"))
             if not isinstance(called, nn.Module):
@@ -91,6 +85,11 @@ class HuggingFacePasses:
         if side == "input":
             return _on_input(module, function)
         return module.register_forward_hook(lambda _module, _args, output: function(output))
+
+
+def _wrapped(envoy: Any) -> Any:
+    """The module that nnsight wraps, for which it has no public name."""
+    return envoy._module
 
 
 def _on_input(module: nn.Module, function: Callable[[Tensor], Any]) -> RemovableHandle:
@@ -105,24 +104,16 @@ def _first_rows_queries(_module: nn.Module, _args: Any, queries: Tensor) -> Tens
 
 
 class _Cache(DynamicCache):
-    """A key-value cache that can show attention the first row's keys in place of each row's own.
+    """A key-value cache that can give attention the first row's keys in place of each row's own.
 
-    With the first row's queries too, every row attends as the first does, and what it attends with
-    later is its own all the same.
+    With the first row's queries too, every row has the first one's attention patterns. The cache
+    keeps each row's own keys all the same, for the passes that follow.
     """
 
-    _shows_first_row = False
-
-    @contextmanager
-    def first_rows_keys(self, shown: bool) -> Iterator[None]:
-        self._shows_first_row = shown
-        try:
-            yield
-        finally:
-            self._shows_first_row = False
+    gives_first_rows_keys = False
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, cache_kwargs: Any = None
     ) -> tuple[Tensor, Tensor]:
         keys, values = super().update(key_states, value_states, layer_idx, cache_kwargs)
-        return (keys[:1].expand_as(keys) if self._shows_first_row else keys), values
+        return (keys[:1].expand_as(keys) if self.gives_first_rows_keys else keys), values

@@ -30,9 +30,9 @@ def next_token_logits(model: Any, token_ids: Sequence[int]) -> Tensor:
     Raises:
         NotFinite: they are not all finite numbers.
     """
+    passes = passes_of(model)
     with torch.inference_mode():
-        tokens = torch.tensor([list(token_ids)], device=model.cfg.device)
-        logits = passes_of(model).plain_logits(tokens)
+        logits = passes.plain_logits(passes.tokens([token_ids]))
         if not logits.isfinite().all():
             raise NotFinite.of("the model's logits after this prompt", model.cfg.dtype)
         return logits

@@ -5,38 +5,28 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache as _Cache
 
-from steering.engine import Hook
+from steering.engine import Hooks, Passes
 
 
-class TransformerLensPasses:
-    """See `steering.engine.Passes`."""
+class TransformerLensPasses(Passes):
+    """Passes with hooks at TransformerLens's hook points."""
 
     def __init__(self, model: Any) -> None:
-        self.model = model
-        self.transcoders = model.transcoders
-        self._places = {
-            "feature input": model.feature_input_hook,
-            "feature output": model.feature_output_hook,
-        }
+        self.model, self.transcoders = model, model.transcoders
 
-    def new_cache(self, n_rows: int) -> TransformerLensKeyValueCache:
+    def new_cache(self, n_rows: int) -> _Cache:
         cfg = self.model.cfg
-        return TransformerLensKeyValueCache.init_cache(cfg, cfg.device, n_rows)
+        return _Cache.init_cache(cfg, cfg.device, n_rows)
 
-    def keep_rows(self, cache: TransformerLensKeyValueCache, rows: Sequence[int]) -> None:
+    def keep_rows(self, cache: _Cache, rows: Sequence[int]) -> None:
         cache.previous_attention_mask = cache.previous_attention_mask[rows]
         for entry in cache.entries:
             entry.past_keys, entry.past_values = entry.past_keys[rows], entry.past_values[rows]
 
     def logits(
-        self,
-        tokens: Tensor,
-        cache: TransformerLensKeyValueCache,
-        hooks: Sequence[Hook],
-        *,
-        freeze_attention: bool = False,
+        self, tokens: Tensor, cache: _Cache, hooks: Hooks, *, freeze_attention: bool = False
     ) -> Tensor:
         named = self._named(hooks)
         if freeze_attention:
@@ -52,15 +42,19 @@ class TransformerLensPasses:
         logits: Tensor = self.model(tokens)
         return logits[0, -1]
 
-    def read(self, tokens: Tensor, hooks: Sequence[Hook]) -> None:
-        last = max(hook.layer for hook in hooks)
+    def read(self, tokens: Tensor, hooks: Hooks) -> None:
+        last, _ = max(hooks)
         with self.model.hooks(self._named(hooks)):
             self.model(tokens, stop_at_layer=last + 1)
 
-    def _named(self, hooks: Sequence[Hook]) -> list[tuple[str, Callable[..., Tensor | None]]]:
+    def _named(self, hooks: Hooks) -> list[tuple[str, Callable[..., Tensor | None]]]:
+        names = {
+            "feature input": self.model.feature_input_hook,
+            "feature output": self.model.feature_output_hook,
+        }
         return [
-            (f"blocks.{hook.layer}.{self._places[hook.place]}", _without_hook_point(hook.function))
-            for hook in hooks
+            (f"blocks.{layer}.{names[side]}", _without_hook_point(function))
+            for (layer, side), function in hooks.items()
         ]
 
 

@@ -168,7 +168,7 @@ def test_steering_is_the_library_s(model, prompt, frozen):
         model,
         prompt,
         interventions,
-        **options(n_tokens=1, top_k=D_VOCAB, freeze_attention=frozen),
+        options(n_tokens=1, top_k=D_VOCAB, freeze_attention=frozen),
     )
     logits, _ = model.feature_intervention(
         torch.tensor(prompt), library_form(interventions), freeze_attention=frozen
@@ -181,7 +181,7 @@ def test_steered_tokens_go_on_through_the_cache(model, prompt):
         Intervention(layer, index, None, value + 2)
         for layer, _, index, value in strongest(model, prompt)
     ]
-    ours = steering.generate(model, prompt, interventions, **options(n_tokens=10, top_k=D_VOCAB))
+    ours = steering.generate(model, prompt, interventions, options(n_tokens=10, top_k=D_VOCAB))
     ids = ours.token_ids
     logits, _ = model.feature_intervention(
         torch.tensor(ids),
@@ -193,7 +193,7 @@ def test_steered_tokens_go_on_through_the_cache(model, prompt):
 
 def test_a_generation_without_interventions_is_hugging_face_s(model, hf_model, prompt):
     # Beyond the window in the cache too.
-    ours = steering.generate(model, prompt, [], **options(n_tokens=12, top_k=D_VOCAB))
+    ours = steering.generate(model, prompt, [], options(n_tokens=12, top_k=D_VOCAB))
     with torch.no_grad():
         logits = hf_model(torch.tensor([ours.token_ids])).logits
     assert_same_predictions(ours, logits[0, len(prompt) - 1 :])

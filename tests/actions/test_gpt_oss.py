@@ -21,7 +21,7 @@ from model_loader import LoadedModel, ModelLoadError
 from prompting import chat_prompt, prompts
 from serving import fitness
 from settings import Settings
-from steering import Intervention
+from steering import Intervention, Options
 from tests.support import gpt_oss
 from tests.support.chat_messages import assistant, system, user
 from tests.support.demo_worker import ask, demo_settings
@@ -130,10 +130,8 @@ def test_steering_is_the_library_s_intervention(loaded: LoadedModel, frozen: boo
         interventions.append(Intervention(layer, int(index), position, 3 * float(value)))
     asked = [(i.layer, i.position, i.index, i.value) for i in interventions]
     logits, _ = model.feature_intervention(text, asked, freeze_attention=frozen)
-    steered = steering.generate(
-        model, ids, interventions, n_tokens=1, top_k=5, temperature=0, freq_penalty=0, seed=None,
-        freeze_attention=frozen,
-    )  # fmt: skip
+    options = Options(n_tokens=1, top_k=5, freeze_attention=frozen)
+    steered = steering.generate(model, ids, interventions, options)
     expected = logits[0, -1].softmax(-1).topk(5)
     assert steered.top_ids[0].tolist() == expected.indices.tolist()
     torch.testing.assert_close(steered.top_probs[0], expected.values, atol=1e-5, rtol=1e-4)

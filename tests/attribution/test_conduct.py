@@ -1,6 +1,7 @@
 """How attribution behaves in a worker: progress, stopping, and leaving the model as it came."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -61,9 +62,14 @@ def test_a_whole_interval_is_one_step_where_there_is_memory_for_it(monkeypatch):
 
 @WAYS
 @pytest.mark.parametrize("asked", [1, 2, 3])
-def test_attribution_stops_between_batches_when_told_to(architecture, asked):
-    answers, seen = iter([False] * (asked - 1) + [True]), []
-    with pytest.raises(errors.Cancelled, match="of 50 feature nodes"):
+def test_what_check_raises_stops_attribution_between_batches(architecture, asked):
+    calls, seen = itertools.count(1), []
+
+    def check():
+        if next(calls) == asked:
+            raise errors.Cancelled("no longer wanted")
+
+    with pytest.raises(errors.Cancelled, match="no longer wanted"):
         attribution.attribute(
             prompt_tokens(),
             tiny_model(architecture, "relu", "gemma scope"),
@@ -71,7 +77,7 @@ def test_attribution_stops_between_batches_when_told_to(architecture, asked):
             batch_size=20,
             update_interval=1,
             on_progress=lambda done, total: seen.append(done),
-            should_stop=lambda: next(answers),
+            check=check,
         )
     assert seen == [0, 20][: max(1, asked - 1)]
 
@@ -87,7 +93,7 @@ def test_the_model_is_left_as_it_came_when_all_goes_well(architecture):
 
 
 @WAYS
-@pytest.mark.parametrize("where", ["progress", "should_stop", "a hook"])
+@pytest.mark.parametrize("where", ["progress", "check", "a hook"])
 def test_the_model_is_left_as_it_came_when_something_fails(architecture, where, monkeypatch):
     model = tiny_model(architecture, "relu", "gemma scope")
     before, logits = condition(model), model(prompt_tokens()).detach()
@@ -98,8 +104,8 @@ def test_the_model_is_left_as_it_came_when_something_fails(architecture, where, 
     callbacks = {}
     if where == "progress":
         callbacks["on_progress"] = lambda done, total: done and fail()
-    elif where == "should_stop":
-        callbacks["should_stop"] = fail
+    elif where == "check":
+        callbacks["check"] = fail
     else:
         monkeypatch.setattr(model.blocks[1].attn, "calculate_z_scores", fail)
     with pytest.raises(errors.DeadlineExceeded):

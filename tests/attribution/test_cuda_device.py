@@ -14,7 +14,7 @@ import errors
 import steering
 from attribution import expansion
 from benchmarks.precision import agreement, in_float32
-from steering import Intervention
+from steering import Intervention, Options
 from tests.support.cuda_devices import DEVICES, cuda_device, emulated_only, on_cuda
 from tests.support.tiny_models import (
     ARCHITECTURES,
@@ -137,14 +137,13 @@ def test_steering_reading_and_predicting_give_the_cpus_numbers(case, build, cuda
         Intervention(1, 30, 4, 2.0),
         Intervention(2, 40, None, 3.0),
     ]
-    options = {"n_tokens": 2, "top_k": 10, "temperature": 0, "freq_penalty": 0, "seed": None}
 
     def run(model, where):
         generations = [
             generation
             for freeze in (False, True)
             for generation in steering.generate_both(
-                model, PROMPT, interventions, **options, freeze_attention=freeze
+                model, PROMPT, interventions, Options(2, top_k=10, freeze_attention=freeze)
             )
         ]
         logits = steering.next_token_logits(model, PROMPT)
@@ -194,12 +193,10 @@ def test_in_16_bits_graphs_are_as_near_the_truth_as_the_librarys_on_a_cpu(cuda):
 
 @emulated_only
 def test_sampling_with_a_seed_draws_the_same_tokens(cuda):
-    options = {"n_tokens": 12, "top_k": 3, "freeze_attention": False, "temperature": 1.3}
+    options = Options(n_tokens=12, top_k=3, temperature=1.3, freq_penalty=0.5, seed=7)
 
     def sample(model):
-        return steering.generate(
-            model, PROMPT, [Intervention(1, 5, None, 3.0)], **options, freq_penalty=0.5, seed=7
-        )
+        return steering.generate(model, PROMPT, [Intervention(1, 5, None, 3.0)], options)
 
     expected = sample(tiny_model())
     assert sample(on_cuda(tiny_model())).token_ids == expected.token_ids

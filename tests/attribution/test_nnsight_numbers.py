@@ -147,9 +147,7 @@ class TestSteering:
         default, steered = generate(model, **how), generate(model, interventions, **how)
         stop = next(i for i in steered.token_ids[len(PROMPT) :] if i not in default.token_ids)
         stopped = generate(model, interventions, stop_ids=[stop], **how)
-        both = steering.generate_both(
-            model, PROMPT, interventions, **options(stop_ids=[stop], **how)
-        )
+        both = steering.generate_both(model, PROMPT, interventions, options(stop_ids=[stop], **how))
         assert_equal(both[0], default, atol=1e-5)
         assert_equal(both[1], stopped, atol=1e-5)
         assert len(stopped.token_ids) < len(steered.token_ids)

@@ -1,5 +1,6 @@
 """Whatever happens in a job, the nnsight engine's model leaves it as it came, with room again."""
 
+import itertools
 import threading
 from collections.abc import Callable
 from functools import cache
@@ -52,23 +53,28 @@ def attribute(model: Any, **changes: Any) -> Any:
 
 def steer(model: Any, **changes: Any) -> Any:
     interventions = [*ablate_and_amplify(model), *ON_GENERATED_TOKENS]
-    return steering.generate_both(model, PROMPT, interventions, **options(**changes))
+    return steering.generate_both(model, PROMPT, interventions, options(**changes))
 
 
-def late() -> bool:
+def late() -> None:
     raise DeadlineExceeded("too late")
 
 
-def third_time() -> Callable[[], bool]:
-    answers = iter([False, False, True])
-    return lambda: next(answers)
+def third_time() -> Callable[[], None]:
+    calls = itertools.count(1)
+
+    def check() -> None:
+        if next(calls) == 3:
+            raise Cancelled("no longer wanted")
+
+    return check
 
 
 FAILURES: dict[str, tuple[Callable[[Any], Any], str | None, type[Exception]]] = {
     "attribution, in the first pass": (attribute, "model.layers.1.mlp", Broken),
     "attribution, in its gradient pass": (attribute, "model.layers.2.self_attn 1", Broken),
-    "attribution, stopped": (lambda m: attribute(m, should_stop=third_time()), None, Cancelled),
-    "attribution, too late": (lambda m: attribute(m, should_stop=late), None, DeadlineExceeded),
+    "attribution, stopped": (lambda m: attribute(m, check=third_time()), None, Cancelled),
+    "attribution, too late": (lambda m: attribute(m, check=late), None, DeadlineExceeded),
     "attribution, in a callback": (lambda m: attribute(m, on_progress=broken), None, Broken),
     "steering, in a pass": (steer, "model.layers.1.mlp 3", Broken),
     "steering, in the frozen pass": (
@@ -77,7 +83,7 @@ FAILURES: dict[str, tuple[Callable[[Any], Any], str | None, type[Exception]]] = 
     "steering, reading": (
         lambda m: steering.feature_activations(m, PROMPT, [(1, 4, 3)]), "model.layers.2", Broken
     ),
-    "steering, stopped": (lambda m: steer(m, should_stop=third_time()), None, Cancelled),
+    "steering, stopped": (lambda m: steer(m, check=third_time()), None, Cancelled),
     "steering, in a callback": (lambda m: steer(m, on_token=broken), None, Broken),
     "steering, in its numbers": (
         lambda m: generate(m, [Intervention(0, 1, None, 1e39)]), None, NotFinite

@@ -84,8 +84,8 @@ def test_edges_that_are_off_are_noticed(
 def test_a_steer_that_writes_what_it_should_not_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     write = steering.features._write_deltas
 
-    def off(acts: torch.Tensor, layer: int, pending: dict[int, torch.Tensor]) -> torch.Tensor:
-        written = write(acts, layer, pending)
+    def off(layer: int, pending: dict[int, torch.Tensor], acts: torch.Tensor) -> torch.Tensor:
+        written = write(layer, pending, acts)
         return torch.cat([written[:-1], -written[-1:]])
 
     monkeypatch.setattr(steering.features, "_write_deltas", off)

@@ -106,7 +106,7 @@ def test_any_interventions_give_what_one_pass_gives(
     kind: str, interventions: list[Intervention]
 ) -> None:
     model = shared_model(kind)
-    default, steered = steering.generate_both(model, PROMPT, interventions, **options(n_tokens=3))
+    default, steered = steering.generate_both(model, PROMPT, interventions, options(n_tokens=3))
     assert_equals_one_pass(model, interventions, steered)
     assert_equals_one_pass(model, [], default)
 
@@ -139,7 +139,7 @@ def test_without_interventions_frozen_attention_changes_no_bit(model: Any) -> No
 
 
 def test_without_interventions_both_sides_are_the_default_to_the_bit(model: Any) -> None:
-    default, steered = steering.generate_both(model, PROMPT, [], **options())
+    default, steered = steering.generate_both(model, PROMPT, [], options())
     assert_equal(default, generate(model))
     assert_equal(steered, default)
 
@@ -152,7 +152,7 @@ def test_both_sides_are_what_each_is_alone(
 ) -> None:
     interventions = INTERVENTIONS[where](model)
     how: dict[str, Any] = {"temperature": temperature, "seed": 4, "freeze_attention": frozen}
-    default, steered = steering.generate_both(model, PROMPT, interventions, **options(**how))
+    default, steered = steering.generate_both(model, PROMPT, interventions, options(**how))
     assert_equal(default, generate(model, **how), atol=1e-5)
     assert_equal(steered, generate(model, interventions, **how), atol=1e-5)
 
@@ -161,7 +161,7 @@ def test_pad_and_bos_tokens_in_the_text_are_attended_to() -> None:
     model = new_model("gpt2, ReLU")
     model.tokenizer.pad_token = model.tokenizer.bos_token
     prompt = [1, 7, 1, 11, 1, 1]
-    ours = steering.generate(model, prompt, [], **options())
+    ours = steering.generate(model, prompt, [], options())
     logits = model(torch.tensor([ours.token_ids])).detach()
     assert_same_predictions(ours, logits[0, len(prompt) - 1 :])
 

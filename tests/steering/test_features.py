@@ -1,7 +1,5 @@
 """Activations of single features, and how little is read for them."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ from circuit_tracer.transcoder.activation_functions import JumpReLU, TopK
 
 import steering
 from steering import Intervention
+from steering.transcoder_layer import TranscoderLayer
 from tests.support.steering_cases import (
     KINDS,
     ON_GENERATED_TOKENS,
@@ -54,38 +53,33 @@ def test_one_threshold_for_all_features_is_a_jump_relu_too() -> None:
     assert steering.feature_activations(model, PROMPT, features) == own_thresholds
 
 
-@contextmanager
-def recorded_calls(thing: Any, name: str) -> Iterator[list[tuple[Any, ...]]]:
-    """The arguments with which a method is called meanwhile."""
-    calls: list[tuple[Any, ...]] = []
-    method = getattr(thing, name)
+def test_only_the_needed_decoder_rows_are_read_and_once(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[int, list[int]]] = []
+    rows = TranscoderLayer.rows
 
-    def recording(*args: Any) -> Any:
-        calls.append(args)
-        return method(*args)
+    def recording(layer: TranscoderLayer, name: Any, indices: Any) -> torch.Tensor:
+        if name == "W_dec":
+            read.append((layer.layer, sorted(indices.tolist())))
+        return rows(layer, name, indices)
 
-    object.__setattr__(thing, name, recording)
-    try:
-        yield calls
-    finally:
-        object.__delattr__(thing, name)
-
-
-def test_only_the_needed_decoder_rows_are_read_and_once(model: Any) -> None:
+    monkeypatch.setattr(TranscoderLayer, "rows", recording)
     interventions = [
         Intervention(1, 9, 2, 1.0),
         Intervention(1, 9, 3, 1.0),
         Intervention(1, 30, 3, 0.0),
         Intervention(2, 4, None, 2.0),
     ]
-    with recorded_calls(model.transcoders, "_get_decoder_vectors") as calls:
-        generate(model, interventions, n_tokens=5)
-    assert [(layer, sorted(rows.tolist())) for layer, rows in calls] == [(1, [9, 30]), (2, [4])]
+    generate(model, interventions, n_tokens=5)
+    assert read == [(1, [9, 30]), (2, [4])]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if "TopK" not in kind])
-def test_no_layer_is_encoded_whole_where_features_do_not_compete(kind: str) -> None:
-    """An encoder of which only the rows at hand hold numbers gives the same generation."""
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_transcoders_only_the_rows_at_hand_count_and_all_encoders_where_features_compete(
+    kind: str,
+) -> None:
+    """Transcoders of which only these rows hold numbers give the same generation."""
     model = shared_model(kind)
     interventions = [*ablate_and_amplify(model), *ON_GENERATED_TOKENS]
     expected = generate(model, interventions)
@@ -94,7 +88,8 @@ def test_no_layer_is_encoded_whole_where_features_do_not_compete(kind: str) -> N
     with torch.no_grad():
         for layer in range(model.cfg.n_layers):
             unused = [i for i in range(D_TRANSCODER) if (layer, i) not in used]
-            encoder_of(model.transcoders, layer)[unused] = float("nan")
+            for name in ["W_dec"] if "TopK" in kind else ["W_enc", "W_dec"]:
+                weight_of(model.transcoders, layer, name)[unused] = float("nan")
     try:
         assert_equal(generate(model, interventions), expected)
     finally:
@@ -102,10 +97,10 @@ def test_no_layer_is_encoded_whole_where_features_do_not_compete(kind: str) -> N
             parameter.data = saved[name]
 
 
-def encoder_of(transcoders: Any, layer: int) -> torch.Tensor:
-    return (
-        transcoders[layer].W_enc if hasattr(transcoders, "__iter__") else transcoders.W_enc[layer]
-    )
+def weight_of(transcoders: Any, layer: int, name: str) -> torch.Tensor:
+    if hasattr(transcoders, "__iter__"):
+        return getattr(transcoders[layer], name)
+    return getattr(transcoders, name)[layer]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What is asked of a generation and what comes: stops, predictions, sampling, refusals."""
 
+import re
 from typing import Any
 
 import pytest
@@ -50,7 +51,7 @@ def test_when_one_side_stops_the_other_goes_on_as_if_alone(model: Any, first_to_
     n_generated = generated[first_to_stop].index(stop) + 1
     assert n_generated < 12
 
-    both = steering.generate_both(model, PROMPT, interventions, **options(stop_ids=[stop], **how))
+    both = steering.generate_both(model, PROMPT, interventions, options(stop_ids=[stop], **how))
     sides = dict(zip(["default", "steered"], both, strict=True))
     stopped = sides[first_to_stop]
     assert stopped.token_ids == alone[first_to_stop].token_ids[: len(PROMPT) + n_generated]
@@ -94,26 +95,21 @@ def test_the_model_runs_once_for_the_prompt_of_each_kind_and_once_for_each_token
     shapes.clear()
     for frozen in (False, True):
         steering.generate_both(
-            model, PROMPT, interventions, **options(n_tokens=1, freeze_attention=frozen)
+            model, PROMPT, interventions, options(n_tokens=1, freeze_attention=frozen)
         )
     assert shapes == [(2, len(PROMPT)), prompt, (2, 1)] * 2
 
 
-def test_progress_is_told_after_each_token(model: Any) -> None:
+def test_progress_is_reported_after_each_token(model: Any) -> None:
     seen: list[tuple[int, int]] = []
     generate(model, n_tokens=3, on_token=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_should_stop_is_asked_before_each_pass(model: Any) -> None:
-    asked: list[bool] = []
-
-    def should_stop() -> bool:
-        asked.append(True)
-        return False
-
-    generate(model, n_tokens=3, should_stop=should_stop)
-    assert len(asked) == 4
+def test_check_is_called_before_each_pass(model: Any) -> None:
+    calls: list[None] = []
+    generate(model, n_tokens=3, check=lambda: calls.append(None))
+    assert len(calls) == 4
 
 
 def test_the_context_can_be_filled_to_its_last_token(model: Any) -> None:
@@ -125,17 +121,26 @@ def test_the_context_can_be_filled_to_its_last_token(model: Any) -> None:
     ("intervention", "changes", "sentence"),
     [
         (None, {"n_tokens": 59}, "n_tokens is 59, after 6 prompt tokens the model has room for 58"),
-        (None, {"top_k": 51}, "top_k is 51, it must be from 0 to 50"),
-        (Intervention(3, 0, 1, 0.0), {}, "layer of intervention 0 is 3, it must be from 0 to 2"),
-        (Intervention(0, 64, 1, 0.0), {}, "index of intervention 0 is 64"),
-        (Intervention(0, 0, 6, 0.0), {}, "position of intervention 0 is 6"),
-        (Intervention(0, 0, -1, 0.0), {}, "position of intervention 0 is -1"),
+        (None, {"top_k": 51}, "top_k is 51, the model's vocabulary has 50 tokens"),
+        (None, {"top_k": -1}, "top_k is -1, the model's vocabulary has 50 tokens"),
+        (
+            Intervention(3, 0, 1, 0.0),
+            {},
+            "features[0].layer is 3, the model has 3 layers (0 to 2)",
+        ),
+        (
+            Intervention(0, 64, 1, 0.0),
+            {},
+            "features[0].index is 64, the model has 64",
+        ),
+        (Intervention(0, 0, 6, 0.0), {}, "features[0].position is 6, the prompt has 6 tokens"),
+        (Intervention(0, 0, -1, 0.0), {}, "features[0].position is -1, the prompt has 6"),
     ],
 )
 def test_what_the_model_cannot_do_is_refused(
     model: Any, intervention: Intervention | None, changes: dict[str, Any], sentence: str
 ) -> None:
-    with pytest.raises(InvalidInput, match=sentence):
+    with pytest.raises(InvalidInput, match=re.escape(sentence)):
         generate(model, [intervention] if intervention else [], **changes)
 
 

@@ -34,9 +34,9 @@ ON_TOKENS = [Intervention(0, 3, None, 3.0), Intervention(2, 40, None, 5.0)]
 
 
 def dictionaries(architecture: str) -> Iterator[dict[str, Any]]:
-    """Each dictionary at each place, every other one with a skip connection."""
-    places = [hooks for hooks in HOOKS if (architecture, hooks) != ("parallel", "residual")]
-    for i, (dictionary, hooks) in enumerate(product((*PER_LAYER, *CROSS_LAYER), places)):
+    """Each dictionary at each pair of hooks, every other one with a skip connection."""
+    pairs = [hooks for hooks in HOOKS if (architecture, hooks) != ("parallel", "residual")]
+    for i, (dictionary, hooks) in enumerate(product((*PER_LAYER, *CROSS_LAYER), pairs)):
         yield {"dictionary": dictionary, "hooks": hooks, "skip": i % 2 == 0}
 
 
@@ -116,7 +116,7 @@ def test_both_sides_and_the_tokens_after_are_steered_in_the_dtype_that_the_model
             with model.hooks([(n, lambda x, hook, to=dtypes: to.append(x.dtype)) for n in names]):
                 interventions = [*INTERVENTIONS, *ON_TOKENS] if steered else []
                 steering.generate_both(
-                    model, PROMPT, interventions, **options(n_tokens=2, freeze_attention=True)
+                    model, PROMPT, interventions, options(n_tokens=2, freeze_attention=True)
                 )
         assert set(seen[True]) == set(seen[False]), chosen
 
@@ -182,5 +182,5 @@ def test_no_operation_adds_in_any_order(dictionary: str, dtype: torch.dtype) -> 
                 model,
                 PROMPT,
                 [*INTERVENTIONS, *ON_TOKENS],
-                **options(n_tokens=2, temperature=temperature, freq_penalty=temperature),
+                options(n_tokens=2, temperature=temperature, freq_penalty=temperature),
             )

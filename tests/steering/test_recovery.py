@@ -1,5 +1,6 @@
 """Whatever happens in a steer, the model leaves it as it came."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -51,7 +52,7 @@ def fail_in_hook(model: Any, interventions: list[Intervention]) -> None:
 
     handle = model.blocks[2].ln2.register_forward_hook(fail)
     try:
-        steering.generate_both(model, PROMPT, interventions, **options())
+        steering.generate_both(model, PROMPT, interventions, options())
     finally:
         handle.remove()
 
@@ -79,16 +80,21 @@ def fail_in_sampling(model: Any, interventions: list[Intervention]) -> None:
     generate(model, interventions, temperature=1.0, freq_penalty=float("inf"))
 
 
-def fail_in_should_stop(model: Any, interventions: list[Intervention]) -> None:
-    polls = iter([False, False, True])
-    generate(model, interventions, should_stop=lambda: next(polls))
+def fail_in_a_later_check(model: Any, interventions: list[Intervention]) -> None:
+    calls = itertools.count(1)
+
+    def check() -> None:
+        if next(calls) == 3:
+            raise Cancelled("no longer wanted")
+
+    generate(model, interventions, check=check)
 
 
-def fail_with_the_pollers_error(model: Any, interventions: list[Intervention]) -> None:
-    def late() -> bool:
+def fail_in_the_first_check(model: Any, interventions: list[Intervention]) -> None:
+    def late() -> None:
         raise DeadlineExceeded("too late")
 
-    generate(model, interventions, should_stop=late)
+    generate(model, interventions, check=late)
 
 
 def fail_in_on_token(model: Any, interventions: list[Intervention]) -> None:
@@ -107,8 +113,8 @@ FAILURES: list[tuple[Callable[[Any, list[Intervention]], None], type[Exception]]
     (fail_in_frozen_pass, Broken),
     (fail_in_activations, ZeroDivisionError),
     (fail_in_sampling, RuntimeError),
-    (fail_in_should_stop, Cancelled),
-    (fail_with_the_pollers_error, DeadlineExceeded),
+    (fail_in_a_later_check, Cancelled),
+    (fail_in_the_first_check, DeadlineExceeded),
     (fail_in_on_token, Broken),
     (fail_in_numbers, NotFinite),
 ]

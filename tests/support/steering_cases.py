@@ -1,6 +1,7 @@
 """What the steering tests share: models of each kind, interventions, and short calls."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from tokenizers import processors
 
 import steering
-from steering import Generation, Intervention
+from steering import Generation, Intervention, Options
 from tests.support.tiny_models import D_VOCAB, N_LAYERS, prompt_tokens, tiny_model
 
 PROMPT: list[int] = prompt_tokens(6).tolist()
@@ -44,17 +45,14 @@ def shared_model(kind: str) -> Any:
     return new_model(kind)
 
 
-def options(**changes: Any) -> Any:
-    return {
-        "n_tokens": 6, "top_k": D_VOCAB, "temperature": 0, "freq_penalty": 0, "seed": None,
-        "freeze_attention": False, **changes,
-    }  # fmt: skip
+def options(**changes: Any) -> Options:
+    return replace(Options(n_tokens=6, top_k=D_VOCAB), **changes)
 
 
 def generate(
     model: Any, interventions: list[Intervention] | None = None, **changes: Any
 ) -> Generation:
-    return steering.generate(model, PROMPT, interventions or [], **options(**changes))
+    return steering.generate(model, PROMPT, interventions or [], options(**changes))
 
 
 def probabilities(generation: Generation) -> torch.Tensor:
