@@ -230,7 +230,8 @@ def import_libraries(settings: Settings) -> None:
 def read_weights_ahead(settings: Settings) -> None:
     """Start to bring the weights into memory that are on this machine, for `load` to find there.
 
-    What can't be found or read is left for `load`, which says why.
+    Transcoders of which `load` leaves tensors on the disk are read last, for the first job. What
+    can't be found or read is left for `load`, which says why.
     """
     try:
         entry = entry_for(settings)
@@ -241,9 +242,10 @@ def read_weights_ahead(settings: Settings) -> None:
         logger.debug("no weights are read ahead: %s", type(error).__name__)
         return
     if weights is not None:
-        weights = weights._replace(transcoders=copy or weights.transcoders)
-        lazy = {"W_enc": entry.lazy_encoder, "W_dec": entry.lazy_decoder}
-        read_ahead(weights.files, later=[name for name, is_lazy in lazy.items() if is_lazy])
+        files = weights._replace(transcoders=copy or weights.transcoders).files
+        if entry.lazy_encoder or entry.lazy_decoder:
+            files.sort(key=lambda file: file.parent != weights.model)
+        read_ahead(files)
 
 
 _loaded: LoadedModel | None = None
