@@ -31,7 +31,7 @@ def set_up(level: str, *, as_json: bool) -> None:
     """Write the worker's own lines at `level` to stderr; of the libraries' only warnings."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if as_json else ReadableLines())
-    # The Runpod SDK has set up the root logger by being imported, hence the force.
+    # Libraries may have set up the root logger when they were imported, hence the force.
     logging.basicConfig(level="WARNING", handlers=[handler], force=True)
     for name in _OWN:
         logging.getLogger(name).setLevel(level)

@@ -29,12 +29,11 @@ import logs
 from graphs.cache import GraphCache
 from loading import WeightsError, converted, inventory
 from loading.entry import ModelEntry
-from loading.lean_imports import import_lean
 from loading.read_ahead import read_ahead
 from loading.registry import REGISTRY
 from loading.sources import find, locate, places_of
 from prompting.token_text import TokenText
-from settings import Settings, SettingsError, how_threads_wait, read_settings
+from settings import Settings, SettingsError, read_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -202,29 +201,6 @@ def load(settings: Settings) -> LoadedModel:
         time.perf_counter() - started,
     )
     return LoadedModel(entry, *parts, GraphCache(settings.graph_cache_bytes))
-
-
-def import_libraries(settings: Settings) -> None:
-    """Import what loading and answering take, lean; for a process that does nothing else.
-
-    The nnsight engine is left to `load`: it uses what lean imports defer.
-
-    Raises:
-        SettingsError: the settings name no model.
-    """
-    started = time.perf_counter()
-    settings.export_hub_variables()
-    lean = entry_for(settings).engine == "transformerlens"
-    engine = ["loading.transformerlens_engine"] if lean else []
-    import_lean("actions", "loading.build", *engine)
-    import torch
-
-    logger.info(
-        "imported the libraries in %.1f s; CPU threads: %d, %s",
-        time.perf_counter() - started,
-        torch.get_num_threads(),
-        how_threads_wait(),
-    )
 
 
 def read_weights_ahead(settings: Settings) -> None:

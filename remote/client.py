@@ -254,6 +254,5 @@ def _ignored(_: Progress) -> None:
 
 def _checked(job: dict[str, Any]) -> dict[str, Any]:
     """The job in its JSON form, checked as the worker will check it."""
-    action = schemas.canonical_action(str(job.get("action") or "generate-graph"))
-    request = schemas.parse_request({**job, "action": action})
-    return {"action": action, **request.model_dump(mode="json", exclude_unset=True)}
+    request = schemas.parse_request(job)
+    return {"action": request.action, **request.model_dump(mode="json", exclude_unset=True)}

@@ -1,10 +1,9 @@
 """Whether this worker is fit for jobs: its device, its weights, a run of the model, its disk.
 
-The device is checked before the model is loaded, the rest once it is. On Runpod the SDK runs what
-is registered here, before the first job is taken, and not in a local run; its own checks (memory,
-disk, network, GPU) follow. A check that raises ends the process with code 1: the SDK logs the
-sentence, tells Runpod, and Runpod replaces the worker. The HTTP door runs the same checks before it
-listens.
+The device is checked before the model is loaded, the rest after that. On Runpod the SDK runs these
+checks before it takes the first job, and then its own (memory, disk, network, GPU). A check that
+raises ends the process with code 1: the SDK logs the sentence and tells Runpod, which replaces the
+worker. The HTTP door runs the same checks before it listens. A local run of one job runs none.
 """
 
 import logging
@@ -12,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from delivery.spooling import MEMORY_LIMIT_BYTES, spool
 from errors import NotFinite
@@ -37,37 +36,17 @@ class UnfitError(Exception):
     """The worker can't do its work; the message says what is wrong and what to do."""
 
 
-def register(settings: Settings) -> None:
-    """Have the SDK check the worker before it takes jobs."""
-    import runpod
+def checks(settings: Settings) -> list[Callable[[], None]]:
+    """What is checked once the model is loaded. Runpod is told the name of a check that fails.
 
-    for check in _checks(settings):
-        runpod.serverless.register_fitness_check(check)
-
-
-def check(settings: Settings) -> None:
-    """Check a worker that the SDK doesn't, before it takes requests.
-
-    Raises:
-        UnfitError: it is not fit for them.
+    Each raises UnfitError when the worker is not fit for jobs.
     """
-    for fit in _checks(settings):
-        fit()
-
-
-def _checks(settings: Settings) -> list[Callable[[], None]]:
-    """What both doors check once the model is loaded."""
-
-    def weights() -> None:
-        check_weights(get_model(settings))
-
-    def self_test() -> None:
-        check_model(get_model(settings))
-
-    def disk() -> None:
-        check_disk()
-
-    return [_in_one_sentence(check) for check in (weights, self_test, disk)]
+    named: dict[str, Callable[[], None]] = {
+        "weights": lambda: check_weights(get_model(settings)),
+        "self_test": lambda: check_model(get_model(settings)),
+        "disk": check_disk,
+    }
+    return [_in_one_sentence(name, check) for name, check in named.items()]
 
 
 def check_device(settings: Settings) -> None:
@@ -182,8 +161,8 @@ def _logs(probabilities: "torch.Tensor") -> "torch.Tensor":
     return probabilities.clamp_min(_SMALLEST).log()
 
 
-def _in_one_sentence(check: Callable[[], Any]) -> Callable[[], None]:
-    """The check, with whatever it raises as an UnfitError of one line under the check's name."""
+def _in_one_sentence(name: str, check: Callable[[], None]) -> Callable[[], None]:
+    """The check under a name of its own, with whatever it raises as an UnfitError of one line."""
 
     def run() -> None:
         try:
@@ -197,5 +176,5 @@ def _in_one_sentence(check: Callable[[], Any]) -> Callable[[], None]:
                 "not help, the disk, the device or the weights need a look"
             ) from error
 
-    run.__name__ = check.__name__
+    run.__name__ = name
     return run
