@@ -62,14 +62,17 @@ def lean_imports() -> Iterator[None]:
     """Defer, in the whole process, the modules of DEFERRED that aren't imported yet."""
     cpu_info = ModuleType("cpuinfo")
     vars(cpu_info)["get_cpu_info"] = _cpu_info
-    sys.modules.setdefault("cpuinfo", cpu_info)
+    # None means that there is none: libraries ask only whether they run in a notebook or a test.
+    replaced: dict[str, Any] = {"cpuinfo": cpu_info, "IPython": None, "pytest": None}
+    replaced = {name: module for name, module in replaced.items() if name not in sys.modules}
+    sys.modules |= replaced
     sys.meta_path.insert(0, _Finder())
     try:
         yield
     finally:
         _stop_deferring()
-        if sys.modules["cpuinfo"] is cpu_info:
-            del sys.modules["cpuinfo"]
+        for name in replaced:
+            del sys.modules[name]
 
 
 def _cpu_info() -> dict[str, str]:

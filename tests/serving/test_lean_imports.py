@@ -122,6 +122,7 @@ from tests.support.demo_worker import ask
 jobs = json.loads({json.dumps(json.dumps(JOBS))})
 print(json.dumps([ask(job) for job in jobs]))
 absent = DEFERRED | {{"torch._dynamo", "wandb", "matplotlib", "nnsight", "cpuinfo"}}
+absent |= {{"IPython", "pytest"}}
 print(json.dumps(sorted(absent & sys.modules.keys())))
 print(json.dumps([n for n, m in sys.modules.items() if type(m) is _StandIn]))
 print(json.dumps(gc.isenabled()))
