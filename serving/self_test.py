@@ -17,6 +17,7 @@ from torch import Tensor
 
 import attribution
 import steering
+from attribution.features import find_active_features
 from attribution.salient_logits import probabilities_of
 from steering import Intervention
 from steering.engine import Hook, Passes
@@ -27,11 +28,11 @@ logger = logging.getLogger(__name__)
 
 # How far log-probabilities of two runs may be apart. A GPU may add in another order, and the last
 # bit of a bfloat16 logit between 32 and 64 is 0.25.
-ROUNDING = 0.5
+_ROUNDING = 0.5
 
 _FEATURE_NODES = 64
 _STRONGEST = 4  # features of each layer that are checked
-_DECODERS_AT_ONCE = 1024
+_SMALLEST = 1e-6  # less likely tokens are compared as if they had this probability
 
 
 class InconsistentError(Exception):
@@ -66,26 +67,28 @@ class _Active:
 
 
 def run(model: Any, ids: Sequence[int]) -> None:
-    """Attribute and steer a prompt, and check the numbers.
+    """Run the model, attribute and steer a prompt, run the model again, and check the numbers.
 
-    A set of transcoders that explains nothing of the model is only warned of, in the log.
+    A set of transcoders that explains nothing of the model leads only to a warning in the log.
 
     Raises:
-        InconsistentError: they disagree with each other or with float32.
+        InconsistentError: numbers disagree with each other or with float32.
         errors.NotFinite: some overflow.
     """
+    first = steering.next_token_logits(model, ids)
     graph = attribution.attribute(torch.tensor(ids), model, max_feature_nodes=_FEATURE_NODES)
     passes, active = passes_of(model), _Active.of(graph)
     with torch.inference_mode():
         read, written = _record(passes, ids)
-        _check_logits(graph, steering.next_token_logits(model, ids))
+        _check_logits(graph, first)
         strongest = [active.strongest_of(layer) for layer in range(model.cfg.n_layers)]
         for layer, features in enumerate(strongest):
             steered = steering.feature_activations(model, ids, features.names())
             _check_activations(passes, layer, features, read[layer], torch.tensor(steered))
         _check_edges_into_logits(graph, active, model, ids)
         _check_steer(model, ids, strongest)
-        _warn_of_a_set_that_explains_nothing(passes, active, read, written)
+        _warn_of_a_set_that_explains_nothing(passes, read, written)
+        _check_second_run(first, steering.next_token_logits(model, ids))
 
 
 def _tolerance(dtype: torch.dtype) -> float:
@@ -130,6 +133,16 @@ def _check_logits(graph: Any, logits: Tensor) -> None:
     if not change <= _probability_tolerance(logits.dtype):
         raise InconsistentError(
             f"a graph and a forward pass differ by {change:.2g} in next-token probability"
+        )
+
+
+def _check_second_run(first: Tensor, second: Tensor) -> None:
+    first, second = (probabilities_of(run).clamp_min(_SMALLEST).log() for run in (first, second))
+    change = float((second - first).abs().max())
+    if not change <= _ROUNDING:
+        raise InconsistentError(
+            "it predicts otherwise on its second run than on its first (log-probabilities change "
+            f"by up to {change:.2g}), as if something of the first run were left over"
         )
 
 
@@ -233,17 +246,17 @@ def _check_steer(model: Any, ids: Sequence[int], strongest: Sequence[_Active]) -
 
 
 def _warn_of_a_set_that_explains_nothing(
-    passes: Passes,
-    active: _Active,
-    read: Sequence[Tensor],
-    written: Sequence[Tensor],
+    passes: Passes, read: Sequence[Tensor], written: Sequence[Tensor]
 ) -> None:
     """Warn where the transcoders' error is larger than what they stand in for, in most layers."""
-    spoken = torch.ones(len(read[0]), dtype=torch.bool)
-    spoken[passes.model.zero_positions] = False
-    replaced = _reconstruction(passes, active, read)
+    zero_positions = passes.model.zero_positions
+    _, replaced = find_active_features(
+        passes.transcoders, torch.stack(list(read)), zero_positions, lambda _layer, v, _at: v
+    )
+    steerable = torch.ones(len(read[0]), dtype=torch.bool)
+    steerable[zero_positions] = False
     shares = [
-        float((output.float() - sums)[spoken].norm() / output.float()[spoken].norm())
+        float((output.float() - sums)[steerable].norm() / output.float()[steerable].norm())
         for output, sums in zip(written, replaced, strict=True)
     ]
     logger.debug("the transcoders' error is %s of what they stand in for, by layer", shares)
@@ -255,25 +268,3 @@ def _warn_of_a_set_that_explains_nothing(
             "see MODEL_ID and TRANSCODER_SET",
             usual,
         )
-
-
-def _reconstruction(passes: Passes, active: _Active, read: Sequence[Tensor]) -> list[Tensor]:
-    """What the transcoders write in each layer, (n_positions, d_model) float32."""
-    transcoders = passes.transcoders
-    cross_layer = isinstance(transcoders, CrossLayerTranscoder)
-    sums: list[Tensor] = []
-    for layer, inputs in enumerate(read):
-        b_dec = transcoders.b_dec[layer] if cross_layer else transcoders[layer].b_dec
-        sums.append(b_dec.float().expand(inputs.shape).clone())
-        if transcoders.skip_connection:
-            sums[-1] += transcoders.compute_skip(layer, inputs.to(b_dec.dtype)).float()
-    positions = torch.arange(len(read[0]))
-    for layer in range(len(read)):
-        for part in (active.layer == layer).nonzero().flatten().split(_DECODERS_AT_ONCE):
-            features = active[part]
-            at = torch.where(positions[:, None] == features.position, features.value, 0.0)
-            at = at.to(read[0].device)
-            rows = transcoders._get_decoder_vectors(layer, features.index)
-            for i, vectors in enumerate(rows.flatten(1).split(read[0].shape[1], 1)):
-                sums[layer + i] += at @ vectors.float()
-    return sums
