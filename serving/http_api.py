@@ -81,7 +81,7 @@ class Door:
             outcome = "done"
             return response
         except (HTTPException, WorkerError) as error:
-            outcome = _text(error).partition(":")[0]
+            outcome = error.code if isinstance(error, WorkerError) else error.detail.split(":")[0]
             raise
         finally:
             logger.info("%s: %s in %.2f s", action, outcome, time.perf_counter() - started)
@@ -233,24 +233,17 @@ def _chunks(document: "Spooled") -> Iterator[bytes]:
         yield from document.chunks()
 
 
-def _text(error: HTTPException | WorkerError) -> str:
-    return str(error) if isinstance(error, WorkerError) else error.detail
-
-
 async def _answer_error(_: Request, error: Exception) -> Response:
     """Any error as `{"error": "code: sentence"}`; of an unforeseen one nothing but that."""
+    status, headers = 500, None
+    text = "internal: an unexpected error; the worker's log has its place"
     if isinstance(error, WorkerError):
-        return _error(error.http_status, _text(error))
-    if not isinstance(error, HTTPException):
-        return _error(500, "internal: an unexpected error; the worker's log has its place")
-    headers = dict(error.headers or {})
-    if error.status_code == 404:
-        return _error(404, f"not_found: there is POST /{', /'.join(REQUESTS)} and GET /docs")
-    if error.status_code == 405:
-        allowed = headers.get("Allow", "another method")
-        return _error(405, f"method_not_allowed: use {allowed} here", headers)
-    return _error(error.status_code, _text(error), headers)
-
-
-def _error(status: int, text: str, headers: dict[str, str] | None = None) -> Response:
+        status, text = error.http_status, str(error)
+    elif isinstance(error, HTTPException):
+        status, headers = error.status_code, error.headers
+        texts = {
+            404: f"not_found: there is POST /{', /'.join(REQUESTS)} and GET /docs",
+            405: f"method_not_allowed: use {(headers or {}).get('Allow')} here",
+        }
+        text = texts.get(status, error.detail)
     return JSONResponse({"error": text}, status, headers)

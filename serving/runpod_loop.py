@@ -8,9 +8,9 @@ run once, though it be handed over twice, and not at all when it was stopped bef
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 import runpod
@@ -23,6 +23,7 @@ from errors import Cancelled, Internal
 logger = logging.getLogger(__name__)
 
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+_T = TypeVar("_T")
 
 # 0.5, 1, 2, ... 30 s between attempts: a control plane may be away for three minutes.
 _RESULT_ATTEMPTS = 12
@@ -152,7 +153,12 @@ class WorkerLoop(rp_scale.JobScaler):
             raise asyncio.CancelledError
         rp_job.log.info("Started.", job["id"])
         try:
-            result = _result(await self._answer_in_time(job))
+            output = await _run_until(self._grace_over, self._handler(job))
+            if output is None:
+                raise Cancelled("the worker was shut down before the job was done; send it again")
+            result = _result(output)
+        except Cancelled as error:
+            result = {"error": str(error)}
         except Exception as error:  # the SDK would post its traceback
             logger.exception("job %s: the handler failed", job["id"])
             failure = Internal(f"an unexpected {type(error).__name__} stopped the job")
@@ -161,22 +167,6 @@ class WorkerLoop(rp_scale.JobScaler):
             # Whatever came next would fail likewise until Runpod has replaced the worker.
             self._told_to_end.set()
         await post_result(session, job, result)
-
-    async def _answer_in_time(self, job: dict[str, Any]) -> dict[str, Any]:
-        """The handler's answer, or a failure when the grace is over first."""
-        work = asyncio.ensure_future(self._handler(job))
-        late = asyncio.create_task(self._grace_over.wait())
-        try:
-            await asyncio.wait([work, late], return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                return work.result()
-        finally:
-            late.cancel()
-            if not work.done():
-                work.cancel()
-                await asyncio.wait([work], timeout=_STOPPING_S)
-        error = Cancelled("the worker was shut down before the job was done; send it again")
-        return {"error": str(error)}
 
 
 def _result(output: dict[str, Any]) -> dict[str, Any]:
@@ -239,15 +229,15 @@ def _request(job: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-async def _run_until(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
-    """Run `work` to its end or until the event, whichever comes first."""
-    task = asyncio.create_task(work)
+async def _run_until(event: asyncio.Event, work: Awaitable[_T]) -> _T | None:
+    """The result of `work`, or None where the event comes first. `work` is then cancelled."""
+    task = asyncio.ensure_future(work)
     waiting = asyncio.create_task(event.wait())
     try:
         await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
     finally:
         waiting.cancel()
-        task.cancel()
-        await asyncio.gather(task, waiting, return_exceptions=True)
-    if not task.cancelled():
-        task.result()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=_STOPPING_S)

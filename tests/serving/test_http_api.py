@@ -153,7 +153,7 @@ def test_the_bodies_of_existing_callers_are_answered(guarded, action):
 
 def test_the_readme_lists_every_code_that_only_the_server_has():
     source = (ROOT / "serving" / "http_api.py").read_text()
-    codes = set(re.findall(r"\b(?:40\d|41\d|503),\s*f?\"(\w+)", source))
+    codes = set(re.findall(r"\b(?:40\d|41\d|503)[,:]\s*f?\"(\w+)", source))
     assert codes > {"busy", "not_found", "forbidden"}
     table = README.split("| HTTP status |", 1)[1].split("\n\n", 1)[0]
     assert set(re.findall(r"`([a-z_]+)`", table)) == codes
