@@ -115,7 +115,7 @@ def _within_limit(document: "Spooled", limit: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Load the model, then serve jobs until told to stop; without Runpod, run one and report."""
+    """Load the model, then serve jobs until SIGTERM; without Runpod, run one job and report."""
     started = time.perf_counter()
     settings = startup.start("serving.runpod_loop", check=False)
     import runpod

@@ -1,7 +1,7 @@
 """What callers send and get: every request and response, and how raw input becomes a request.
 
-Checks here need no model; what depends on the loaded one (layers, vocabulary, tokens) is checked
-by the actions. A field that is null counts as absent.
+The checks here need no model. The actions check what depends on the loaded model: layers,
+vocabulary, tokens. A field that is null counts as absent.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Threshold = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=0)]
 NonEmpty = Annotated[str, Field(min_length=1)]
 
-# Bounds beyond any use, so that a request outside them is refused in milliseconds.
+# No caller needs more than these bounds. A request outside them is refused in milliseconds.
 MAX_ITEMS = 5_000
 MAX_FEATURES = 10_000  # all that a graph has by default: keeping a circuit ablates the others
 MAX_FIELDS = 100
@@ -258,7 +258,7 @@ class SteerResponse(BaseModel):
 
 
 class UploadReceipt(BaseModel):
-    """What a caller gets who had the graph uploaded; `url` is without its query."""
+    """What the caller gets after the graph was uploaded. `url` is without its query."""
 
     success: Literal["Graph uploaded"] = "Graph uploaded"
     url: str
@@ -283,7 +283,7 @@ def parse_request(body: object, path_action: str | None = None) -> Request:
             the bound.
     """
     if not isinstance(body, dict):
-        raise InvalidInput(f"input must be an object, got {shown(body)}")
+        raise InvalidInput(f"input must be an object, got {_quoted(body)}")
     fields = dict(body)
     action, named_by = _pop_action(fields, path_action)
     if action == "steer" and named_by == "request_type" and fields.get("logits_format") is None:
@@ -300,24 +300,24 @@ def _pop_action(fields: dict[str, Any], path_action: str | None) -> tuple[str, s
     given = {name: fields.pop(name) for name in names if fields.get(name) is not None}
     for name, value in given.items():
         if not isinstance(value, str):
-            raise InvalidInput(f"{name} must be a string, got {shown(value)}")
+            raise InvalidInput(f"{name} must be a string, got {_quoted(value)}")
         if path_action is not None and canonical_action(value) != path_action:
             raise InvalidInput(
-                f"{name} is {shown(value)}, the path says {path_action}: leave it out, or post to "
-                "the path of that action"
+                f"{name} is {_quoted(value)}, the path says {path_action}: leave it out, or post "
+                "to the path of that action"
             )
     if path_action is not None:
         return path_action, "path"
     actions = {canonical_action(value) for value in given.values()}
     if len(actions) > 1:
         raise InvalidInput(
-            f"action {shown(given['action'])} and request_type {shown(given['request_type'])} "
+            f"action {_quoted(given['action'])} and request_type {_quoted(given['request_type'])} "
             "name different actions: give one"
         )
     name, value = next(iter(given.items()), ("request_type", "generate-graph"))
     action = canonical_action(value)
     if action not in REQUESTS:
-        raise UnknownAction(f"{name} {shown(value)} is none of {', '.join(REQUESTS)}")
+        raise UnknownAction(f"{name} {_quoted(value)} is none of {', '.join(REQUESTS)}")
     return action, name
 
 
@@ -328,7 +328,7 @@ def canonical_action(value: str) -> str:
 
 
 # Values that carry a secret or a person's text are not repeated in an error.
-_UNSHOWN = {"signed_url", "signed_headers", "prompt", "messages", "content"}
+_PRIVATE = {"signed_url", "signed_headers", "prompt", "messages", "content"}
 
 
 def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
@@ -357,13 +357,13 @@ def _explain(detail: Any, known: list[str]) -> str:
     if detail["type"] == "value_error":
         return f"{where}: {message}" if where else message
     message = message[0].lower() + message[1:]
-    if _UNSHOWN & set(path):
+    if _PRIVATE & set(path):
         return f"{where}: {message}"
-    return f"{where}: {message}, got {shown(detail['input'])}"
+    return f"{where}: {message}, got {_quoted(detail['input'])}"
 
 
-def shown(value: object) -> str:
-    """A value for a reader, in at most 80 characters, however large or deep it is."""
+def _quoted(value: object) -> str:
+    """A value in at most 80 characters, however large or deep it is."""
     if isinstance(value, list):
         return f"a list of {len(value)}"
     if isinstance(value, dict):

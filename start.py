@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 
-# Seconds that a job has to end in after the server was told to stop, before it is cancelled.
+# Seconds in which a job may end after the server was stopped, before it is cancelled.
 _GRACE_S = 10
 
 # The settings that arguments override; those of the server are `--host` and `--port`.
@@ -37,7 +37,7 @@ _ARGUMENTS = (
 
 
 def main() -> None:
-    """Load the model, then serve it until told to stop."""
+    """Load the model, then serve it until SIGINT or SIGTERM."""
     settings = startup.start(check=True, **_parse_arguments())
     from model_loader import get_model
 
@@ -54,14 +54,14 @@ def main() -> None:
 
 
 def server(settings: Settings, loaded: "LoadedModel") -> uvicorn.Server:
-    """The server of a loaded model, to be run."""
+    """The server of a loaded model. Its caller runs it."""
     return uvicorn.Server(
         uvicorn.Config(
             create_app(settings, loaded),
             host=listening_host(settings),
             port=settings.server_port,
             log_config=None,  # logs.py's
-            access_log=False,  # a line a job is the HTTP door's
+            access_log=False,  # serving/http_api.py logs a line for each job
             server_header=False,
             timeout_graceful_shutdown=_GRACE_S,
         )
@@ -69,7 +69,7 @@ def server(settings: Settings, loaded: "LoadedModel") -> uvicorn.Server:
 
 
 def listening_host(settings: Settings) -> str:
-    """SERVER_HOST, or loopback where nothing keeps strangers out."""
+    """SERVER_HOST, or loopback where no secret is set."""
     host = settings.server_host
     if settings.secret is not None or _is_loopback(host):
         return host
@@ -84,7 +84,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _parse_arguments(arguments: Sequence[str] | None = None) -> dict[str, str]:
-    """The settings that arguments give, which win over the environment."""
+    """The settings that are given as arguments."""
     parser = argparse.ArgumentParser(
         description="Serve a model over HTTP; without arguments or settings, the demo model."
     )

@@ -32,7 +32,7 @@ class UnfitError(Exception):
 
 
 def checks(settings: Settings) -> list[Callable[[], None]]:
-    """What is checked once the model is loaded. Runpod is told the name of a check that fails.
+    """The checks of a worker with a loaded model. The SDK tells Runpod the name of one that fails.
 
     Each raises UnfitError when the worker is not fit for jobs.
     """

@@ -132,7 +132,7 @@ class Door:
             cancelled.set()
             # The model is free only once the thread has ended.
             await asyncio.wait({work})
-            work.exception()  # seen, whatever becomes of this task
+            work.exception()  # else asyncio logs it where nobody awaits the result
         return _response(work.result())
 
     async def check_busy(self, _: Request) -> Response:

@@ -1,9 +1,9 @@
-"""A small graph and a steer of the loaded model, and their numbers computed a second way.
+"""A small graph and a steer of the loaded model, whose numbers are computed in two ways.
 
-Features' activations and the edges from the last layer into the logits follow from a few rows of
-the weights: they are recomputed in float32 on the CPU, whatever computed them first. How far both
-may be apart follows from the dtype that the model runs in. What a graph, a forward pass and a steer
-say of the same thing is compared as well. Peak memory is a small graph's.
+Features' activations and the edges from the last layer into the logits need only a few rows of the
+weights, so they are computed again in float32 on the CPU. How far both results may be apart follows
+from the dtype that the model runs in. Numbers that a graph, a forward pass and a steer all give are
+compared too. Peak memory is that of a small graph.
 """
 
 import logging
