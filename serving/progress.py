@@ -28,7 +28,8 @@ class ProgressPosts:
     def __init__(self, job: dict[str, Any]) -> None:
         self._job = job
         # How far the job has come: its stage, the share of the whole that is done (0 to 1), words.
-        self._latest: dict[str, Any] | None = None
+        self._first: dict[str, Any] | None = None
+        self._latest: dict[str, Any] = {}
         self._posted = -1.0
         self._failed = False
         self._succeeded = False
@@ -39,9 +40,9 @@ class ProgressPosts:
 
     def report(self, stage: str, progress: float, message: str) -> None:
         """Take an update from the thread that does the work."""
-        is_first = self._latest is None
         self._latest = {"stage": stage, "progress": round(progress, 4), "message": message}
-        if is_first:
+        if self._first is None:
+            self._first = self._latest
             self._loop.call_soon_threadsafe(self._begun.set)
 
     async def end(self, *, succeeded: bool) -> None:
@@ -53,10 +54,10 @@ class ProgressPosts:
 
     async def _post_until_ended(self) -> None:
         await self._begun.wait()
-        if self._latest is None:
+        if self._first is None:
             return
         async with AsyncClientSession() as session:
-            await self._post(session, self._latest)
+            await self._post(session, self._first)
             while not self._ended.is_set():
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._ended.wait(), _INTERVAL_S)
@@ -64,8 +65,7 @@ class ProgressPosts:
                 await self._post(session, self._latest)
             # When the last post failed, another would only hold the result back.
             if self._succeeded and not self._failed:
-                done = {"stage": self._latest["stage"], "progress": 1.0, "message": "done"}
-                await self._post(session, done)
+                await self._post(session, {**self._latest, "progress": 1.0, "message": "done"})
 
     async def _post(self, session: Any, update: dict[str, Any]) -> None:
         if update["progress"] <= self._posted:
