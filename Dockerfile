@@ -33,7 +33,7 @@ COPY prompting prompting
 COPY remote/__init__.py remote/local_run.py remote/summary.py remote/
 COPY serving serving
 COPY steering steering
-COPY web_assets/__init__.py web_assets/
+COPY web_assets/__init__.py web_assets/docs.html web_assets/
 COPY web_assets/vendor/swagger-ui-dist web_assets/vendor/swagger-ui-dist
 COPY demo/model demo/model
 COPY demo/transcoders demo/transcoders

@@ -8,8 +8,6 @@ Importing this module loads no model and no torch.
 
 import asyncio
 import logging
-import os
-import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,17 +17,9 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from pydantic import BaseModel
 
-import logs
 from errors import DeviceBroken, Internal, OutputTooLarge, WorkerError
-from loading.lean_imports import lean_imports
-from serving import cpu_threads
-from settings import Settings, SettingsError, get_settings
-
-with lean_imports():
-    from runpod.serverless.modules.rp_logger import RunPodLogger
-
-    from serving import fitness, runpod_loop
-    from serving.progress import ProgressPosts
+from serving import startup
+from settings import Settings, get_settings
 
 if TYPE_CHECKING:
     from actions.job import OnProgress
@@ -51,7 +41,11 @@ async def handler(job: dict[str, Any]) -> dict[str, Any]:
     """
     settings = get_settings()
     cancelled = threading.Event()
-    posts = ProgressPosts(job) if settings.runpod_webhook_post_output is not None else None
+    posts = None
+    if settings.runpod_webhook_post_output is not None:
+        from serving.progress import ProgressPosts
+
+        posts = ProgressPosts(job)
     on_progress = None if posts is None else posts.report
     work = asyncio.get_running_loop().run_in_executor(
         _threads(settings.jobs_at_once), _answer, job, settings, cancelled, on_progress
@@ -72,9 +66,9 @@ async def handler(job: dict[str, Any]) -> dict[str, Any]:
 
 @cache
 def _threads(jobs_at_once: int) -> ThreadPoolExecutor:
-    """A thread for each job that Runpod may hand over, so that none but the model is waited for.
+    """A thread for each job that Runpod may hand over, so that a job waits for the model alone.
 
-    asyncio's own pool has a few more than there are cores, and graphs that wait could fill it.
+    asyncio's own pool has a few threads more than there are cores, and waiting jobs could fill it.
     """
     return ThreadPoolExecutor(jobs_at_once, thread_name_prefix="job")
 
@@ -85,11 +79,14 @@ def _answer(
     cancelled: threading.Event,
     on_progress: "OnProgress | None",
 ) -> dict[str, Any]:
-    from actions import answer
+    from actions.answer import answer
+    from model_loader import get_model
 
+    job_id = job.get("id")
     try:
+        loaded = get_model(settings)
         response = answer(
-            job.get("input"), settings, cancelled, on_progress=on_progress, job_id=job.get("id")
+            job.get("input"), loaded, settings, cancelled, on_progress=on_progress, job_id=job_id
         )
         if isinstance(response, BaseModel):
             return response.model_dump()
@@ -101,7 +98,7 @@ def _answer(
         return {"error": str(error)}
     except Exception as error:
         # Reading the spooled graph back; the SDK would show a traceback to the caller.
-        logger.error("job %s: %s after its work was done", job.get("id"), type(error).__name__)
+        logger.error("job %s: %s after its work was done", job_id, type(error).__name__)
         return {"error": str(Internal(f"an unexpected {type(error).__name__} stopped the job"))}
 
 
@@ -118,45 +115,29 @@ def _within_limit(document: "Spooled", limit: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Load the model, then serve jobs until told to stop; without Runpod, run one and report."""
-    # While the model loads nothing is lost, and an exception might be raised where Python drops it.
-    # A container's first process ignores the default.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    try:
-        settings = get_settings()
-    except SettingsError as error:
-        raise SystemExit(f"settings: {error}") from None
-    logs.set_up(settings.log_level, as_json=settings.runpod_webhook_get_job is not None)
-    cpu_threads.set_threads(settings)
-    from model_loader import ModelLoadError, get_model, import_libraries, read_weights_ahead
-
+    """Load the model, then serve jobs until SIGTERM; without Runpod, run one job and report."""
     started = time.perf_counter()
-    try:
-        read_weights_ahead(settings)
-        import_libraries(settings)
-        fitness.check_device(settings)
-        get_model(settings)
-    except (SettingsError, ModelLoadError, fitness.UnfitError) as error:
-        raise SystemExit(f"start: {error}") from None
+    settings = startup.start("serving.runpod_loop", check=False)
+    import runpod
+    from runpod.serverless.modules.rp_logger import RunPodLogger
+
     from remote import local_run
+    from serving import fitness, runpod_loop
 
-    local = local_run.wanted(settings)
-    # Locally the SDK would write the whole output out beside the summary.
-    _set_sdk_log_level("WARN" if local else settings.log_level)
-    if local:
-        local_run.run(handler, loading_s=time.perf_counter() - started)
-    else:
-        fitness.register(settings)
-        runpod_loop.serve(
-            handler,
-            shutdown_grace_s=settings.shutdown_grace_s,
-            jobs_at_once=settings.jobs_at_once,
-        )
-
-
-def _set_sdk_log_level(level: str) -> None:
-    """The SDK's own log lines. Its DEBUG is never used: it writes inputs and outputs out."""
+    is_local = local_run.wanted(settings)
+    # The SDK's DEBUG writes inputs and outputs out, and its INFO the output of a local run.
+    level = "WARN" if is_local else settings.log_level
     RunPodLogger().set_level({"DEBUG": "INFO", "WARNING": "WARN"}.get(level, level))
+    if is_local:
+        local_run.run(handler, loading_s=time.perf_counter() - started)
+        return
+    for check in fitness.checks(settings):
+        runpod.serverless.register_fitness_check(check)
+    runpod_loop.serve(
+        handler,
+        shutdown_grace_s=settings.shutdown_grace_s,
+        jobs_at_once=settings.jobs_at_once,
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How the worker's log lines look: JSON, one an event, on Runpod; readable elsewhere.
 
-What a line tells beyond its message comes as `extra={"event": {...}}`. An exception is its type
-and place: its message may quote a prompt or a signed URL.
+A line's own fields come as `extra={"event": {...}}`. Of an exception only its type and traceback
+are written: its message may quote a prompt or a signed URL.
 """
 
 import logging
@@ -28,10 +28,10 @@ _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tup
 
 
 def set_up(level: str, *, as_json: bool) -> None:
-    """Write the worker's own lines at `level` to stderr; of the libraries' only warnings."""
+    """Write the worker's own lines from `level` on to stderr, and the libraries' warnings."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if as_json else ReadableLines())
-    # The Runpod SDK has set up the root logger by being imported, hence the force.
+    # Libraries may have set up the root logger when they were imported, hence the force.
     logging.basicConfig(level="WARNING", handlers=[handler], force=True)
     for name in _OWN:
         logging.getLogger(name).setLevel(level)
@@ -39,9 +39,9 @@ def set_up(level: str, *, as_json: bool) -> None:
 
 class _Lines(logging.Formatter):
     def formatException(self, ei: _ExcInfo) -> str:  # noqa: N802 - logging's name
-        kind, _, place = ei
+        kind, _, tb = ei
         name = kind.__name__ if kind else "exception"
-        return "".join(traceback.format_tb(place)) + name
+        return "".join(traceback.format_tb(tb)) + name
 
 
 class JsonLines(_Lines):

@@ -29,12 +29,11 @@ import logs
 from graphs.cache import GraphCache
 from loading import WeightsError, converted, inventory
 from loading.entry import ModelEntry
-from loading.lean_imports import import_lean
 from loading.read_ahead import read_ahead
 from loading.registry import REGISTRY
 from loading.sources import find, locate, places_of
 from prompting.token_text import TokenText
-from settings import Settings, SettingsError, how_threads_wait, read_settings
+from settings import Settings, SettingsError, read_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -204,33 +203,11 @@ def load(settings: Settings) -> LoadedModel:
     return LoadedModel(entry, *parts, GraphCache(settings.graph_cache_bytes))
 
 
-def import_libraries(settings: Settings) -> None:
-    """Import what loading and answering take, lean; for a process that does nothing else.
-
-    The nnsight engine is left to `load`: it uses what lean imports defer.
-
-    Raises:
-        SettingsError: the settings name no model.
-    """
-    started = time.perf_counter()
-    settings.export_hub_variables()
-    lean = entry_for(settings).engine == "transformerlens"
-    engine = ["loading.transformerlens_engine"] if lean else []
-    import_lean("actions", "loading.build", *engine)
-    import torch
-
-    logger.info(
-        "imported the libraries in %.1f s; CPU threads: %d, %s",
-        time.perf_counter() - started,
-        torch.get_num_threads(),
-        how_threads_wait(),
-    )
-
-
 def read_weights_ahead(settings: Settings) -> None:
     """Start to bring the weights into memory that are on this machine, for `load` to find there.
 
-    What can't be found or read is left for `load`, which says why.
+    Transcoders of which `load` leaves tensors on the disk are read last, for the first job. What
+    can't be found or read is left for `load`, which says why.
     """
     try:
         entry = entry_for(settings)
@@ -241,9 +218,10 @@ def read_weights_ahead(settings: Settings) -> None:
         logger.debug("no weights are read ahead: %s", type(error).__name__)
         return
     if weights is not None:
-        weights = weights._replace(transcoders=copy or weights.transcoders)
-        lazy = {"W_enc": entry.lazy_encoder, "W_dec": entry.lazy_decoder}
-        read_ahead(weights.files, later=[name for name, is_lazy in lazy.items() if is_lazy])
+        files = weights._replace(transcoders=copy or weights.transcoders).files
+        if entry.lazy_encoder or entry.lazy_decoder:
+            files.sort(key=lambda file: file.parent != weights.model)
+        read_ahead(files)
 
 
 _loaded: LoadedModel | None = None

@@ -1,13 +1,13 @@
 """What callers send and get: every request and response, and how raw input becomes a request.
 
-Checks here need no model; what depends on the loaded one (layers, vocabulary, tokens) is checked
-by the actions. A field that is null counts as absent.
+The checks here need no model. The actions check what depends on the loaded model: layers,
+vocabulary, tokens. A field that is null counts as absent.
 """
 
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -18,19 +18,19 @@ Threshold = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=0)]
 NonEmpty = Annotated[str, Field(min_length=1)]
 
-# Bounds beyond any use, so that a request outside them is refused in milliseconds.
+# No caller needs more than these bounds. A request outside them is refused in milliseconds.
 MAX_ITEMS = 5_000
 MAX_FEATURES = 10_000  # all that a graph has by default: keeping a circuit ablates the others
 MAX_FIELDS = 100
 MAX_URL_CHARACTERS = 16_384
 Whole = Annotated[int, Field(le=2**53)]  # what JSON's numbers hold exactly
-# Of a long list only the first fault is told.
+# Of a long list only the first fault is reported.
 Many = Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)
 ManyFeatures = Field(min_length=1, max_length=MAX_FEATURES, fail_fast=True)
 
 
 def _refuse_many_fields(data: Any) -> Any:
-    """Before each of them is looked at, and gets an error of its own."""
+    """Refuse a large object at once, before each of its fields gets an error of its own."""
     if isinstance(data, dict) and len(data) > MAX_FIELDS:
         raise ValueError(f"an object with {len(data)} fields, there may be {MAX_FIELDS}")
     return data
@@ -49,11 +49,7 @@ class _Schema(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_nulls(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        if len(data) > MAX_FIELDS:
-            _refuse_many_fields(data)
-        if None in data.values():
+        if isinstance(_refuse_many_fields(data), dict) and None in data.values():
             return {key: value for key, value in data.items() if value is not None}
         return data
 
@@ -89,6 +85,8 @@ class _PromptRequest(_Request):
 
 class GenerateGraphRequest(_PromptRequest):
     """Attribute the next-token prediction of a prompt to features."""
+
+    action: ClassVar = "generate-graph"
 
     slug_identifier: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]+$", max_length=200)] | None = (
         Field(None, description="the graph's name; made from prompt and time when absent")
@@ -161,6 +159,8 @@ class SteerFeature(_Schema):
 class SteerRequest(_PromptRequest):
     """Continue a prompt twice: as the model would, and with features changed."""
 
+    action: ClassVar = "steer"
+
     features: Annotated[list[SteerFeature], ManyFeatures]
     n_tokens: Whole = Field(10, ge=1, description="most tokens to generate")
     top_k: Whole = Field(5, ge=0, description="predictions reported after each token")
@@ -182,6 +182,8 @@ class SteerRequest(_PromptRequest):
 class ForwardPassRequest(_PromptRequest):
     """The likeliest next tokens of a prompt."""
 
+    action: ClassVar = "forward-pass"
+
     max_n_logits: Whole = Field(10, ge=1)
     desired_logit_prob: float = Field(0.95, gt=0, le=1)
 
@@ -189,19 +191,15 @@ class ForwardPassRequest(_PromptRequest):
 class ParseChatPromptRequest(_Request):
     """Read a rendered prompt back into messages."""
 
+    action: ClassVar = "parse-chat-prompt"
+
     prompt: Text
     model_id: NonEmpty | None = None
 
 
 Request = GenerateGraphRequest | SteerRequest | ForwardPassRequest | ParseChatPromptRequest
 
-REQUESTS: dict[str, type[Request]] = {
-    "generate-graph": GenerateGraphRequest,
-    "steer": SteerRequest,
-    "forward-pass": ForwardPassRequest,
-    "parse-chat-prompt": ParseChatPromptRequest,
-}
-
+REQUESTS: dict[str, type[Request]] = {model.action: model for model in get_args(Request)}
 
 Token = Annotated[
     str,
@@ -260,7 +258,7 @@ class SteerResponse(BaseModel):
 
 
 class UploadReceipt(BaseModel):
-    """What a caller gets who had the graph uploaded; `url` is without its query."""
+    """What the caller gets after the graph was uploaded. `url` is without its query."""
 
     success: Literal["Graph uploaded"] = "Graph uploaded"
     url: str
@@ -273,43 +271,53 @@ class UploadReceipt(BaseModel):
     timings_ms: dict[str, float]
 
 
-def parse_request(body: object) -> Request:
+def parse_request(body: object, path_action: str | None = None) -> Request:
     """Turn the `input` of a job, or the body of an HTTP request, into a checked request.
 
+    Args:
+        path_action: the action that the path of an HTTP request names. The body may repeat it.
+
     Raises:
-        UnknownAction: `action` or `request_type` names none of the four.
+        UnknownAction: `action` or `request_type` is the name of no action.
         InvalidInput: anything else that is wrong; the sentence names each field, its value and
             the bound.
     """
     if not isinstance(body, dict):
-        raise InvalidInput(f"input must be an object, got {shown(body)}")
-    fields = {str(key): value for key, value in body.items() if value is not None}
-    action, dialect = _pop_action(fields)
-    if action == "steer" and dialect == "request_type":
-        fields.setdefault("logits_format", "objects")
+        raise InvalidInput(f"input must be an object, got {_quoted(body)}")
+    fields = dict(body)
+    action, named_by = _pop_action(fields, path_action)
+    if action == "steer" and named_by == "request_type" and fields.get("logits_format") is None:
+        fields["logits_format"] = "objects"
     try:
         return REQUESTS[action].model_validate(fields)
     except ValidationError as error:
         raise InvalidInput(_sentence(error, REQUESTS[action])) from None
 
 
-def _pop_action(fields: dict[str, Any]) -> tuple[str, str]:
-    """Take the action out of the fields; return it and the name of the field it came in."""
-    given = {name: fields.pop(name) for name in ("action", "request_type") if name in fields}
-    if not given:
-        return "generate-graph", "request_type"
+def _pop_action(fields: dict[str, Any], path_action: str | None) -> tuple[str, str]:
+    """Take the action out of the fields; return it and what named it: a field, or the path."""
+    names = ("action", "request_type")
+    given = {name: fields.pop(name) for name in names if fields.get(name) is not None}
     for name, value in given.items():
         if not isinstance(value, str):
-            raise InvalidInput(f"{name} must be a string, got {shown(value)}")
-    actions = {name: canonical_action(value) for name, value in given.items()}
-    if len(set(actions.values())) > 1:
+            raise InvalidInput(f"{name} must be a string, got {_quoted(value)}")
+        if path_action is not None and canonical_action(value) != path_action:
+            raise InvalidInput(
+                f"{name} is {_quoted(value)}, the path says {path_action}: leave it out, or post "
+                "to the path of that action"
+            )
+    if path_action is not None:
+        return path_action, "path"
+    actions = {canonical_action(value) for value in given.values()}
+    if len(actions) > 1:
         raise InvalidInput(
-            f"action {shown(given['action'])} and request_type {shown(given['request_type'])} "
+            f"action {_quoted(given['action'])} and request_type {_quoted(given['request_type'])} "
             "name different actions: give one"
         )
-    name, action = next(iter(actions.items()))
+    name, value = next(iter(given.items()), ("request_type", "generate-graph"))
+    action = canonical_action(value)
     if action not in REQUESTS:
-        raise UnknownAction(f"{name} {shown(given[name])} is none of {', '.join(REQUESTS)}")
+        raise UnknownAction(f"{name} {_quoted(value)} is none of {', '.join(REQUESTS)}")
     return action, name
 
 
@@ -320,7 +328,7 @@ def canonical_action(value: str) -> str:
 
 
 # Values that carry a secret or a person's text are not repeated in an error.
-_UNSHOWN = {"signed_url", "signed_headers", "prompt", "messages", "content"}
+_PRIVATE = {"signed_url", "signed_headers", "prompt", "messages", "content"}
 
 
 def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
@@ -349,13 +357,13 @@ def _explain(detail: Any, known: list[str]) -> str:
     if detail["type"] == "value_error":
         return f"{where}: {message}" if where else message
     message = message[0].lower() + message[1:]
-    if _UNSHOWN & set(path):
+    if _PRIVATE & set(path):
         return f"{where}: {message}"
-    return f"{where}: {message}, got {shown(detail['input'])}"
+    return f"{where}: {message}, got {_quoted(detail['input'])}"
 
 
-def shown(value: object) -> str:
-    """A value for a reader, in at most 80 characters, however large or deep it is."""
+def _quoted(value: object) -> str:
+    """A value in at most 80 characters, however large or deep it is."""
     if isinstance(value, list):
         return f"a list of {len(value)}"
     if isinstance(value, dict):

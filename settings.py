@@ -11,13 +11,13 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-# Any of them decides how OpenMP's threads wait: the standard's, GNU's (which torch's wheels for
-# Linux bring along) and LLVM's.
+# Each of them decides how OpenMP's threads wait: the standard's variable, GNU's (whose OpenMP is in
+# torch's wheels for Linux) and LLVM's.
 _WAITING_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
 class SettingsError(Exception):
-    """A variable has a value that can't be used. The message names it and says what would do."""
+    """A variable has a value that can't be used. The message names both and says what is valid."""
 
 
 class Settings(BaseSettings):
@@ -135,20 +135,20 @@ class Settings(BaseSettings):
             return None
 
     def export_hub_variables(self) -> None:
-        """Hand HF_HOME to the Hugging Face libraries, which know no `.env` file.
+        """Set HF_HOME for the Hugging Face libraries, which read no `.env` file.
 
-        Has to come before their first import: they read the environment once.
+        To be called before their first import: they read the environment once.
         """
         os.environ["HF_HOME"] = self.hf_home
 
     def export_thread_variables(self, available: int | None) -> None:
-        """Tell OpenMP, which computes for torch, how many threads there are and how they wait.
+        """Set how many threads OpenMP, which computes for torch, has and how they wait.
 
-        What the environment says already stays. Has to come before torch's first import: OpenMP
-        reads the environment once.
+        Variables that are set already stay as they are. To be called before torch's first import,
+        since OpenMP reads the environment once, and only in a process that is the worker.
 
         Args:
-            available: how many threads there are if CPU_THREADS is unset; None leaves it to torch.
+            available: the number of threads if CPU_THREADS is unset; None leaves it to torch.
         """
         threads = self.cpu_threads or available
         if threads is not None and not os.environ.get("OMP_NUM_THREADS"):
@@ -182,8 +182,8 @@ def read_settings(**overrides: str) -> Settings:
         overrides: settings by name, which win over the environment.
 
     Raises:
-        SettingsError: a value can't be used; one line a variable, with its value and the bound.
-            The value of a secret is never shown.
+        SettingsError: a value can't be used. The message names each such variable, its value
+            (but not a secret's) and the bound.
     """
     try:
         return Settings(**cast(Any, overrides))
@@ -198,15 +198,15 @@ def get_settings() -> Settings:
 
 
 def how_threads_wait() -> str:
-    """The variables that tell OpenMP how threads wait for each other, as they are now."""
-    said = {name: os.environ.get(name) for name in _WAITING_VARIABLES}
-    shown = ", ".join(f"{name}={value}" for name, value in said.items() if value)
-    return shown or "waiting as OpenMP does by default"
+    """The variables that decide how OpenMP's threads wait for each other, as they are now."""
+    values = {name: os.environ.get(name) for name in _WAITING_VARIABLES}
+    chosen = ", ".join(f"{name}={value}" for name, value in values.items() if value)
+    return chosen or "waiting as OpenMP does by default"
 
 
 def _explain(detail: object) -> str:
     assert isinstance(detail, dict)  # noqa: S101 - pydantic's ErrorDetails is a TypedDict
     field = str(detail["loc"][0])
-    shown = "***" if field in {"hf_token", "secret"} else repr(detail["input"])
+    value = "***" if field in {"hf_token", "secret"} else repr(detail["input"])
     wanted = Settings.model_fields[field].description
-    return f"{field.upper()}={shown}: {detail['msg']} ({wanted})"
+    return f"{field.upper()}={value}: {detail['msg']} ({wanted})"

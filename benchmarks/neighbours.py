@@ -56,8 +56,8 @@ VARIABLES = (
 )
 BEFORE = """
 import handler
-from serving import cpu_threads
-cpu_threads.set_threads = lambda _: None
+from settings import Settings
+Settings.export_thread_variables = lambda *_: None
 handler.main()
 """
 HANDLER = [str(ROOT / "handler.py")]

@@ -1,9 +1,9 @@
 """Weights brought from the disk into memory while Python is still importing the libraries.
 
-Imports and disk don't wait for each other: files are read, and the system keeps what it read for
-whoever reads it next. Advice to read (POSIX_FADV_WILLNEED) would take less CPU time, but is cut to
-what a disk reads ahead by itself, often 128 KB of what is asked for; and after `sendfile` to
-nowhere loading took twice the CPU time. Importing this module imports no torch.
+Imports and the disk don't wait for each other. Files are read from their first byte to their last,
+and the system keeps what it read for whoever reads it next. Advice to read (POSIX_FADV_WILLNEED)
+would take less CPU time, but covers only what a disk reads ahead by itself, often 128 KB; and after
+`sendfile` to nowhere loading took twice the CPU time. Importing this module imports no torch.
 """
 
 import logging
@@ -11,15 +11,11 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from loading.safetensors_files import read_header
-
 logger = logging.getLogger(__name__)
-
-_Ranges = Callable[[Path], Iterable[tuple[int, int]]]
 
 # Bytes read at once. Between two calls the thread waits for its turn among those that import.
 _CHUNK = 32 << 20
@@ -31,58 +27,33 @@ _MEMORY_LIMITS = (
 )
 
 
-def read_ahead(files: Sequence[Path], later: Sequence[str] = ()) -> threading.Thread:
-    """Start to have files read, in their order, and return the thread that does it.
+def read_ahead(files: Sequence[Path]) -> threading.Thread:
+    """Start a thread that reads files in their order, and return it.
 
-    It ends by itself: when all is read, or half of the memory, beyond which what came
-    first would be gone before it is used. A file that can't be read is left to whoever loads
-    it, whose error says more. Only Linux can be asked so.
-
-    Args:
-        later: how the names of tensors start, in safetensors files, that loading leaves on the
-            disk: they come last, for the first job, and only where all files fit.
+    It ends when all is read, or half of the memory: after more, the system would drop what came
+    first before it is used. A file that can't be read is left to whoever loads it, whose error says
+    more. Only on Linux is anything read.
     """
-    thread = threading.Thread(
-        target=_read_all, args=(tuple(files), tuple(later)), name="read ahead", daemon=True
-    )
+    thread = threading.Thread(target=_read, args=(files,), name="read ahead", daemon=True)
     thread.start()
     return thread
 
 
-def _read_all(files: tuple[Path, ...], later: tuple[str, ...]) -> None:
+def _read(files: Sequence[Path]) -> None:
     if sys.platform != "linux":
         return
     started = time.perf_counter()
-    limit = memory_bytes() // 2
-    n_bytes = _read(files, lambda path: ranges_in(path, later), limit)
-    if later and _size(files) <= limit:
-        n_bytes += _read(files, lambda path: ranges_in(path, later, of_those=True), limit)
-    seconds = time.perf_counter() - started
-    logger.debug("read %.6f MB of weights ahead in %.1f s", n_bytes / 1e6, seconds)
-
-
-def _read(files: tuple[Path, ...], ranges: _Ranges, limit: int) -> int:
-    """Have ranges of files read, up to `limit` bytes, and return how many those were."""
-    n_bytes = 0
+    left = limit = memory_bytes() // 2
     buffer = memoryview(bytearray(_CHUNK))
     for path in files:
         try:
-            wanted = list(ranges(path))
             with path.open("rb", buffering=0) as file:
-                for begin, end in wanted:
-                    while begin < end and n_bytes < limit:
-                        size = min(_CHUNK, end - begin, limit - n_bytes)
-                        n_read = os.preadv(file.fileno(), [buffer[:size]], begin)
-                        if not n_read:
-                            break
-                        begin, n_bytes = begin + n_read, n_bytes + n_read
-        except (OSError, ValueError, TypeError, OverflowError) as error:
+                while n_read := file.readinto(buffer[:left]):
+                    left -= n_read
+        except OSError as error:
             logger.debug("%s is not read ahead: %s", path.name, error)
-    return n_bytes
-
-
-def _size(files: tuple[Path, ...]) -> int:
-    return sum(path.stat().st_size for path in files if path.is_file())
+    seconds = time.perf_counter() - started
+    logger.debug("read %.6f MB of weights ahead in %.1f s", (limit - left) / 1e6, seconds)
 
 
 def memory_bytes(limits: Sequence[Path] = _MEMORY_LIMITS) -> int:
@@ -96,25 +67,3 @@ def memory_bytes(limits: Sequence[Path] = _MEMORY_LIMITS) -> int:
         with suppress(OSError, ValueError):
             found.append(int(path.read_text()))
     return min(found)
-
-
-def ranges_in(
-    path: Path, prefixes: tuple[str, ...], *, of_those: bool = False
-) -> Iterator[tuple[int, int]]:
-    """Where in a file (begin, end) the tensors are whose names have none of the prefixes.
-
-    Args:
-        of_those: the tensors whose names have one instead.
-
-    Raises:
-        OSError: it can't be read.
-        ValueError: it is called `.safetensors` and is none.
-    """
-    size = path.stat().st_size
-    if not prefixes or path.suffix != ".safetensors":
-        if not of_those:
-            yield 0, size
-        return
-    for name, tensor in read_header(path).items():
-        if name.startswith(prefixes) == of_those:
-            yield tensor.begin, tensor.end

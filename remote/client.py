@@ -224,7 +224,6 @@ def _until(timeout_s: float | None) -> float:
 
 
 def _checked(job: dict[str, Any]) -> dict[str, Any]:
-    """The job in its JSON form, after the same checks that the worker makes."""
-    action = schemas.canonical_action(str(job.get("action") or "generate-graph"))
-    request = schemas.parse_request({**job, "action": action})
-    return {"action": action, **request.model_dump(mode="json", exclude_unset=True)}
+    """The job in its JSON form, checked as the worker will check it."""
+    request = schemas.parse_request(job)
+    return {"action": request.action, **request.model_dump(mode="json", exclude_unset=True)}

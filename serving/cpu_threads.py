@@ -1,12 +1,12 @@
 """How many threads suit this machine, or the share of it that the container may use.
 
 By itself torch starts a thread for each core of the host, whatever the container's CPU quota. Its
-threads spin while they wait for each other. Where other processes keep the cores busy, they use up
+threads spin while they wait for each other: where other processes keep the cores busy, they use up
 CPU time while the thread that they wait for has no core.
 
-Both are set by environment variables. `torch.set_num_threads` holds only for the thread that calls
-it, and jobs and gradients run in others. OpenMP reads the variables once, when torch is imported,
-so this module imports no torch.
+`Settings.export_thread_variables` hands the number to OpenMP. `torch.set_num_threads` would hold
+only for the thread that calls it, and jobs and gradients run in others. OpenMP reads its variables
+once, when torch is imported, so this module imports no torch.
 """
 
 import math
@@ -15,19 +15,7 @@ import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from settings import Settings
-
 _SYSTEM = Path("/")
-
-
-def set_threads(settings: Settings) -> None:
-    """Set how many threads torch uses, and have them sleep while they wait for each other.
-
-    There are as many as CPU_THREADS says, or else as the container may use. OpenMP's own variables
-    win where the environment has them. To be called before torch is imported, and only in a process
-    that is the worker: it changes the environment.
-    """
-    settings.export_thread_variables(available_threads())
 
 
 def available_threads() -> int | None:

@@ -1,20 +1,15 @@
-"""What the paths of the HTTP door take and give, as OpenAPI, and the page that shows it.
+"""The OpenAPI document of the HTTP door: what its paths take and give.
 
-The schemas are those of schemas.py, which the requests are checked against; FastAPI checks none.
+Its schemas are made from the models of schemas.py, against which the requests are checked.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import FastAPI
-from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse
-from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 import schemas
-import web_assets
 
 PROMPT = "Michael Jordan joue au"
 
@@ -118,61 +113,79 @@ RESPONSES: Mapping[str, tuple[type[BaseModel], ...]] = {
     "forward-pass": (schemas.ForwardPassResponse,),
     "parse-chat-prompt": (schemas.ParseChatPromptResponse,),
 }
+_STATUS: Mapping[str, type[BaseModel]] = {"check-busy": CheckBusyResponse, "health": HealthResponse}
 
 _refs, _definitions = models_json_schema(
     [
         *((model, "validation") for model in schemas.REQUESTS.values()),
         *((model, "serialization") for models in RESPONSES.values() for model in models),
-        *((model, "serialization") for model in (Error, CheckBusyResponse, HealthResponse)),
+        *((model, "serialization") for model in _STATUS.values()),
+        (Error, "serialization"),
     ],
     ref_template="#/components/schemas/{model}",
 )
-COMPONENTS: dict[str, Any] = _definitions["$defs"]
 
 
-def request_body(action: str) -> dict[str, Any]:
-    """The `requestBody` of an action's operation, with its example."""
-    content = {
-        "schema": _refs[schemas.REQUESTS[action], "validation"],
-        "examples": {"demo": {"summary": "the demo model", "value": EXAMPLES[action]}},
-    }
-    return {"requestBody": {"required": True, "content": {"application/json": content}}}
-
-
-def responses(*models: type[BaseModel], errors: bool = True) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of an operation that answers with one of `models`, or with an error."""
-    refs = [_refs[model, "serialization"] for model in models]
-    answers: dict[int | str, dict[str, Any]] = {
-        200: _described("Done", refs[0] if len(refs) == 1 else {"anyOf": refs})
-    }
-    if errors:
-        for status, meaning in ERRORS.items():
-            answers[status] = _described(meaning, _refs[Error, "serialization"])
-        answers[503]["headers"] = {
-            "Retry-After": {
-                "description": "Seconds to wait, when another job has the model",
-                "schema": {"type": "integer"},
+def openapi(*, with_secret: bool) -> dict[str, Any]:
+    """The document of a server that wants a secret for its actions, or of one that doesn't."""
+    components = {"schemas": _definitions["$defs"]}
+    secret: dict[str, Any] = {}
+    if with_secret:
+        header = {"type": "apiKey", "in": "header", "name": "x-secret-key"}
+        components["securitySchemes"] = {"APIKeyHeader": header}
+        secret = {"security": [{"APIKeyHeader": []}]}
+    paths = {
+        f"/{action}": {
+            "post": {
+                **_operation(action, model, _done(*RESPONSES[action]) | _errors()),
+                "requestBody": _request_body(action, model),
+                **secret,
             }
         }
-    return answers
+        for action, model in schemas.REQUESTS.items()
+    }
+    for name, model in _STATUS.items():
+        paths[f"/{name}"] = {"get": _operation(name, model, _done(model))}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "attribution-worker",
+            "description": "Attribution graphs and steering of the loaded model.",
+            "version": "0.1.0",
+        },
+        "paths": paths,
+        "components": components,
+    }
 
 
-def add_page(app: FastAPI) -> None:
-    """Serve Swagger UI at `/docs`, with its scripts and styles: a reader needs no internet."""
+def _operation(name: str, model: type[BaseModel], responses: dict[str, Any]) -> dict[str, Any]:
+    summary = (model.__doc__ or "").splitlines()[0]
+    return {"operationId": name, "summary": summary, "responses": responses}
 
-    async def docs() -> HTMLResponse:
-        # Relative addresses hold behind a proxy too, whatever path it adds.
-        return get_swagger_ui_html(
-            title=app.title,
-            openapi_url="openapi.json",
-            swagger_js_url="docs/assets/swagger-ui-bundle.js",
-            swagger_css_url="docs/assets/swagger-ui.css",
-            swagger_favicon_url="docs/assets/favicon-32x32.png",
-            swagger_ui_parameters={"validatorUrl": None},  # else it asks swagger.io
-        )
 
-    app.add_api_route("/docs", docs, include_in_schema=False)
-    app.mount("/docs/assets", StaticFiles(directory=web_assets.VENDOR / "swagger-ui-dist"))
+def _request_body(action: str, model: type[BaseModel]) -> dict[str, Any]:
+    content = {
+        "schema": _refs[model, "validation"],
+        "examples": {"demo": {"summary": "the demo model", "value": EXAMPLES[action]}},
+    }
+    return {"required": True, "content": {"application/json": content}}
+
+
+def _done(*models: type[BaseModel]) -> dict[str, Any]:
+    refs = [_refs[model, "serialization"] for model in models]
+    return {"200": _described("Done", refs[0] if len(refs) == 1 else {"anyOf": refs})}
+
+
+def _errors() -> dict[str, Any]:
+    schema = _refs[Error, "serialization"]
+    errors = {str(status): _described(meaning, schema) for status, meaning in ERRORS.items()}
+    errors["503"]["headers"] = {
+        "Retry-After": {
+            "description": "Seconds to wait, when another job has the model",
+            "schema": {"type": "integer"},
+        }
+    }
+    return errors
 
 
 def _described(description: str, schema: Mapping[str, Any]) -> dict[str, Any]:

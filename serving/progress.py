@@ -8,7 +8,6 @@ result is handed over.
 import asyncio
 import contextlib
 import logging
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from runpod.http_client import AsyncClientSession
@@ -23,22 +22,14 @@ _INTERVAL_S = 0.5
 _POST_TIMEOUT_S = 1.0
 
 
-@dataclass(frozen=True)
-class Update:
-    """How far a job has come: its stage, the share of the whole that is done (0 to 1), words."""
-
-    stage: str
-    progress: float
-    message: str
-
-
 class ProgressPosts:
     """Posts a job's updates to Runpod while the job runs, rising and never after `end`."""
 
     def __init__(self, job: dict[str, Any]) -> None:
         self._job = job
-        self._first: Update | None = None
-        self._latest: Update | None = None
+        # How far the job has come: its stage, the share of the whole that is done (0 to 1), words.
+        self._first: dict[str, Any] | None = None
+        self._latest: dict[str, Any] = {}
         self._posted = -1.0
         self._failed = False
         self._succeeded = False
@@ -49,13 +40,13 @@ class ProgressPosts:
 
     def report(self, stage: str, progress: float, message: str) -> None:
         """Take an update from the thread that does the work."""
-        self._latest = Update(stage, round(progress, 4), message)
+        self._latest = {"stage": stage, "progress": round(progress, 4), "message": message}
         if self._first is None:
             self._first = self._latest
             self._loop.call_soon_threadsafe(self._begun.set)
 
     async def end(self, *, succeeded: bool) -> None:
-        """Settle the post that is under way and, after a success, post that all is done."""
+        """Wait for the post that is under way and, after a success, post that all is done."""
         self._succeeded = succeeded
         self._ended.set()
         self._begun.set()
@@ -63,7 +54,7 @@ class ProgressPosts:
 
     async def _post_until_ended(self) -> None:
         await self._begun.wait()
-        if self._first is None or self._latest is None:
+        if self._first is None:
             return
         async with AsyncClientSession() as session:
             await self._post(session, self._first)
@@ -74,16 +65,16 @@ class ProgressPosts:
                 await self._post(session, self._latest)
             # When the last post failed, another would only hold the result back.
             if self._succeeded and not self._failed:
-                await self._post(session, Update(self._latest.stage, 1.0, "done"))
+                await self._post(session, {**self._latest, "progress": 1.0, "message": "done"})
 
-    async def _post(self, session: Any, update: Update) -> None:
-        if update.progress <= self._posted:
+    async def _post(self, session: Any, update: dict[str, Any]) -> None:
+        if update["progress"] <= self._posted:
             return
-        self._posted = update.progress
+        self._posted = update["progress"]
         self._failed = True
         try:
             async with asyncio.timeout(_POST_TIMEOUT_S):
-                await runpod_loop.post_progress(session, self._job, asdict(update))
+                await runpod_loop.post_progress(session, self._job, update)
             self._failed = False
         except Exception as error:  # whatever it is, the job goes on
             logger.debug("job %s: progress not posted: %s", self._job["id"], type(error).__name__)

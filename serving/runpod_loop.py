@@ -1,16 +1,16 @@
-"""The SDK's worker loop, with what it lacks for a worker that nobody watches.
+"""The SDK's worker loop, made reliable.
 
-The SDK (runpod 1.12) posts a result once and drops it when that fails, and on SIGTERM waits for
-its long polls, during which it may take a job that it never runs. Here a result is posted until it
-is taken, and SIGTERM ends the taking of jobs at once and the running ones within a grace. A job is
-run once, though it be handed over twice, and not at all when it was stopped before it began.
+The SDK (runpod 1.12) posts a result once and drops it when that fails. On SIGTERM it waits for its
+long polls, during which it may take a job that it never runs. Here a result is posted until Runpod
+accepts it. After SIGTERM no more jobs are taken, and those that run may end within a grace period.
+A job that Runpod hands over twice runs once; one that is stopped before it began doesn't run.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 import runpod
@@ -23,6 +23,7 @@ from errors import Cancelled, Internal
 logger = logging.getLogger(__name__)
 
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+_T = TypeVar("_T")
 
 # 0.5, 1, 2, ... 30 s between attempts: a control plane may be away for three minutes.
 _RESULT_ATTEMPTS = 12
@@ -32,7 +33,7 @@ _STOPPING_S = 2.0
 
 
 def serve(handler: Handler, *, shutdown_grace_s: float, jobs_at_once: int) -> None:
-    """Take jobs from Runpod, or from the SDK's local server, until told to end."""
+    """Take jobs from Runpod, or from the SDK's local server, until SIGTERM."""
     rp_scale.JobScaler = partial(WorkerLoop, shutdown_grace_s=shutdown_grace_s)
     runpod.serverless.start(
         {"handler": handler, "concurrency_modifier": lambda _current: jobs_at_once}
@@ -40,10 +41,10 @@ def serve(handler: Handler, *, shutdown_grace_s: float, jobs_at_once: int) -> No
 
 
 class WorkerLoop(rp_scale.JobScaler):
-    """The SDK's loop with a result posted for every job that was taken, and an orderly end.
+    """The SDK's loop, which posts a result for every job that it took, also when it ends.
 
-    Told to end (SIGTERM, SIGINT, or a job that reports a broken device), it takes no more jobs;
-    those it has may finish within the grace, else fail with a `cancelled` that can be tried again.
+    It ends after SIGTERM, SIGINT, or a job that reports a broken device: it takes no more jobs, and
+    those that run past the grace period fail with `cancelled`, after which they can be sent again.
     """
 
     def __init__(self, config: dict[str, Any], *, shutdown_grace_s: float) -> None:
@@ -51,7 +52,7 @@ class WorkerLoop(rp_scale.JobScaler):
         self.jobs_handler = self._run_and_post
         self._handler: Handler = config["handler"]
         self._grace_s = shutdown_grace_s
-        self._told_to_end = asyncio.Event()
+        self._ending = asyncio.Event()
         self._grace_over = asyncio.Event()
         self._all_done = asyncio.Event()
         self._room = asyncio.Event()  # set by each job that ends
@@ -60,12 +61,12 @@ class WorkerLoop(rp_scale.JobScaler):
         self._stopped: set[str] = set()  # ids of jobs that were taken and have not begun
 
     def handle_shutdown(self, signum: int, frame: object) -> None:  # noqa: ARG002 - a signal handler
-        """Take note of the signal; `run_jobs` wakes the event loop ten times a second."""
-        self._told_to_end.set()
+        """Remember the signal; `run_jobs` wakes the event loop ten times a second."""
+        self._ending.set()
 
     async def get_jobs(self, session: ClientSession) -> None:
-        """Take jobs until told to end; only then let the other loops end."""
-        await _run_until(self._told_to_end, self._keep_taking(session))
+        """Take jobs until the loop is to end; only then let the other loops end."""
+        await _run_until(self._ending, self._keep_taking(session))
         logger.info("no more jobs are taken; those that run have %.0f s", self._grace_s)
         asyncio.get_running_loop().call_later(self._grace_s, self._grace_over.set)
         self.kill_worker()
@@ -137,7 +138,7 @@ class WorkerLoop(rp_scale.JobScaler):
     async def stop_job(self, job_id: str) -> bool:
         """Stop a job, also one that was taken a moment ago and has not begun.
 
-        That one isn't cancelled: a task that never began gives its place back to nobody.
+        Such a job isn't cancelled: a task that never began would stay counted as running.
         """
         if job_id in self._begun:
             return await super().stop_job(job_id)
@@ -153,31 +154,20 @@ class WorkerLoop(rp_scale.JobScaler):
             raise asyncio.CancelledError
         rp_job.log.info("Started.", job["id"])
         try:
-            result = _result(await self._answer_in_time(job))
+            output = await _run_until(self._grace_over, self._handler(job))
+            if output is None:
+                raise Cancelled("the worker was shut down before the job was done; send it again")
+            result = _result(output)
+        except Cancelled as error:
+            result = {"error": str(error)}
         except Exception as error:  # the SDK would post its traceback
             logger.exception("job %s: the handler failed", job["id"])
             failure = Internal(f"an unexpected {type(error).__name__} stopped the job")
             result = {"error": str(failure)}
         if result.get("stopPod"):
             # Whatever came next would fail likewise until Runpod has replaced the worker.
-            self._told_to_end.set()
+            self._ending.set()
         await post_result(session, job, result)
-
-    async def _answer_in_time(self, job: dict[str, Any]) -> dict[str, Any]:
-        """The handler's answer, or a failure when the grace is over first."""
-        work = asyncio.ensure_future(self._handler(job))
-        late = asyncio.create_task(self._grace_over.wait())
-        try:
-            await asyncio.wait([work, late], return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                return work.result()
-        finally:
-            late.cancel()
-            if not work.done():
-                work.cancel()
-                await asyncio.wait([work], timeout=_STOPPING_S)
-        error = Cancelled("the worker was shut down before the job was done; send it again")
-        return {"error": str(error)}
 
 
 def _result(output: dict[str, Any]) -> dict[str, Any]:
@@ -247,15 +237,15 @@ def _request(job: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-async def _run_until(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
-    """Run `work` to its end or until the event, whichever comes first."""
-    task = asyncio.create_task(work)
+async def _run_until(event: asyncio.Event, work: Awaitable[_T]) -> _T | None:
+    """The result of `work`, or None where the event comes first. `work` is then cancelled."""
+    task = asyncio.ensure_future(work)
     waiting = asyncio.create_task(event.wait())
     try:
         await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
     finally:
         waiting.cancel()
-        task.cancel()
-        await asyncio.gather(task, waiting, return_exceptions=True)
-    if not task.cancelled():
-        task.result()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=_STOPPING_S)

@@ -1,9 +1,9 @@
-"""A small graph and a steer of the loaded model, and their numbers computed a second way.
+"""A small graph and a steer of the loaded model, whose numbers are computed in two ways.
 
-Features' activations and the edges from the last layer into the logits follow from a few rows of
-the weights: they are recomputed in float32 on the CPU, whatever computed them first. How far both
-may be apart follows from the dtype that the model runs in. What a graph, a forward pass and a steer
-say of the same thing is compared as well. Peak memory is a small graph's.
+Features' activations and the edges from the last layer into the logits need only a few rows of the
+weights, so they are computed again in float32 on the CPU. How far both results may be apart follows
+from the dtype that the model runs in. Numbers that a graph, a forward pass and a steer all give are
+compared too. Peak memory is that of a small graph.
 """
 
 import logging
@@ -16,6 +16,7 @@ from torch import Tensor
 
 import attribution
 import steering
+from attribution.features import find_active_features
 from attribution.salient_logits import probabilities_of
 from steering import Intervention, Options
 from steering.engine import HookPoint, Passes
@@ -26,11 +27,11 @@ logger = logging.getLogger(__name__)
 
 # How far log-probabilities of two runs may be apart. A GPU may add in another order, and the last
 # bit of a bfloat16 logit between 32 and 64 is 0.25.
-ROUNDING = 0.5
+_ROUNDING = 0.5
 
 _FEATURE_NODES = 64
 _STRONGEST = 4  # features of each layer that are checked
-_DECODERS_AT_ONCE = 1024
+_SMALLEST = 1e-6  # less likely tokens are compared as if they had this probability
 
 # What each layer's features read, and what they stand in for: (n_positions, d_model).
 _Recorded = Mapping[HookPoint, Tensor]
@@ -67,14 +68,15 @@ class _Active:
 
 
 def run(model: Any, ids: Sequence[int]) -> None:
-    """Attribute and steer a prompt, and check the numbers.
+    """Run the model, attribute and steer a prompt, run the model again, and check the numbers.
 
-    A set of transcoders that explains nothing of the model is only warned of, in the log.
+    A set of transcoders that explains nothing of the model leads only to a warning in the log.
 
     Raises:
-        InconsistentError: they disagree with each other or with float32.
+        InconsistentError: numbers disagree with each other or with float32.
         errors.NotFinite: some overflow.
     """
+    first = steering.next_token_logits(model, ids)
     graph = attribution.attribute(torch.tensor(ids), model, max_feature_nodes=_FEATURE_NODES)
     passes = passes_of(model)
     active = _Active(graph.active_features.cpu(), graph.activation_values.float().cpu())
@@ -83,13 +85,14 @@ def run(model: Any, ids: Sequence[int]) -> None:
     points += [(layer, "feature output") for layer in layers]
     with torch.inference_mode():
         recorded = passes.record(ids, dict.fromkeys(points, _last_row))
-        _check_logits(graph, steering.next_token_logits(model, ids))
+        _check_logits(graph, first)
         strongest = [active.in_layer(layer).strongest() for layer in layers]
         for layer, features in enumerate(strongest):
             _check_activations(passes, layer, features, recorded[layer, "feature input"], ids)
         _check_edges_into_logits(graph, active, passes, ids)
         _check_steer(model, ids, strongest)
-        _warn_of_a_set_that_explains_nothing(passes, active, recorded)
+        _warn_of_a_set_that_explains_nothing(passes, recorded)
+        _check_second_run(first, steering.next_token_logits(model, ids))
 
 
 def _last_row(acts: Tensor) -> Tensor:
@@ -119,6 +122,16 @@ def _check_logits(graph: Any, logits: Tensor) -> None:
     if not change <= _probability_tolerance(logits.dtype):
         raise InconsistentError(
             f"a graph and a forward pass differ by {change:.2g} in next-token probability"
+        )
+
+
+def _check_second_run(first: Tensor, second: Tensor) -> None:
+    first, second = (probabilities_of(run).clamp_min(_SMALLEST).log() for run in (first, second))
+    change = float((second - first).abs().max())
+    if not change <= _ROUNDING:
+        raise InconsistentError(
+            "it predicts otherwise on its second run than on its first (log-probabilities change "
+            f"by up to {change:.2g}), as if something of the first run were left over"
         )
 
 
@@ -213,16 +226,20 @@ def _check_steer(model: Any, ids: Sequence[int], strongest: Sequence[_Active]) -
     steering.generate(model, ids, ablated, options)
 
 
-def _warn_of_a_set_that_explains_nothing(
-    passes: Passes, active: _Active, recorded: _Recorded
-) -> None:
+def _warn_of_a_set_that_explains_nothing(passes: Passes, recorded: _Recorded) -> None:
     """Warn where the transcoders' error is larger than what they stand in for, in most layers."""
+    zero_positions = passes.model.zero_positions
+    layers = range(passes.model.cfg.n_layers)
+    read = torch.stack([recorded[layer, "feature input"] for layer in layers])
+    _, replaced = find_active_features(
+        passes.transcoders, read, zero_positions, lambda _layer, v, _at: v
+    )
+    steerable = torch.ones(read.shape[1], dtype=torch.bool)
+    steerable[zero_positions] = False
     shares = []
-    for layer, written in enumerate(_reconstruction(passes, active, recorded)):
+    for layer, sums in enumerate(replaced):
         output = recorded[layer, "feature output"].float()
-        spoken = torch.ones(len(output), dtype=torch.bool)
-        spoken[passes.model.zero_positions] = False
-        shares.append(float((output - written)[spoken].norm() / output[spoken].norm()))
+        shares.append(float((output - sums)[steerable].norm() / output[steerable].norm()))
     logger.debug("the transcoders' error is %s of what they stand in for, by layer", shares)
     usual = float(torch.tensor(shares).median())
     if usual > 1:
@@ -232,24 +249,3 @@ def _warn_of_a_set_that_explains_nothing(
             "see MODEL_ID and TRANSCODER_SET",
             usual,
         )
-
-
-def _reconstruction(passes: Passes, active: _Active, recorded: _Recorded) -> list[Tensor]:
-    """What the transcoders write in each layer, (n_positions, d_model) float32."""
-    transcoders, layers = passes.transcoders, range(passes.model.cfg.n_layers)
-    reads = [recorded[layer, "feature input"] for layer in layers]
-    sums = [torch.zeros_like(read, dtype=torch.float32) for read in reads]
-    for layer, read in enumerate(reads):
-        transcoder = TranscoderLayer(transcoders, layer)
-        sums[layer] += transcoder.b_dec.float()
-        if transcoders.skip_connection:
-            skipped = transcoders.compute_skip(layer, read.to(transcoder.b_dec.dtype))
-            sums[layer] += skipped.float()
-        mine = active.in_layer(layer)
-        for part in torch.arange(len(mine.values)).split(_DECODERS_AT_ONCE):
-            _, positions, indices = mine.features[part].T
-            at = torch.arange(len(read))[:, None] == positions
-            values = torch.where(at, mine.values[part], 0.0).to(read.device)
-            for written, vectors in enumerate(transcoder.decoders(indices), start=layer):
-                sums[written] += values @ vectors.float()
-    return sums

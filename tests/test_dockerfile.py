@@ -193,7 +193,11 @@ def test_the_image_has_the_modules_that_its_programs_import_and_no_others(tmp_pa
 def test_of_the_web_pages_the_image_has_the_http_documents_alone():
     sources = {source for sources, _ in copies(STAGES["worker"]) for source in sources}
     pages = {source for source in sources if source.startswith("web_assets")}
-    assert pages == {"web_assets/__init__.py", "web_assets/vendor/swagger-ui-dist"}
+    assert pages == {
+        "web_assets/__init__.py",
+        "web_assets/docs.html",
+        "web_assets/vendor/swagger-ui-dist",
+    }
 
 
 def test_only_what_is_copied_is_sent_to_the_builder():

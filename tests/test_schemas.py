@@ -62,6 +62,17 @@ class TestAction:
         assert "'explain'" in str(error)
         assert all(action in str(error) for action in schemas.REQUESTS)
 
+    def test_of_a_path_may_be_repeated_and_not_contradicted(self):
+        for name in ("action", "request_type"):
+            body = {"prompt": "a", name: "forward_pass"}
+            assert isinstance(parse_request(body, "forward-pass"), ForwardPassRequest)
+            with pytest.raises(InvalidInput, match=f"{name} is 'forward_pass', the path says"):
+                parse_request(body, "generate-graph")
+
+    def test_of_a_path_is_no_dialect(self):
+        body = {"request_type": "steer", "prompt": "a", "features": [FEATURE]}
+        assert parse_request(body, "steer").logits_format == "pairs"
+
     def test_must_be_a_string(self):
         assert "action must be a string, got 7" in str(refusal({"action": 7}))
 

@@ -25,7 +25,7 @@ SOURCES = {
     "demo/feature_examples.json.gz": "demo/feature_examples.json.gz",
 }
 # Only the worker uses these.
-LEFT_OUT = shutil.ignore_patterns("__pycache__", "local_run.py", "swagger-ui-dist")
+LEFT_OUT = shutil.ignore_patterns("__pycache__", "docs.html", "local_run.py", "swagger-ui-dist")
 MODULES = r"(errors|schemas|remote|viewer|web_assets)"
 
 

@@ -20,7 +20,7 @@ from transformers import (
 
 import model_loader
 import schemas
-from actions import ACTIONS
+from actions.answer import ACTIONS
 from actions.job import Job
 from delivery import Spooled
 from tests.loading.test_hooked_config import (

@@ -10,7 +10,6 @@ import math
 from dataclasses import replace
 
 import pytest
-import runpod
 import torch
 
 import attribution
@@ -104,11 +103,10 @@ def test_the_demo_answers_all_four_actions_in_16_bits(dtype, cuda, monkeypatch):
 
 
 def test_the_fitness_checks_pass(cuda, monkeypatch):
-    settings, checks = Settings(_env_file=None, device="cuda"), []
-    monkeypatch.setattr(runpod.serverless, "register_fitness_check", checks.append)
+    settings = Settings(_env_file=None, device="cuda")
     fitness.check_device(settings)
     served(settings, monkeypatch)
-    fitness.register(settings)
+    checks = fitness.checks(settings)
     assert len(checks) >= 3
     for check in checks:
         check()

@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 
 import model_loader
 import schemas
-from actions import ACTIONS
+from actions.answer import ACTIONS
 from actions.job import Job
 from delivery import Spooled
 from errors import InvalidInput

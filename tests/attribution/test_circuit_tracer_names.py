@@ -14,7 +14,7 @@ for module, name in (
     (single_layer_transcoder, "load_relu_transcoder"),
 ):
     vars(module).pop(name, None)
-import actions, serving.self_test
+import actions.answer, serving.self_test
 import loading.build, loading.nnsight_engine, loading.transformerlens_engine
 """
 

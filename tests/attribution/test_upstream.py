@@ -88,7 +88,8 @@ from tests.support.demo_worker import FORWARD, GRAPH, ask, demo_settings
 
 settings = demo_settings(model_engine=sys.argv[1], model_dtype="bfloat16")
 model_loader._loaded = model_loader.load(settings)
-fitness.check(settings)
+for check in fitness.checks(settings):
+    check()
 graph, forward = ask(GRAPH, settings), ask(FORWARD, settings)
 likeliest = next(node["token_prob"] for node in graph["nodes"] if node["is_target_logit"])
 print(json.dumps({

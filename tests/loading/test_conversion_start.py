@@ -91,20 +91,18 @@ class TestAtTheStart:
         with pytest.raises(model_loader.ModelLoadError, match=f"{FILES[1]} is damaged"):
             start(one_set, caches, model, lazy_encoder=True)
 
-    def test_the_copy_is_read_ahead_without_what_stays_on_the_disk(
+    def test_the_copy_is_read_ahead_after_the_model_where_loading_leaves_parts_on_the_disk(
         self, one_set, caches, model, monkeypatch
     ):
         copy = convert(one_set, caches)
         asked = []
-        monkeypatch.setattr(
-            "model_loader.read_ahead", lambda files, later: asked.append((files, later))
-        )
+        monkeypatch.setattr("model_loader.read_ahead", asked.append)
         model_loader.read_weights_ahead(
             demo_settings(model_id=str(model), transcoder_set=str(one_set), **caches)
         )
-        [(files, later)] = asked
-        assert files[:N_LAYERS] == list(copy.layers)
-        assert later == ["W_dec"]
+        [files] = asked
+        assert files[-N_LAYERS:] == list(copy.layers)
+        assert files[0].parent == model
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

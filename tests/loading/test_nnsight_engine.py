@@ -20,7 +20,7 @@ from transformers import (
 )
 
 import model_loader
-from actions import answer
+from actions.answer import answer
 from errors import Cancelled
 from loading import UnsupportedArchitectureError
 from loading.engines import replacement_model
@@ -175,7 +175,7 @@ def test_a_job_stops_at_its_next_batch_or_token_when_cancelled(demo, serve, acti
     body = {**action, "batch_size": 16} if action is GRAPH else action
     before = ask(STEER, NNSIGHT)
     with pytest.raises(Cancelled):
-        answer(body, NNSIGHT, cancelled, on_progress=on_progress)
+        answer(body, model_loader.get_model(NNSIGHT), NNSIGHT, cancelled, on_progress=on_progress)
     assert reports[-1].startswith(("16 of", "2 of"))
     assert ask(STEER, NNSIGHT) == before
 

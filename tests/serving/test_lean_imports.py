@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from loading import lean_imports as lean
-from loading.lean_imports import lean_imports
+from serving import lean_imports as lean
+from serving.lean_imports import lean_imports
 from tests.support.demo_worker import ROOT, ask
 from tests.support.sdk_jobs import FORWARD, GRAPH, PARSE, STEER, comparable
 
@@ -93,20 +93,6 @@ def test_afterwards_imports_find_the_real_module_and_nothing_is_left(package):
     assert heavy.answer == 42
 
 
-def test_what_is_refused_is_found_but_not_imported_until_afterwards(monkeypatch, tmp_path):
-    (tmp_path / "notebooks.py").write_text("here = True\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(lean, "REFUSED", frozenset({"notebooks"}))
-    with lean_imports():
-        assert importlib.util.find_spec("notebooks") is not None
-        with pytest.raises(ModuleNotFoundError, match="notebooks"):
-            import notebooks  # type: ignore[import-not-found]
-    import notebooks
-
-    assert notebooks.here
-    del sys.modules["notebooks"]
-
-
 def run_program(program: str) -> list[object]:
     """What a program prints in a fresh process, a JSON value a line."""
     done = subprocess.run(
@@ -125,16 +111,18 @@ print(json.dumps([sorted(m._class_to_module.items()) for m in (transformers, tra
 A_LEAN_WORKER = f"""
 import gc, json, sys
 import handler
-from loading.lean_imports import DEFERRED, REFUSED, _StandIn
-from model_loader import import_libraries
+from serving.lean_imports import DEFERRED, _StandIn
+from serving.startup import import_libraries
 from settings import Settings
-import_libraries(Settings(_env_file=None, device="cpu", hf_home="/as/settings/say"))
+settings = Settings(_env_file=None, device="cpu", hf_home="/as/settings/say")
+import_libraries(settings, "serving.runpod_loop")
 import huggingface_hub.constants
 print(json.dumps(huggingface_hub.constants.HF_HOME))
 from tests.support.demo_worker import ask
 jobs = json.loads({json.dumps(json.dumps(JOBS))})
 print(json.dumps([ask(job) for job in jobs]))
-absent = DEFERRED | REFUSED | {{"torch._dynamo", "wandb", "matplotlib", "nnsight", "cpuinfo"}}
+absent = DEFERRED | {{"torch._dynamo", "wandb", "matplotlib", "nnsight", "cpuinfo"}}
+absent |= {{"IPython", "pytest"}}
 print(json.dumps(sorted(absent & sys.modules.keys())))
 print(json.dumps([n for n, m in sys.modules.items() if type(m) is _StandIn]))
 print(json.dumps(gc.isenabled()))
@@ -160,8 +148,8 @@ print(json.dumps([float(difference), type(transformers.AutoModelForCausalLM) is 
 THE_LIBRARIES_ALONE = f"""
 import json, sys
 import attribution
-print(json.dumps([type(f).__name__ for f in sys.meta_path if "loading" in type(f).__module__]))
-print(json.dumps([m for m in ("loading.lean_imports", "datasets") if m in sys.modules]))
+print(json.dumps([type(f).__name__ for f in sys.meta_path if "serving" in type(f).__module__]))
+print(json.dumps([m for m in ("serving.lean_imports", "datasets") if m in sys.modules]))
 {OFFERED}
 """
 

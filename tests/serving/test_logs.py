@@ -84,6 +84,6 @@ def test_a_local_line_is_readable(written):
     read = written(as_json=False)
     ask(FORWARD)
     [line] = read()
-    assert "INFO actions: job done" in line
+    assert "INFO actions.answer: job done" in line
     assert "action=forward-pass" in line
     assert "tokens=5" in line

@@ -11,7 +11,6 @@ import torch
 import attribution.expansion
 import attribution.pruning
 import model_loader
-from actions import answer
 from attribution.sweep import attribution_rows
 from errors import Cancelled, DeadlineExceeded, Internal, OutOfMemory, WorkerError
 from graphs import document as graph_document
@@ -280,7 +279,7 @@ def test_a_cancelled_job_stops_before_its_end(model, body):
     handle = model.blocks[1].register_forward_pre_hook(lambda *_: cancelled.set())
     try:
         with pytest.raises(Cancelled):
-            answer(body, demo_settings(), cancelled)
+            ask(body, cancelled=cancelled)
     finally:
         handle.remove()
 
@@ -291,7 +290,7 @@ def test_a_job_that_waits_for_the_model_can_be_cancelled():
     with loaded.lock:
         threading.Timer(0.2, cancelled.set).start()
         with pytest.raises(Cancelled):
-            answer(FORWARD, demo_settings(), cancelled)
+            ask(FORWARD, cancelled=cancelled)
 
 
 def test_parsing_a_prompt_does_not_wait_for_the_model():

@@ -3,12 +3,12 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
+import threading
 from pathlib import Path
 from typing import Any
 
 import model_loader
-from actions import answer
+from actions.answer import answer
 from delivery import Spooled
 from graphs.cache import GraphCache
 from settings import Settings
@@ -26,9 +26,12 @@ def demo_settings(**changed: Any) -> Settings:
     return Settings(_env_file=None, device="cpu", **changed)
 
 
-def ask(body: object, settings: Settings | None = None) -> dict[str, Any]:
+def ask(
+    body: object, settings: Settings | None = None, cancelled: threading.Event | None = None
+) -> dict[str, Any]:
     """The output of a request as JSON gives it, a graph loaded from its document."""
-    response = answer(body, settings or demo_settings())
+    settings = settings or demo_settings()
+    response = answer(body, model_loader.get_model(settings), settings, cancelled)
     if isinstance(response, Spooled):
         with response:
             return json.loads(b"".join(response.chunks()))
@@ -38,7 +41,8 @@ def ask(body: object, settings: Settings | None = None) -> dict[str, Any]:
 def forget_graphs(max_bytes: int = 10**9) -> None:
     """Drop every attribution that the process has kept."""
     loaded = model_loader.get_model(demo_settings())
-    model_loader._loaded = replace(loaded, graphs=GraphCache(max_bytes))
+    # In place, though it is frozen: a server that runs in this process has the same model.
+    object.__setattr__(loaded, "graphs", GraphCache(max_bytes))
 
 
 def ask_fresh_process(bodies: list[object]) -> list[dict[str, Any]]:

@@ -1,0 +1,119 @@
+"""One job from its raw input to its response: the front of the worker that every door calls."""
+
+import logging
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+
+import schemas
+from actions import device_errors, forward_pass, generate_graph, parse_chat_prompt, steer
+from actions.job import Job, OnProgress
+from delivery import Spooled
+from errors import DeviceBroken, Internal, OutOfMemory, WorkerError
+from model_loader import LoadedModel
+from settings import Settings
+
+logger = logging.getLogger(__name__)
+
+Response = BaseModel | Spooled
+
+ACTIONS: dict[type[schemas.Request], Callable[[Any, LoadedModel, Job], Response]] = {
+    schemas.GenerateGraphRequest: generate_graph.run,
+    schemas.SteerRequest: steer.run,
+    schemas.ForwardPassRequest: forward_pass.run,
+    schemas.ParseChatPromptRequest: parse_chat_prompt.run,
+}
+
+# What a caller can do when an action runs out of memory.
+_LIGHTER = {
+    "generate-graph": "lower batch_size or max_feature_nodes, or shorten the prompt",
+    "steer": "lower n_tokens, or shorten the prompt",
+}
+
+
+def answer(
+    body: object,
+    loaded: LoadedModel,
+    settings: Settings,
+    cancelled: threading.Event | None = None,
+    *,
+    action: str | None = None,
+    on_progress: OnProgress | None = None,
+    job_id: str | None = None,
+) -> Response:
+    """Check a request, do its action on the loaded model, and log one line about the job.
+
+    Args:
+        body: the `input` of a Runpod job, or the body of an HTTP request.
+        cancelled: once it is set, the work stops at its next batch or token.
+        action: the action, where something else than the body names it.
+        on_progress: called from this thread while a graph or a steered text is made.
+        job_id: the name of the job in the log.
+
+    Raises:
+        WorkerError: the request can't be answered. No other exception is raised, and the model is
+            as it was before.
+    """
+    started = time.perf_counter()
+    job = Job(settings, None, cancelled or threading.Event(), on_progress)
+    event: dict[str, Any] = {"job_id": job_id, "action": None}
+    try:
+        request = schemas.parse_request(body, action)
+        event["action"] = request.action
+        job.deadline = request.deadline
+        job.check()
+        response = ACTIONS[type(request)](request, loaded, job)
+    except Exception as error:
+        failure = _as_worker_error(error, event, loaded)
+        level = logging.ERROR if isinstance(failure, Internal) else logging.INFO
+        _log(level, f"job failed: {failure.code}", event, job, loaded, started)
+        raise failure from None
+    _log(logging.INFO, "job done", event, job, loaded, started)
+    return response
+
+
+def _as_worker_error(error: Exception, event: dict[str, Any], loaded: LoadedModel) -> WorkerError:
+    """The error that the caller gets. The log gets the traceback of one that nobody foresaw."""
+    if isinstance(error, WorkerError):
+        return error
+    if device_errors.is_out_of_memory(error):
+        lighter = _LIGHTER.get(event["action"], "shorten the prompt")
+        return OutOfMemory(f"the device has no room for this job; {lighter}")
+    # The message may quote the prompt or a signed URL, so only the traceback is logged.
+    logger.error(
+        "%s while answering a request\n%s",
+        type(error).__name__,
+        "".join(traceback.format_tb(error.__traceback__)),
+        extra={"event": {"job_id": event["job_id"]}},
+    )
+    if device_errors.is_broken_device(error, loaded.model.cfg.device):
+        return DeviceBroken(
+            "the worker's CUDA device failed and the worker is being replaced; send the job again"
+        )
+    return Internal(
+        f"an unexpected {type(error).__name__} stopped the job; the worker's log has its place"
+    )
+
+
+def _log(
+    level: int,
+    message: str,
+    event: dict[str, Any],
+    job: Job,
+    loaded: LoadedModel,
+    started: float,
+) -> None:
+    """Log a job's sizes and times, and never its prompt, a URL or an error's sentence."""
+    event |= job.counts
+    event["total_ms"] = round((time.perf_counter() - started) * 1000, 1)
+    event["timings_ms"] = job.timings_ms
+    device = torch.device(loaded.model.cfg.device)
+    if device.type == "cuda":
+        # The peak of the whole process: to reset it for each job would wait for the device.
+        event["peak_device_bytes"] = torch.cuda.max_memory_allocated(device)
+    logger.log(level, message, extra={"event": event})

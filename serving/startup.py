@@ -1,0 +1,76 @@
+"""The start of both doors, from the environment to a loaded model.
+
+Importing this module imports no torch: the number of its threads has to be set before.
+"""
+
+import logging
+import os
+import signal
+import time
+
+import logs
+from serving import cpu_threads
+from serving.lean_imports import import_lean
+from settings import Settings, SettingsError, get_settings, how_threads_wait, read_settings
+
+logger = logging.getLogger(__name__)
+
+
+def start(*libraries: str, check: bool, **overrides: str) -> Settings:
+    """Read the settings, load the process's one model, and return the settings.
+
+    Args:
+        libraries: modules that the door needs besides.
+        check: whether to check that the worker is fit. Runpod's SDK does it for its own door.
+        overrides: settings by name, which win over the environment.
+
+    Raises:
+        SystemExit: with one line that says why the worker can't start.
+    """
+    # While the model loads nothing is lost, and an exception might be raised where Python drops it.
+    # A container's first process ignores the default.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    try:
+        settings = read_settings(**overrides) if overrides else get_settings()
+    except SettingsError as error:
+        raise SystemExit(f"settings: {error}") from None
+    logs.set_up(settings.log_level, as_json=settings.runpod_webhook_get_job is not None)
+    settings.export_thread_variables(cpu_threads.available_threads())
+    from model_loader import ModelLoadError, get_model, read_weights_ahead
+    from serving import fitness
+
+    try:
+        read_weights_ahead(settings)
+        import_libraries(settings, *libraries)
+        fitness.check_device(settings)
+        get_model(settings)
+        for is_fit in fitness.checks(settings) if check else ():
+            is_fit()
+    except (SettingsError, ModelLoadError, fitness.UnfitError) as error:
+        raise SystemExit(f"start: {error}") from None
+    return settings
+
+
+def import_libraries(settings: Settings, *libraries: str) -> None:
+    """Import what loading and answering take, lean; for a process that does nothing else.
+
+    The nnsight engine is left to `load`: it uses what lean imports defer.
+
+    Raises:
+        SettingsError: the settings name no model.
+    """
+    from model_loader import entry_for
+
+    started = time.perf_counter()
+    settings.export_hub_variables()
+    if entry_for(settings).engine == "transformerlens":
+        libraries = ("loading.transformerlens_engine", *libraries)
+    import_lean("actions.answer", "loading.build", *libraries)
+    import torch
+
+    logger.info(
+        "imported the libraries in %.1f s; CPU threads: %d, %s",
+        time.perf_counter() - started,
+        torch.get_num_threads(),
+        how_threads_wait(),
+    )
