@@ -21,7 +21,7 @@ from serving.http_api import create_app
 from settings import Settings, SettingsError, read_settings
 
 if TYPE_CHECKING:
-    from model_loader import LoadedModel
+    from loading.loaded_model import LoadedModel
 
 logger = logging.getLogger(__name__)
 

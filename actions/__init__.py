@@ -18,7 +18,8 @@ from actions import forward_pass, generate_graph, parse_chat_prompt, steer
 from actions.job import Job, OnProgress
 from delivery import Spooled
 from errors import DeviceBroken, Internal, OutOfMemory, WorkerError
-from model_loader import LoadedModel, get_model
+from loading.loaded_model import LoadedModel
+from model_loader import get_model
 from settings import Settings
 
 logger = logging.getLogger(__name__)

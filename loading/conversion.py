@@ -22,7 +22,7 @@ from loading.conversion_plan import ConvertedFile, plan
 from loading.inspection import can_be_lazy
 from loading.read_ahead import read_ahead
 from loading.room import gigabytes
-from loading.sources import Places, TranscoderFiles
+from loading.sources import Storage, TranscoderFiles
 from loading.transcoder_config import CONFIG
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class NoPlaceError(WeightsError):
     """A copy can't be kept: its volume is full, or can't be written."""
 
 
-def prepared(files: TranscoderFiles, places: Places, *, lazy: bool) -> TranscoderFiles:
+def prepared(files: TranscoderFiles, storage: Storage, *, lazy: bool) -> TranscoderFiles:
     """The files that a start reads: a set's copy where there is one, which is read faster too.
 
     Args:
@@ -47,10 +47,10 @@ def prepared(files: TranscoderFiles, places: Places, *, lazy: bool) -> Transcode
     Raises:
         WeightsError: a file is damaged.
     """
-    copy = converted.find(files, places)
+    copy = converted.find(files, storage)
     if copy is None and lazy:
         try:
-            copy = convert(files, places, margin=MARGIN)
+            copy = convert(files, storage, margin=MARGIN)
         except NoPlaceError as error:
             logger.warning("%s; the transcoders are read whole instead", error)
     if copy is None or copy is files:
@@ -59,7 +59,7 @@ def prepared(files: TranscoderFiles, places: Places, *, lazy: bool) -> Transcode
     return copy
 
 
-def convert(files: TranscoderFiles, places: Places, *, margin: int = 0) -> TranscoderFiles:
+def convert(files: TranscoderFiles, storage: Storage, *, margin: int = 0) -> TranscoderFiles:
     """A set in circuit-tracer's own layout: itself, a copy that is there, or a new one.
 
     Args:
@@ -71,16 +71,16 @@ def convert(files: TranscoderFiles, places: Places, *, margin: int = 0) -> Trans
     """
     if can_be_lazy(files):
         return files
-    copy = converted.find(files, places)
+    copy = converted.find(files, storage)
     if copy is not None:
         return copy
-    directory = converted.home(files, places)
+    directory = converted.home(files, storage)
     with _explained(directory):
         directory.mkdir(parents=True, exist_ok=True)
         with _alone(directory):
-            if converted.find(files, places) is None:
+            if converted.find(files, storage) is None:
                 _write_all(files, directory, margin)
-    return converted.at_home(files, places)
+    return converted.at_home(files, storage)
 
 
 def _write_all(files: TranscoderFiles, directory: Path, margin: int) -> None:

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from loading import layouts
 from loading.inspection import can_be_lazy
-from loading.sources import Cache, Places, TranscoderFiles
+from loading.layouts import TranscoderNeeds, layer_files
+from loading.sources import Cache, Storage, TranscoderFiles
 from loading.transcoder_config import CONFIG
 
 # Version of what a copy holds. Copies of another version are not found.
@@ -35,27 +35,27 @@ class Origin(NamedTuple):
         return f"{self.repository}@{self.commit}/{self.path}"
 
 
-def home(files: TranscoderFiles, places: Places) -> Path:
+def home(files: TranscoderFiles, storage: Storage) -> Path:
     """Where a set's copy goes, whether it is there or not."""
-    return _directory(places.caches[-1], files)
+    return _directory(storage.caches[-1], files)
 
 
-def at_home(files: TranscoderFiles, places: Places) -> TranscoderFiles:
+def at_home(files: TranscoderFiles, storage: Storage) -> TranscoderFiles:
     """A set's copy that has just been made."""
-    return _copy(files, home(files, places), places.caches[-1].label)
+    return _copy(files, home(files, storage), storage.caches[-1].label)
 
 
-def find(files: TranscoderFiles, places: Places) -> TranscoderFiles | None:
+def find(files: TranscoderFiles, storage: Storage) -> TranscoderFiles | None:
     """A set's complete copy, if there is one beside one of the caches.
 
     Its hooks and scan are taken from the set, not from the copy's own configuration.
     """
     if can_be_lazy(files):
         return None
-    n_layers = len(files.layers)
-    for cache in places.caches:
+    needs = TranscoderNeeds(len(files.layers))
+    for cache in storage.caches:
         directory = _directory(cache, files)
-        if directory.is_dir() and not layouts.missing_transcoders(directory, n_layers):
+        if directory.is_dir() and not needs.missing(directory):
             return _copy(files, directory, cache.label)
     return None
 
@@ -71,7 +71,7 @@ def configuration(files: TranscoderFiles) -> str:
     else:
         source |= {"repository": origin.repository, "revision": origin.commit}
         source |= {"folder": origin.path} if origin.path else {}
-    source["files"] = [str(_origin(path) or path.resolve()) for path in files.layers]
+    source["files"] = [str(_origin(path) or path.resolve()) for path in files.paths]
     return yaml.safe_dump(settings | {"source": source}, sort_keys=False)
 
 
@@ -81,7 +81,7 @@ def _directory(cache: Cache, files: TranscoderFiles) -> Path:
 
 def _name(files: TranscoderFiles) -> str:
     """`owner--name--folder@commit-digest`, or `name@digest` of a local directory."""
-    identities = [_identity(path) for path in files.layers]
+    identities = [_identity(path) for path in files.paths]
     digest = hashlib.sha256(json.dumps([FORMAT, files.kind, identities]).encode()).hexdigest()
     origin = _origin(files.folder)
     if origin is None:
@@ -110,13 +110,10 @@ def _origin(path: Path) -> Origin | None:
 
 
 def _copy(files: TranscoderFiles, directory: Path, label: str) -> TranscoderFiles:
-    config = replace(files.config, listed=None)
-    names = layouts.transcoder_files((), config, len(files.layers))
-    layers = [directory / name for name in names]
     return replace(
         files,
-        config=config,
+        config=replace(files.config, listed=None),
         folder=directory,
-        layers=() if config.kind == "cross_layer_transcoder" else tuple(layers),
+        layers=layer_files(files.kind, len(files.layers), directory),
         source=f"{label}, converted",
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from loading import WeightsError, layouts
+from loading import WeightsError, config_json
 from loading.safetensors_files import Spec
 from loading.sources import TranscoderFiles, Weights
 from loading.tensor_files import tensors_in
@@ -74,9 +74,7 @@ def inspect(files: TranscoderFiles) -> Contents:
         WeightsError: a file can't be read, or lacks a tensor, or holds one of another shape or of
             a name that would be ignored; or its activation is not that of the configuration.
     """
-    layers = tuple(
-        _layer(files, layer, paths) for layer, paths in enumerate(_files_of_layers(files))
-    )
+    layers = tuple(_layer(files, number, paths) for number, paths in enumerate(files.layers))
     first = layers[0]
     if len(first.shape("W_enc")) != 2:
         raise WeightsError(f"{first.named('W_enc')}, which is no matrix: replace it")
@@ -97,14 +95,14 @@ def can_be_lazy(files: TranscoderFiles) -> bool:
     """
     return all(
         layout_of(files.kind, path, () if path.suffix == ".npz" else tensors_in(path)).can_be_lazy
-        for path in files.layers
+        for path, *_ in files.layers
     )
 
 
 def check_fits(weights: Weights) -> None:
     """Raise WeightsError unless transcoders have as many layers as the model, of its width."""
     contents = inspect(weights.transcoders)
-    n_layers, d_model = layouts.n_layers(weights.model), layouts.d_model(weights.model)
+    n_layers, d_model = config_json.n_layers(weights.model), config_json.d_model(weights.model)
     if n_layers not in (None, contents.n_layers):
         raise WeightsError(
             f"the model has {n_layers} layers, its transcoders cover {contents.n_layers}: name "
@@ -115,15 +113,6 @@ def check_fits(weights: Weights) -> None:
             f"d_model of the model is {d_model}, that of its transcoders {contents.d_model}: name "
             "the set that was trained on it"
         )
-
-
-def _files_of_layers(files: TranscoderFiles) -> list[tuple[Path, ...]]:
-    if files.layers:
-        return [(path,) for path in files.layers]
-    names = [path.name for path in files.folder.iterdir()]
-    needed = layouts.transcoder_files(names, files.config, None)
-    paths = [files.folder / name for name in needed]
-    return list(zip(paths[::2], paths[1::2], strict=True))  # encoder and decoder
 
 
 def _layer(files: TranscoderFiles, number: int, paths: tuple[Path, ...]) -> Layer:

@@ -7,7 +7,7 @@ A repository's cache folder is `models--owner--name/`: `refs/<revision>` holds a
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -52,6 +52,14 @@ class Reference:
                 "or owner/name[/folder][@revision]"
             )
         return cls(repository, path, revision or "main")
+
+    def split(self) -> tuple[Reference, str]:
+        """The repository, and the path in it."""
+        return replace(self, path=""), self.path
+
+    def at(self, commit: str) -> str:
+        """The same repository and folder by a commit's name: owner/name[/folder]@commit."""
+        return str(replace(self, revision=commit))
 
     def __str__(self) -> str:
         named = f"{self.repository}/{self.path}" if self.path else self.repository

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import errors
-from model_loader import REGISTRY
+from loading.registry import REGISTRY
 from settings import Settings
 from tools.house import OUTSIDE, ROOMS
 

@@ -10,9 +10,11 @@ from transformers import AutoModelForCausalLM
 
 import attribution
 import model_loader
-from model_loader import REGISTRY, resolve_entry
+from loading.registry import REGISTRY
+from loading.selection import resolve_entry
 from tests.support.chat_messages import user
 from tests.support.demo_worker import ask, demo_settings, without_times
+from tests.support.model_cache import commit_of
 from tests.support.tiny_families import FAMILIES, PUBLISHED, write_family
 
 PROMPT = "The capital of France is"
@@ -132,6 +134,9 @@ def test_all_four_actions_agree_on_positions_and_predictions(family, loaded):
     by = "circuit-tracer" if entry.engine == "nnsight" else "explicit sweep"
     assert attribution.method_for(model.model) == by
     assert graph["metadata"]["scan"] == entry.neuronpedia_id
+    assert graph["metadata"]["info"]["weight_revisions"] == list(model.revisions)
+    assert model.revisions[0] == f"{family.model}@{commit_of(family.model)}"
+    assert model.revisions[1].startswith(f"{family.transcoder_set}@")
     likeliest = [salient["token_id"] for salient in forward["salient_logits"]]
     targets = [node["node_id"] for node in graph["nodes"] if node["is_target_logit"]]
     assert [int(target.split("_")[1]) for target in targets] == likeliest[:1]

@@ -17,7 +17,7 @@ from transformers import (
 
 from loading import WeightsMismatchError
 from loading.checkpoint import open_checkpoint, weight_files
-from loading.layouts import INDEX, SINGLE_FILE, missing_from_model, model_files
+from loading.layouts import INDEX, SINGLE_FILE, ModelNeeds
 from loading.transformerlens_engine import hooked_model
 from tests.loading.test_hooked_config import CONFIGS, SHAPE, hugging_face_model
 
@@ -148,8 +148,8 @@ def test_weights_that_a_converter_leaves_out_are_named(tmp_path, monkeypatch):
 def test_a_single_file_beside_an_index_is_what_is_downloaded_found_and_read(tmp_path):
     shard = "model-00001-of-00001.safetensors"
     there = [SINGLE_FILE, INDEX, shard, "config.json", "tokenizer.json"]
-    for name in model_files(there):
+    for name in ModelNeeds().files(there, tmp_path):
         (tmp_path / name).write_text("{}")
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": shard}}))
-    assert missing_from_model(tmp_path) == []
+    assert ModelNeeds().missing(tmp_path) == []
     assert weight_files(tmp_path) == [tmp_path / SINGLE_FILE]

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import requests
 
 from loading import sources
 from tests.support.hub_client import ROOT, hub_client
@@ -22,7 +23,7 @@ from tests.support.weight_files import (
     cache_paths,
     in_folder,
     listing,
-    places,
+    storage,
 )
 
 
@@ -40,6 +41,7 @@ def hub(_running):
     hub.ranges.clear()
     hub.break_after.clear()
     hub.failures = 0
+    hub.listings_left = 10**6
     return hub
 
 
@@ -56,7 +58,37 @@ class TestHub:
         home = cache_paths(caches)[-1]
         snapshot = home / "models--google--gemma-2-2b/snapshots" / commit_of(NAME)
         assert files_of(snapshot) == MODEL
-        assert sources.model(NAME, places(caches)) == (snapshot, "HF_HOME")
+        assert sources.model_files(NAME, storage(caches)) == (
+            snapshot,
+            "HF_HOME",
+            f"{NAME}@{commit_of(NAME)}",
+        )
+
+    def test_every_file_is_of_the_commit_that_the_revision_was_at_the_start(
+        self, hub, client, caches
+    ):
+        hub.repositories[SET] = Repository({**in_folder(PER_LAYER, "a"), **FEATURE_PAGES})
+        answer = client.ask("transcoders", f"{SET}/a", n_layers=2, **caches)
+        assert answer["revisions"] == [f"{SET}/a@{commit_of(SET)}"]
+        files = [request for request in hub.requests if "/resolve/" in request]
+        assert len(files) >= len(PER_LAYER)
+        assert all(f"/resolve/{commit_of(SET)}/" in request for request in files)
+        listed = [request for request in hub.requests if "/api/models/" in request]
+        assert [request for request in listed if commit_of(SET) not in request] == listed[:1]
+
+    @pytest.mark.parametrize("is_begun", [False, True])
+    def test_a_hub_that_is_gone_in_the_middle_is_told_and_the_rest_comes_later(
+        self, hub, client, caches, is_begun
+    ):
+        if is_begun:  # then the client returns the folder as it is, without an error
+            config = {"config.json": MODEL["config.json"]}
+            write_repository(cache_paths(caches)[-1], NAME, config, refs=False)
+        hub.listings_left = 1
+        answer = client.ask("model", NAME, **caches)
+        assert answer["kind"] == "UnreachableError"
+        assert f"and {hub.url} " in answer["error"]
+        hub.listings_left = 10
+        assert files_of(Path(client.ask("model", NAME, **caches)["folder"])) == MODEL
 
     def test_with_everything_present_nothing_is_asked(self, hub, client, caches):
         home = cache_paths(caches)[-1]
@@ -208,6 +240,25 @@ def test_what_xet_raises_for_a_network_that_fails_is_tried_again(kind):
     from loading import hub  # with the client, which not every test needs
 
     failures = [kind("reset"), None]
+
+    def fetch():
+        if error := failures.pop(0):
+            raise error
+        return "whole"
+
+    assert hub._retried(fetch) == "whole"
+
+
+def test_a_hub_that_answers_503_to_a_file_is_asked_again():
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    from loading import hub
+
+    answer = requests.Response()
+    answer.status_code = 503
+    error = LocalEntryNotFoundError("no file here, and the hub can't be asked")  # the client's own
+    error.__cause__ = requests.HTTPError(response=answer)
+    failures = [error, None]
 
     def fetch():
         if error := failures.pop(0):

@@ -16,7 +16,8 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import Gemma2Config
 
 from loading.checkpoint import weight_files
-from model_loader import DEMO, load
+from loading.registry import DEMO
+from model_loader import load
 from settings import Settings
 from tests.loading.test_hooked_config import hugging_face_model
 

@@ -23,8 +23,9 @@ import model_loader
 from actions import answer
 from errors import Cancelled
 from loading import UnsupportedArchitectureError
-from loading.engines import replacement_model
-from model_loader import LoadedModel, ModelLoadError
+from loading.build import replacement_model
+from loading.loaded_model import LoadedModel
+from model_loader import ModelLoadError
 from tests.support.chat_messages import assistant, user
 from tests.support.demo_worker import (
     FORWARD,

@@ -22,13 +22,13 @@ from tests.support.tiny_sets import (
     random_transcoder,
     write_listed,
 )
-from tests.support.weight_files import places
+from tests.support.weight_files import storage
 
 HOOKS = ("mlp.hook_in", "hook_mlp_out")
 
 
 def weights(directory: Path, model: Path | None = None, n_layers: int | None = None):
-    files = sources.transcoder_files(str(directory), places({}), n_layers)
+    files = sources.transcoder_files(str(directory), storage({}), n_layers)
     return sources.Weights(model or directory, files)
 
 

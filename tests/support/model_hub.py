@@ -33,6 +33,8 @@ class ModelHub:
     break_after: dict[str, int] = field(default_factory=dict)
     # How often the hub answers 503 before it works again.
     failures: int = 0
+    # How often the hub lists files before it answers 503 to that.
+    listings_left: int = 10**6
 
 
 def etag(content: bytes) -> str:
@@ -74,7 +76,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.hub.failures > 0:
             self.hub.failures -= 1
             self._refuse(503, None)
+        elif path.startswith("/api/models/") and self.hub.listings_left <= 0:
+            self._refuse(503, None)
         elif path.startswith("/api/models/"):
+            self.hub.listings_left -= 1
             self._list(*path.removeprefix("/api/models/").split("/revision/"))
         else:
             name, _, rest = path.removeprefix("/").partition("/resolve/")
