@@ -53,9 +53,10 @@ def load(settings: Settings) -> LoadedModel:
     try:
         from loading.build import build
 
-        weights = locate(entry.model, entry.transcoder_set, storage_of(settings))
+        storage = storage_of(settings)
+        weights = locate(entry.model, entry.transcoder_set, storage)
         logger.info("weights are in %s and %s", weights.model, weights.transcoders.folder)
-        loaded = build(selection, weights, settings)
+        loaded = build(selection, weights, storage, settings)
     except WeightsError as error:
         raise ModelLoadError(str(error)) from error
     except Exception as error:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from loading.inspection import check_fits
 from loading.loaded_model import LoadedModel
 from loading.model_config import read_config
 from loading.selection import Selection
-from loading.sources import Weights, storage_of
+from loading.sources import Storage, Weights
 from loading.tokenizer import read_tokenizer
 from loading.transcoders import transcoders
 from prompting.naming import circuit_tracer_name
@@ -28,8 +27,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def build(selection: Selection, weights: Weights, settings: Settings) -> LoadedModel:
+def build(
+    selection: Selection, weights: Weights, storage: Storage, settings: Settings
+) -> LoadedModel:
     """Read a model and its transcoders and put them together on the settings' device.
+
+    Args:
+        weights: the files that were located for what is selected.
+        storage: keeps converted copies of transcoders.
 
     Raises:
         WeightsError: model and transcoders don't belong together, or aren't served; the model's
@@ -48,7 +53,7 @@ def build(selection: Selection, weights: Weights, settings: Settings) -> LoadedM
     dtype = getattr(torch, on_gpu if device.type == "cuda" else selection.dtype_on_cpu)
     lazy = selection.lazy_encoder or selection.lazy_decoder
     features = transcoders(
-        prepared(weights.transcoders, storage_of(settings), lazy=lazy),
+        prepared(weights.transcoders, storage, lazy=lazy),
         device=device,
         dtype=dtype,
         lazy_encoder=selection.lazy_encoder,
@@ -72,10 +77,9 @@ def build(selection: Selection, weights: Weights, settings: Settings) -> LoadedM
     )
 
 
-@contextmanager
 def opened(
     engine: Engine, directory: Path, hf_config: Any, *, device: torch.device, dtype: torch.dtype
-) -> Iterator[Any]:
+) -> AbstractContextManager[Any]:
     """A model's files as `replacement_model` takes them: TransformerLens needs the weights alone.
 
     Args:
@@ -89,10 +93,8 @@ def opened(
     if engine == "nnsight":
         from loading.hugging_face_model import read_model
 
-        yield read_model(directory, hf_config, dtype, device)
-        return
-    with open_checkpoint(directory, hf_config, device=device, dtype=dtype) as checkpoint:
-        yield checkpoint
+        return nullcontext(read_model(directory, hf_config, dtype, device))
+    return open_checkpoint(directory, hf_config, device=device, dtype=dtype)
 
 
 def replacement_model(

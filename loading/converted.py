@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 import yaml
 
 from loading.inspection import can_be_lazy
-from loading.layouts import TranscoderNeeds, layer_files
-from loading.sources import Cache, Storage, TranscoderFiles
+from loading.layouts import TranscoderNeeds
+from loading.references import Cache
+from loading.sources import Storage, TranscoderFiles
+from loading.tensor_layouts import CIRCUIT_TRACERS_OWN
 from loading.transcoder_config import CONFIG
 
 # Version of what a copy holds. Copies of another version are not found.
@@ -114,6 +116,6 @@ def _copy(files: TranscoderFiles, directory: Path, label: str) -> TranscoderFile
         files,
         config=replace(files.config, listed=None),
         folder=directory,
-        layers=layer_files(files.kind, len(files.layers), directory),
+        layers=CIRCUIT_TRACERS_OWN[files.kind].paths(directory, len(files.layers)),
         source=f"{label}, converted",
     )

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from loading.config_json import read_json
 from loading.tensor_layouts import CIRCUIT_TRACERS_OWN
-from loading.transcoder_config import CONFIG, Kind, read_transcoder_config
+from loading.transcoder_config import CONFIG, read_transcoder_config
 
 SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -70,9 +70,9 @@ class TranscoderNeeds:
         config = read_transcoder_config(folder)
         if config.listed is not None:
             return [CONFIG]
-        count = max(count_layers(config.kind, names), self.n_layers or 1)
-        layers = layer_files(config.kind, count, folder)
-        return [CONFIG, *(path.name for paths in layers for path in paths)]
+        layout = CIRCUIT_TRACERS_OWN[config.kind]
+        count = max(layout.count_layers(names), self.n_layers or 1)
+        return [CONFIG, *(path.name for layer in layout.paths(folder, count) for path in layer)]
 
     def missing(self, folder: Path) -> list[str]:
         if not (folder / CONFIG).exists():
@@ -97,18 +97,3 @@ class NamedNeeds:
 
 
 Needs: TypeAlias = ModelNeeds | TranscoderNeeds | NamedNeeds
-
-
-def layer_files(kind: Kind, n_layers: int, folder: Path) -> tuple[tuple[Path, ...], ...]:
-    """Each layer's files in a folder, in circuit-tracer's own layout."""
-    layout = CIRCUIT_TRACERS_OWN[kind]
-    return tuple(
-        tuple(folder / name for name in layout.file_names(layer)) for layer in range(n_layers)
-    )
-
-
-def count_layers(kind: Kind, names: Collection[str]) -> int:
-    """One more than the highest layer that has a file in circuit-tracer's own layout."""
-    pattern = re.compile(CIRCUIT_TRACERS_OWN[kind].files[0].format(r"(\d+)"))
-    found = (pattern.fullmatch(name) for name in names)
-    return max((int(match[1]) + 1 for match in found if match), default=0)

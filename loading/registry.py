@@ -48,6 +48,33 @@ _GPT_OSS_CLT = Shapes(
 )
 
 
+def _gemma_2(
+    transcoder_set: str,
+    source_set: str | None = None,
+    shapes: Shapes = _GEMMA_2_CLT,
+    *,
+    weight_urls: tuple[str, ...] = (),
+    lazy_decoder: bool = True,
+) -> ModelEntry:
+    return ModelEntry(
+        "google/gemma-2-2b",
+        transcoder_set,
+        "gemma-2-2b",
+        source_set,
+        weight_urls,
+        recommended_dtype="bfloat16",
+        lazy_decoder=lazy_decoder,
+        shapes=shapes,
+    )
+
+
+def _gemma_scope(transcoder_set: str) -> ModelEntry:
+    urls = ("https://huggingface.co/google/gemma-scope-2b-pt-transcoders",)
+    name = "gemmascope-transcoder-16k"
+    # Its decoders have 2 GB.
+    return _gemma_2(transcoder_set, name, _GEMMA_2, weight_urls=urls, lazy_decoder=False)
+
+
 def _qwen_3(
     size: str,
     transcoder_set: str,
@@ -125,41 +152,10 @@ DEMO = ModelEntry(str(_DEMO_DIRECTORY / "model"), str(_DEMO_DIRECTORY / "transco
 
 # The first entry of a model holds its default transcoders.
 REGISTRY = (
-    ModelEntry(
-        "google/gemma-2-2b",
-        "mwhanna/gemma-scope-transcoders",
-        "gemma-2-2b",
-        "gemmascope-transcoder-16k",
-        weight_urls=("https://huggingface.co/google/gemma-scope-2b-pt-transcoders",),
-        recommended_dtype="bfloat16",
-        lazy_decoder=False,  # 2 GB
-        shapes=_GEMMA_2,
-    ),
-    ModelEntry(
-        "google/gemma-2-2b",
-        "mntss/gemma-scope-transcoders",
-        "gemma-2-2b",
-        "gemmascope-transcoder-16k",
-        weight_urls=("https://huggingface.co/google/gemma-scope-2b-pt-transcoders",),
-        recommended_dtype="bfloat16",
-        lazy_decoder=False,  # 2 GB
-        shapes=_GEMMA_2,
-    ),
-    ModelEntry(
-        "google/gemma-2-2b",
-        "mntss/clt-gemma-2-2b-2.5M",
-        "gemma-2-2b",
-        "clt-hp",
-        recommended_dtype="bfloat16",
-        shapes=_GEMMA_2_CLT,
-    ),
-    ModelEntry(
-        "google/gemma-2-2b",
-        "mntss/clt-gemma-2-2b-426k",
-        "gemma-2-2b",
-        recommended_dtype="bfloat16",
-        shapes=replace(_GEMMA_2_CLT, n_features=16_384),
-    ),
+    _gemma_scope("mwhanna/gemma-scope-transcoders"),
+    _gemma_scope("mntss/gemma-scope-transcoders"),
+    _gemma_2("mntss/clt-gemma-2-2b-2.5M", "clt-hp"),
+    _gemma_2("mntss/clt-gemma-2-2b-426k", shapes=replace(_GEMMA_2_CLT, n_features=16_384)),
     _qwen_3("0.6", "qwen3-0.6b-transcoders-lowl0", 0.752e9, 28, 1024),
     _qwen_3("1.7", "qwen3-1.7b-transcoders-lowl0", 2.032e9, 28, 2048),
     _qwen_3("4", "qwen3-4b-transcoders", 4.022e9, 36, 2560, "transcoder-hp"),

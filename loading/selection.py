@@ -57,44 +57,35 @@ def resolve_entry(model_id: str | None, transcoder_set: str | None) -> ModelEntr
     Raises:
         SettingsError: transcoders without a model, or a model whose transcoders aren't known.
     """
-    if transcoder_set is not None:
-        transcoder_set = _TRANSCODER_SHORT_NAMES.get(transcoder_set, transcoder_set)
-    if model_id is None:
-        return DEMO if transcoder_set is None else _entry_of_transcoders(transcoder_set)
-    if model_id == DEMO.neuronpedia_id:
-        return DEMO if transcoder_set is None else replace(DEMO, transcoder_set=transcoder_set)
-    name, at, revision = model_id.partition("@")
-    known = [
+    wanted = transcoder_set and _TRANSCODER_SHORT_NAMES.get(transcoder_set, transcoder_set)
+    if model_id is None and wanted is None:
+        return DEMO
+    name, at, revision = (model_id or "").partition("@")
+    of_model = [
         replace(entry, model=entry.model + at + revision)
-        for entry in REGISTRY
-        if name in {entry.model, entry.neuronpedia_id}
+        for entry in (DEMO, *REGISTRY)
+        if model_id is None or name in {entry.model, entry.neuronpedia_id}
     ]
-    if transcoder_set is None:
-        if not known:
-            raise SettingsError(
-                f"MODEL_ID={model_id!r} is no model with default transcoders: set TRANSCODER_SET"
-            )
-        return known[0]
-    for entry in known:
-        if entry.transcoder_set == transcoder_set:
+    for entry in of_model:
+        if wanted in (None, entry.transcoder_set):
             return entry
-    if not known:
-        return ModelEntry(model_id, transcoder_set, neuronpedia_id=_short_name(model_id))
+    if model_id is None:
+        raise SettingsError(
+            f"TRANSCODER_SET={wanted!r} without MODEL_ID: name the model it was trained on"
+        )
+    if wanted is None:
+        raise SettingsError(
+            f"MODEL_ID={model_id!r} is no model with default transcoders: set TRANSCODER_SET"
+        )
+    if not of_model:
+        return ModelEntry(model_id, wanted, neuronpedia_id=_short_name(model_id))
+    like = of_model[0]
     return ModelEntry(
-        known[0].model,
-        transcoder_set,
-        known[0].neuronpedia_id,
-        recommended_dtype=known[0].recommended_dtype,
-        engine=known[0].engine,
-    )
-
-
-def _entry_of_transcoders(transcoder_set: str) -> ModelEntry:
-    for entry in REGISTRY:
-        if entry.transcoder_set == transcoder_set:
-            return entry
-    raise SettingsError(
-        f"TRANSCODER_SET={transcoder_set!r} without MODEL_ID: name the model it was trained on"
+        like.model,
+        wanted,
+        like.neuronpedia_id,
+        recommended_dtype=like.recommended_dtype,
+        engine=like.engine,
     )
 
 

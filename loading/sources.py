@@ -13,15 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from loading import WeightsError, config_json
-from loading.layouts import (
-    ModelNeeds,
-    NamedNeeds,
-    Needs,
-    TranscoderNeeds,
-    count_layers,
-    layer_files,
-)
-from loading.references import Reference, snapshot
+from loading.layouts import ModelNeeds, NamedNeeds, Needs, TranscoderNeeds
+from loading.references import Cache, Found, Reference, cached, found_in
+from loading.tensor_layouts import CIRCUIT_TRACERS_OWN
 from loading.transcoder_config import CONFIG, Kind, TranscoderConfig, read_transcoder_config
 from settings import Settings
 
@@ -30,13 +24,6 @@ _ADDRESS = "hf://"
 
 class NotHereError(WeightsError):
     """No cache on this machine holds every file, and the hub isn't to be asked."""
-
-
-class Cache(NamedTuple):
-    """A directory laid out as Hugging Face's cache."""
-
-    label: str
-    path: Path
 
 
 class Storage(NamedTuple):
@@ -48,14 +35,6 @@ class Storage(NamedTuple):
     caches: tuple[Cache, ...]
     token: str | None  # Hugging Face's
     ask_hub: bool = True
-
-
-class Found(NamedTuple):
-    """A folder that holds every file needed."""
-
-    folder: Path
-    source: str  # "directory", a cache's label or "hub"
-    revision: str = ""  # owner/name[/folder]@commit; "" of a directory
 
 
 @dataclass(frozen=True)
@@ -139,13 +118,15 @@ def transcoder_files(name: str, storage: Storage, n_layers: int | None = None) -
     config = read_transcoder_config(found.folder)
     revisions = [found.revision] if found.revision else []
     if config.listed is None:
-        count = count_layers(config.kind, [path.name for path in found.folder.iterdir()])
-        layers = layer_files(config.kind, count, found.folder)
+        layout = CIRCUIT_TRACERS_OWN[config.kind]
+        count = layout.count_layers([path.name for path in found.folder.iterdir()])
+        layers = layout.paths(found.folder, count)
     else:
         repositories = _listed_repositories(config.listed, storage)
         layers = _listed_files(found.folder, config.listed, repositories)
         revisions += [repository.revision for repository in repositories.values()]
-    scan = _scan(name, config)
+    # What circuit-tracer's own loader calls the set.
+    scan = Reference.parse(name).scan if found.revision else config.scan or found.folder.name
     return TranscoderFiles(config, scan, found.folder, layers, found.source, tuple(revisions))
 
 
@@ -164,18 +145,16 @@ def _find(name: str, storage: Storage, needs: Needs) -> Found:
 
 def _find_repository(reference: Reference, storage: Storage, needs: Needs) -> Found:
     """The folder of a repository in the first cache that holds every file needed."""
-    incomplete = []
-    for cache in storage.caches:
-        commit = snapshot(cache.path, reference)
-        if commit is None:
-            continue
-        folder = commit / reference.path
-        missing = needs.missing(folder)
+    absence = ""
+    for found in cached(reference, storage.caches):
+        missing = needs.missing(found.folder)
         if not missing:
-            return Found(folder, cache.label, reference.at(commit.name))
-        incomplete.append(f"{reference} is in {cache.path} without {', '.join(missing[:3])}")
-    searched = ", ".join(str(cache.path) for cache in storage.caches)
-    absence = incomplete[0] if incomplete else f"{reference} is in none of {searched}"
+            return found
+        lacks = ", ".join(missing[:3])
+        absence = absence or f"{reference} is in {found.folder} without {lacks}"
+    if not absence:
+        searched = ", ".join(str(cache.path) for cache in storage.caches)
+        absence = f"{reference} is in none of {searched}"
     if not storage.ask_hub:
         raise NotHereError(absence)
     from loading import hub  # with the hub's client, which takes a second to import
@@ -184,7 +163,7 @@ def _find_repository(reference: Reference, storage: Storage, needs: Needs) -> Fo
         commit = hub.download(reference, needs, storage.caches[-1].path, storage.token)
     except hub.UnreachableError as error:
         raise hub.UnreachableError(f"{absence}, and {error}") from error
-    return Found(commit / reference.path, "hub", reference.at(commit.name))
+    return found_in(commit, "hub", reference)
 
 
 def _listed_repositories(listed: tuple[str, ...], storage: Storage) -> dict[Reference, Found]:
@@ -216,13 +195,3 @@ def _listed_files(
             )
         layers.append((path,))
     return tuple(layers)
-
-
-def _scan(name: str, config: TranscoderConfig) -> str | list[str]:
-    """What circuit-tracer's own loader calls the set; a directory's `config.yaml` may say it."""
-    directory = Path(name)
-    if directory.is_dir():
-        return config.scan or directory.name
-    reference = Reference.parse(name)
-    scan = "//".join(filter(None, (reference.repository, reference.path)))
-    return scan if reference.revision == "main" else f"{scan}@{reference.revision}"

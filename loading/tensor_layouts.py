@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,17 @@ class TensorLayout:
     def file_names(self, layer: int) -> list[str]:
         """The names of a layer's files."""
         return [name.format(layer) for name in self.files]
+
+    def paths(self, folder: Path, n_layers: int) -> tuple[tuple[Path, ...], ...]:
+        """Each layer's files in a folder."""
+        layers = map(self.file_names, range(n_layers))
+        return tuple(tuple(folder / name for name in names) for names in layers)
+
+    def count_layers(self, names: Collection[str]) -> int:
+        """One more than the highest layer that has a file among these names."""
+        pattern = re.compile(self.files[0].format(r"(\d+)"))
+        found = (pattern.fullmatch(name) for name in names)
+        return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
 _SAME = {name: name for name in (*REQUIRED, "W_skip", "k")}
