@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from loading.config_json import read_json, stored_dtype
 from loading.conversion import prepared
 from loading.engines import opened, replacement_model
 from loading.entry import ModelEntry
 from loading.inspection import check_fits
-from loading.layouts import read_json, stored_dtype
 from loading.model_config import read_config
 from loading.sources import Weights, places_of
 from loading.tokenizer import read_tokenizer

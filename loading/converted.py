@@ -1,8 +1,8 @@
-"""Where converted copies of transcoders are: beside the downloads, in `$HF_HOME/converted`.
+"""Converted copies of transcoders, in `$HF_HOME/converted` beside the downloads.
 
 A copy's directory is called after the set and its commit, with a digest of the files it was made
-from, so that it is never taken for that of others. Its `config.yaml` is written last, and says that
-all is there. Importing this module imports no torch.
+from, so that it is never taken for a copy of others. Its `config.yaml` is written last: a copy that
+has one is complete. Importing this module imports no torch.
 """
 
 from __future__ import annotations
@@ -36,28 +36,36 @@ class Origin(NamedTuple):
 
 
 def home(files: TranscoderFiles, places: Places) -> Path:
-    """Where a set's copy goes, whether it is there or not."""
+    """The directory of a set's copy, whether it exists or not."""
     return _directory(places.caches[-1], files)
 
 
-def at_home(files: TranscoderFiles, places: Places) -> TranscoderFiles:
-    """A set's copy that has just been made."""
-    return _copy(files, home(files, places), places.caches[-1].label)
-
-
 def find(files: TranscoderFiles, places: Places) -> TranscoderFiles | None:
-    """A set's complete copy, if there is one beside one of the caches.
+    """A set's complete copy, if there is one beside one of the caches."""
+    if can_be_lazy(files):
+        return None
+    for cache in places.caches:
+        directory = _directory(cache, files)
+        if directory.is_dir() and not layouts.missing_transcoders(directory, len(files.layers)):
+            return copy_in(files, cache)
+    return None
+
+
+def copy_in(files: TranscoderFiles, cache: Cache) -> TranscoderFiles:
+    """A set's complete copy beside a cache.
 
     Its hooks and scan are taken from the set, not from the copy's own configuration.
     """
-    if can_be_lazy(files):
-        return None
-    n_layers = len(files.layers)
-    for cache in places.caches:
-        directory = _directory(cache, files)
-        if directory.is_dir() and not layouts.missing_transcoders(directory, n_layers):
-            return _copy(files, directory, cache.label)
-    return None
+    config, directory = replace(files.config, listed=None), _directory(cache, files)
+    names = layouts.transcoder_files((), config, len(files.layers))
+    per_layer = config.kind == "transcoder_set"
+    return replace(
+        files,
+        config=config,
+        folder=directory,
+        layers=tuple(directory / name for name in names) if per_layer else (),
+        source=f"{cache.label}, converted",
+    )
 
 
 def configuration(files: TranscoderFiles) -> str:
@@ -70,7 +78,8 @@ def configuration(files: TranscoderFiles) -> str:
         source["directory"] = str(files.folder.resolve())
     else:
         source |= {"repository": origin.repository, "revision": origin.commit}
-        source |= {"folder": origin.path} if origin.path else {}
+        if origin.path:
+            source["folder"] = origin.path
     source["files"] = [str(_origin(path) or path.resolve()) for path in files.layers]
     return yaml.safe_dump(settings | {"source": source}, sort_keys=False)
 
@@ -107,16 +116,3 @@ def _origin(path: Path) -> Origin | None:
             repository = "/".join(parts[i - 1].split("--")[1:])
             return Origin(repository, parts[i + 1], "/".join(parts[i + 2 :]))
     return None
-
-
-def _copy(files: TranscoderFiles, directory: Path, label: str) -> TranscoderFiles:
-    config = replace(files.config, listed=None)
-    names = layouts.transcoder_files((), config, len(files.layers))
-    layers = [directory / name for name in names]
-    return replace(
-        files,
-        config=config,
-        folder=directory,
-        layers=() if config.kind == "cross_layer_transcoder" else tuple(layers),
-        source=f"{label}, converted",
-    )

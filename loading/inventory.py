@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from loading import WeightsError, conversion, converted, layouts, sources
+from loading import WeightsError, config_json, conversion, converted, sources
 from loading.entry import ModelEntry
 from loading.footprint import device_bytes, disk_bytes
 from loading.inspection import can_be_lazy
@@ -22,7 +22,7 @@ def prefetch(entry: ModelEntry, places: Places) -> Iterator[str]:
     """
     model = sources.model(entry.model, places)
     yield _line(entry.model, model.source, [model.folder])
-    layers = layouts.n_layers(model.folder)
+    layers = config_json.n_layers(model.folder)
     files = sources.transcoder_files(entry.transcoder_set, places, layers)
     yield _line(entry.transcoder_set, files.source, _folders(files))
 
@@ -64,7 +64,7 @@ def _row(entry: ModelEntry, places: Places) -> tuple[str, ...]:
 def _whereabouts(entry: ModelEntry, places: Places) -> str:
     try:
         model = sources.find_model(entry.model, places)
-        layers = layouts.n_layers(model.folder) if model else None
+        layers = config_json.n_layers(model.folder) if model else None
         files = sources.find_transcoders(entry.transcoder_set, places, layers)
     except WeightsError as error:
         return str(error)

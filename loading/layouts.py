@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from loading import WeightsError
+from loading.config_json import read_json
 from loading.tensor_layouts import CIRCUIT_TRACERS_OWN, TensorLayout
 from loading.transcoder_config import CONFIG, TranscoderConfig, read_transcoder_config
 
@@ -39,42 +37,6 @@ def missing_from_model(folder: Path) -> list[str]:
         return [*missing, SINGLE_FILE]
     shards = set(read_json(folder / INDEX).get("weight_map", {}).values())
     return missing + sorted(shard for shard in shards if not (folder / shard).exists())
-
-
-def n_layers(folder: Path) -> int | None:
-    """Layers of the model in a folder, by its configuration."""
-    config = _model_config(folder)
-    return config.get("num_hidden_layers", config.get("n_layer"))
-
-
-def stored_dtype(folder: Path) -> str:
-    """The dtype that a model's configuration names, bfloat16 where it names none that is served."""
-    config = _model_config(folder)
-    named = config.get("dtype", config.get("torch_dtype"))
-    return named if named in {"float32", "float16", "bfloat16"} else "bfloat16"
-
-
-def d_model(folder: Path) -> int | None:
-    """Width of the residual stream of the model in a folder, by its configuration."""
-    config = _model_config(folder)
-    return config.get("hidden_size", config.get("n_embd"))
-
-
-def _model_config(folder: Path) -> dict[str, Any]:
-    config = read_json(folder / "config.json")
-    return config | (config.get("text_config") or {})
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text())
-    except OSError as error:
-        raise WeightsError(f"{file} can't be read: {error.strerror}") from None
-    except ValueError as error:
-        raise WeightsError(f"{file} is no JSON: replace it ({error})") from None
-    if not isinstance(content, dict):
-        raise WeightsError(f"{file} is no JSON object: replace it")
-    return content
 
 
 def transcoder_files(

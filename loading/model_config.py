@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from loading import UnsupportedArchitectureError
-from loading.layouts import read_json
+from loading.config_json import read_json
 
 # Of a rotary embedding, what version 4 reads in `rope_scaling`.
 _SCALING = {

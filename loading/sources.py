@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from loading import WeightsError, layouts
+from loading import WeightsError, config_json, layouts
 from loading.references import Reference, snapshot
 from loading.transcoder_config import CONFIG, Kind, TranscoderConfig, read_transcoder_config
 from settings import Settings
@@ -95,7 +95,7 @@ def locate(model: str, transcoder_set: str, places: Places) -> Weights:
         WeightsError: they can't be had; the message says what to do.
     """
     directory = model_directory(model, places)
-    files = transcoder_files(transcoder_set, places, layouts.n_layers(directory))
+    files = transcoder_files(transcoder_set, places, config_json.n_layers(directory))
     return Weights(directory, files)
 
 
@@ -104,7 +104,7 @@ def find(model: str, transcoder_set: str, places: Places) -> Weights | None:
     found = find_model(model, places)
     if found is None:
         return None
-    files = find_transcoders(transcoder_set, places, layouts.n_layers(found.folder))
+    files = find_transcoders(transcoder_set, places, config_json.n_layers(found.folder))
     return None if files is None else Weights(found.folder, files)
 
 

@@ -1,4 +1,4 @@
-"""The layouts of transcoders: in which files, by which names and how a layer's tensors lie."""
+"""The formats of transcoders: in which files a layer's tensors are, by which names and how."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from loading.transcoder_config import Kind
 
 _File = TypeVar("_File")
 
-# What every layer has, and what some have: a k is that of TopK.
+# Tensors that every layer has, and those that some have: a k is that of TopK.
 REQUIRED = ("W_enc", "W_dec", "b_enc", "b_dec")
 OPTIONAL = ("threshold", "W_skip", "k")
 
 
 @dataclass(frozen=True)
 class TensorLayout:
-    """A format: where a layer's tensors are, and which of them lie transposed.
+    """A format: where a layer's tensors are, and which of them are stored transposed.
 
-    The shapes meant are circuit-tracer's: W_enc (n_features, d_model), a per-layer W_skip
+    Transposed from circuit-tracer's shapes: W_enc (n_features, d_model), a per-layer W_skip
     (written, read), a cross-layer one (read, written).
     """
 
@@ -46,7 +46,7 @@ CIRCUIT_TRACER = TensorLayout(
     files=("layer_{}.safetensors",),
     can_be_lazy=True,
 )
-# circuit-tracer has no place for a skip connection in this one; the worker gives it one.
+# circuit-tracer saves no skip connection in this format; W_skip is the worker's addition.
 CIRCUIT_TRACER_CROSS_LAYER = TensorLayout(
     {name: f"{name}_{{}}" for name in (*REQUIRED, "threshold", "W_skip")},
     files=("W_enc_{}.safetensors", "W_dec_{}.safetensors"),

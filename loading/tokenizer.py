@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from loading import WeightsError
-from loading.layouts import read_json
+from loading.config_json import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

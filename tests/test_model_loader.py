@@ -13,7 +13,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import model_loader
 import steering
-from loading.layouts import stored_dtype
+from loading.config_json import stored_dtype
 from model_loader import DEMO, REGISTRY, ModelLoadError, entry_for, resolve_entry
 from settings import SettingsError
 from tests.support.demo_worker import demo_settings
