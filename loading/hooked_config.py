@@ -14,7 +14,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from loading import UnsupportedArchitectureError
 from loading.mapped_architectures import mapped_architectures
-from loading.model_config import refuse_other_values
+from loading.model_config import check_served, refuse_other_values
 
 # TransformerLens allocates a boolean mask of n_ctx x n_ctx for each layer while it builds a model:
 # 16 MB a layer at this bound, 1.7 GB a layer at Qwen3's 40,960.
@@ -22,16 +22,10 @@ MAX_CONTEXT = 4096
 
 # Fields that change what a model computes and have no conversion, with the value that is served.
 _ONLY_SERVED = {
-    "add_cross_attention": False,
     "attention_bias": False,
-    "is_encoder_decoder": False,
     "mlp_bias": False,
-    "partial_rotary_factor": 1.0,
-    "pruned_heads": {},
-    "quantization_config": None,
     # Where transformers 5 has rope_theta and rope_scaling; model_config.py moves them back.
     "rope_parameters": None,
-    "use_bidirectional_attention": False,
 }
 # The activations that both libraries know by the same name and compute alike.
 _ACTIVATIONS = ("gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
@@ -61,8 +55,7 @@ def hooked_config(
             + (f", and a {architecture} with MODEL_ENGINE=nnsight" if is_mapped else "")
         )
     text = hf_config.get_text_config()
-    for config in (hf_config, text):
-        refuse_other_values(config, _ONLY_SERVED)
+    check_served(hf_config, _ONLY_SERVED)
     return HookedTransformerConfig(
         model_name=model_name,
         original_architecture=architecture,

@@ -152,4 +152,4 @@ def test_a_single_file_beside_an_index_is_what_is_downloaded_found_and_read(tmp_
         (tmp_path / name).write_text("{}")
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": shard}}))
     assert missing_from_model(tmp_path) == []
-    assert weight_files(tmp_path) == [tmp_path / SINGLE_FILE]
+    assert list(weight_files(tmp_path)) == [tmp_path / SINGLE_FILE]
