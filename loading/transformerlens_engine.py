@@ -1,7 +1,5 @@
 """A Hugging Face model and its transcoders, as circuit-tracer's TransformerLens model."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +8,7 @@ from circuit_tracer.replacement_model.replacement_model_transformerlens import (
     TransformerLensReplacementModel,
 )
 from torch import nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformer_lens import HookedTransformerConfig
-from transformer_lens.components import PosEmbed
 from transformer_lens.loading_from_pretrained import get_pretrained_state_dict
 
 from loading import UnsupportedArchitectureError, WeightsMismatchError
@@ -101,56 +97,31 @@ def hooked_model(
 
 
 def _build(cls: Any, cfg: HookedTransformerConfig) -> Any:
-    """A model without weights, whose layers share masks and rotary embeddings, by kind.
+    """A model of parameters without memory, and with masks and rotary embeddings.
 
-    TransformerLens makes masks of n_ctx x n_ctx for each layer, which takes longer than to read
-    the layer's weights. So it is built for one position, and masks and rotary embeddings of the
-    whole context are made once for local and once for global layers.
+    TransformerLens makes these for each layer, which takes longer than to read the layer's weights.
+    Here all local layers share theirs, and all global ones.
     """
-    n_ctx, cfg.n_ctx = cfg.n_ctx, 1
-    with _matrices_without_memory():
+    with torch.device("meta"):
         model = cls(cfg, move_to_device=False)
-        cfg.n_ctx = n_ctx
-        if hasattr(model, "pos_embed"):
-            model.pos_embed = PosEmbed(cfg)
-        buffers: dict[str, dict[str, torch.Tensor]] = {}
-        for block in model.blocks:
-            kind = block.attn.attn_type
-            if kind not in buffers:
-                attention = type(block.attn)(cfg, kind, block.attn.layer_id)
-                buffers[kind] = dict(attention.named_buffers(recurse=False))
-            for name, buffer in buffers[kind].items():
-                setattr(block.attn, name, buffer)
-    model.setup()
+    buffers: dict[str, dict[str, torch.Tensor]] = {}
+    for block in model.blocks:
+        kind = block.attn.attn_type
+        if kind not in buffers:
+            attention = type(block.attn)(cfg, kind, block.attn.layer_id)
+            buffers[kind] = dict(attention.named_buffers(recurse=False))
+        for name, buffer in buffers[kind].items():
+            setattr(block.attn, name, buffer)
     return model
 
 
-@contextmanager
-def _matrices_without_memory() -> Iterator[None]:
-    """Give modules that are built matrices on the meta device; vectors and buffers have memory."""
-
-    def without_memory(
-        _module: nn.Module, _name: str, parameter: nn.Parameter
-    ) -> nn.Parameter | None:
-        if parameter.ndim < 2:
-            return None
-        return nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
-
-    hook = register_module_parameter_registration_hook(without_memory)  # type: ignore[arg-type]
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
 def _set_parameters(model: nn.Module, state: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Make the tensors of `state` the model's parameters, each in its parameter's dtype.
-
-    Vectors that `state` lacks, such as a bias that the architecture lacks, stay as they were built.
-    """
+    """Make the tensors of `state` the model's parameters, each in its parameter's dtype."""
     parameters = dict(model.named_parameters())
+    bias = "unembed.b_U"  # the one that converters leave out, where a model has none
+    state.setdefault(bias, torch.zeros(parameters[bias].shape))
     WeightsMismatchError.check(
-        missing=[name for name, p in parameters.items() if p.ndim > 1 and name not in state],
+        missing=[name for name in parameters if name not in state],
         misshapen=[
             n for n, t in state.items() if n in parameters and t.shape != parameters[n].shape
         ],
