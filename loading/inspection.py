@@ -7,6 +7,7 @@ Importing this module imports no torch.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,8 +65,9 @@ def inspect(files: TranscoderFiles) -> Contents:
     _check_alike(layers)
     for layer in layers:
         _check_shapes(files, layer, (len(layers), n_features, d_model))
-    activation = _activation(files, layers[0])
-    k = _k(files, layers, n_features) if activation == "topk" else None
+    ks = _ks(files, layers)
+    activation = _activation(files, layers[0], ks)
+    k = _k(files, ks, n_features) if activation == "topk" else None
     return Contents(layers, d_model, n_features, activation, k)
 
 
@@ -73,12 +75,9 @@ def can_be_lazy(files: TranscoderFiles) -> bool:
     """Whether circuit-tracer can leave a set on the disk in the layout that it has.
 
     Raises:
-        WeightsError: a file can't be read.
+        WeightsError: the files are no set, as `inspect` says.
     """
-    return all(
-        layout_of(files.kind, path, () if path.suffix == ".npz" else tensors_in(path)).can_be_lazy
-        for path in files.layers
-    )
+    return all(layer.layout.can_be_lazy for layer in inspect(files).layers)
 
 
 def check_fits(weights: Weights) -> None:
@@ -166,17 +165,26 @@ def _check_shapes(files: TranscoderFiles, layer: Layer, sizes: tuple[int, int, i
             )
 
 
-def _activation(files: TranscoderFiles, first: Layer) -> Activation:
+def _ks(files: TranscoderFiles, layers: tuple[Layer, ...]) -> dict[Path, int]:
+    """How many features TopK keeps, by the file that says so."""
+    found = {} if files.config.k is None else {files.folder / CONFIG: files.config.k}
+    for layer in layers:
+        if "k" in layer.stored:
+            tensor = layer.stored["k"]
+            with safe_open(tensor.path, framework="np") as opened:
+                found[tensor.path] = int(opened.get_tensor(tensor.name).reshape(()))
+    return found
+
+
+def _activation(files: TranscoderFiles, first: Layer, ks: Mapping[Path, int]) -> Activation:
     """What the configuration says, and without that what the tensors imply, as in circuit-tracer.
 
     Raises:
         WeightsError: one contradicts the other.
     """
-    threshold, k = first.stored.get("threshold"), first.stored.get("k")
-    file = files.folder / CONFIG
-    activation: Activation = files.config.activation or (
-        "topk" if k else "jump_relu" if threshold else "relu"
-    )
+    file, threshold = files.folder / CONFIG, first.stored.get("threshold")
+    implied: Activation = "topk" if "k" in first.stored else "jump_relu" if threshold else "relu"
+    activation = files.config.activation or implied
     if threshold and activation != "jump_relu":
         raise WeightsError(
             f"{threshold.path} holds a threshold, and the activation of {file} says "
@@ -187,24 +195,19 @@ def _activation(files: TranscoderFiles, first: Layer) -> Activation:
             f"{first.stored['b_enc'].path} lacks {first.layout.names(0)['threshold']}, and the "
             f"activation of {file} is 'jump_relu': {_REMEDY}"
         )
-    if activation != "topk" and (k or files.config.k is not None):
-        where, value = (k.path, _read_k(k)) if k else (file, files.config.k)
-        raise WeightsError(
-            f"{where} has k: {value}, which goes with activation: topk alone: {_REMEDY}"
-        )
+    if ks and activation != "topk":
+        where, k = next(iter(ks.items()))
+        raise WeightsError(f"{where} has k: {k}, which goes with activation: topk alone: {_REMEDY}")
     return activation
 
 
-def _k(files: TranscoderFiles, layers: tuple[Layer, ...], n_features: int) -> int:
-    """How many features TopK keeps: the configuration's, the files', or circuit-tracer's."""
-    file = files.folder / CONFIG
-    found = {} if files.config.k is None else {file: files.config.k}
-    held = [layer.stored["k"] for layer in layers if "k" in layer.stored]
-    found |= {tensor.path: _read_k(tensor) for tensor in held}
-    if not found:
+def _k(files: TranscoderFiles, ks: Mapping[Path, int], n_features: int) -> int:
+    """The one k of a TopK set: the configuration's, the files', or circuit-tracer's."""
+    if not ks:
+        file = files.folder / CONFIG
         logger.info("%s names no k: %d, as circuit-tracer takes it", file, DEFAULT_K)
-        found = {file: DEFAULT_K}
-    (first, k), *others = found.items()
+        ks = {file: DEFAULT_K}
+    (first, k), *others = ks.items()
     for other, different in others:
         if different != k:
             raise WeightsError(f"{other} has k: {different}, and {first} has k: {k}: {_REMEDY}")
@@ -214,8 +217,3 @@ def _k(files: TranscoderFiles, layers: tuple[Layer, ...], n_features: int) -> in
             "correct it"
         )
     return k
-
-
-def _read_k(tensor: StoredTensor) -> int:
-    with safe_open(tensor.path, framework="np") as opened:
-        return int(opened.get_tensor(tensor.name).reshape(()))

@@ -125,16 +125,28 @@ def _rope_in_old_names(config: dict[str, Any], model_type: str) -> dict[str, Any
     rope = config.pop("rope_parameters", None)
     if not rope:
         return config
-    if model_type != "gemma3_text":
-        if set(rope) & _LAYER_TYPES:
-            raise _no_name("rope_parameters by layer type", f"a {model_type}")
-        return _with(config, _moved(rope, "rope_theta"))
+    if model_type == "gemma3_text":
+        old = _ropes_of_gemma3(rope)
+    elif set(rope) & _LAYER_TYPES:
+        raise _no_name("rope_parameters by layer type", f"a {model_type}")
+    else:
+        old = _moved(rope, "rope_theta")
+    for name, value in old.items():
+        if config.get(name) not in (None, value):
+            raise UnsupportedArchitectureError(
+                f"config.json has {name}={config[name]} and, in rope_parameters, {value}: remove "
+                "the one that is wrong"
+            )
+    return {**config, **old}
+
+
+def _ropes_of_gemma3(rope: dict[str, Any]) -> dict[str, Any]:
     if set(rope) - _LAYER_TYPES:
         raise _no_name("rope_parameters that aren't by layer type", "a Gemma 3 model")
     local = _moved(rope.get("sliding_attention") or {}, "rope_local_base_freq")
     if local.pop("rope_scaling") or local.keys() - {"rope_local_base_freq"}:
         raise _no_name("a rope scaling of sliding_attention layers", "a Gemma 3 model")
-    return _with(config, {**_moved(rope.get("full_attention") or {}, "rope_theta"), **local})
+    return {**_moved(rope.get("full_attention") or {}, "rope_theta"), **local}
 
 
 def _moved(rope: dict[str, Any], base: str) -> dict[str, Any]:
@@ -155,17 +167,6 @@ def _moved(rope: dict[str, Any], base: str) -> dict[str, Any]:
     if share not in (None, 1.0):
         old["partial_rotary_factor"] = share
     return old
-
-
-def _with(config: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with settings under old names added; it may have them with equal values."""
-    for name, value in old.items():
-        if config.get(name) not in (None, value):
-            raise UnsupportedArchitectureError(
-                f"config.json has {name}={config[name]} and, in rope_parameters, {value}: remove "
-                "the one that is wrong"
-            )
-    return {**config, **old}
 
 
 def _no_name(what: str, where: str) -> UnsupportedArchitectureError:
