@@ -8,16 +8,15 @@ Hugging Face model is built, and no tensor is in memory twice.
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from loading import WeightsMismatchError
 from loading.config_json import read_json
 from loading.layouts import INDEX, SINGLE_FILE
+from loading.tensor_files import read_tensor, tensors_in
 
 # How a multimodal checkpoint's names differ from those of its language model alone, `model.layers`:
 # `model.language_model.layers` or `language_model.model.layers`.
@@ -55,11 +54,10 @@ def weight_files(directory: Path) -> dict[Path, set[str]]:
     return files
 
 
-@contextmanager
 def open_checkpoint(
     directory: Path, config: Any, *, device: torch.device, dtype: torch.dtype
-) -> Iterator["Module"]:
-    """The checkpoint of a model's directory. Tensors stay valid when it is closed.
+) -> "Module":
+    """The checkpoint of a model's directory; its tensors are read when they are asked for.
 
     On a CPU those that are stored in `dtype` are the file's own pages, not a copy.
 
@@ -68,23 +66,19 @@ def open_checkpoint(
 
     Raises:
         FileNotFoundError: the directory lacks safetensors files.
-        safetensors.SafetensorError: a file is damaged.
+        WeightsError: a file is damaged.
     """
-    with ExitStack() as stack:
-        stored: dict[str, Any] = {}
-        for path in weight_files(directory):
-            file = stack.enter_context(safe_open(path, framework="pt", device=str(device)))
-            stored.update(dict.fromkeys(file.keys(), file))
-        read: dict[str, torch.Tensor] = {}
+    stored = {name: path for path in weight_files(directory) for name in tensors_in(path)}
+    read: dict[str, torch.Tensor] = {}
 
-        def tensor(name: str) -> torch.Tensor:
-            # A tensor that goes by two names is read once, and so shared.
-            if name not in read:
-                read[name] = stored[name].get_tensor(name).to(dtype)
-            return read[name]
+    def tensor(name: str) -> torch.Tensor:
+        # A tensor that has two names in the model is read once, and so shared.
+        if name not in read:
+            read[name] = read_tensor(stored[name], name, device=str(device), dtype=dtype)
+        return read[name]
 
-        names = _model_names(stored, config)
-        yield Module(tensor, names, config=config, stored=stored.keys(), read=read.keys())
+    names = _model_names(stored, config)
+    return Module(tensor, names, config=config, stored=stored.keys(), read=read.keys())
 
 
 def absent(directory: Path, *, beside_index: Iterable[str] = ()) -> list[str]:
@@ -92,14 +86,10 @@ def absent(directory: Path, *, beside_index: Iterable[str] = ()) -> list[str]:
 
     Raises:
         FileNotFoundError: the directory lacks safetensors files.
-        safetensors.SafetensorError: a file is damaged.
+        WeightsError: a file is damaged.
     """
     files = weight_files(directory)
-    promised = set(beside_index).union(*files.values())
-    for path in files:
-        with safe_open(path, framework="pt") as file:
-            promised.difference_update(file.keys())
-    return sorted(promised)
+    return sorted(set(beside_index).union(*files.values()).difference(*map(tensors_in, files)))
 
 
 def of_the_language_model(names: Iterable[str]) -> list[str]:

@@ -30,8 +30,7 @@ def opened(
 
         yield read_model(directory, hf_config, dtype, device)
         return
-    with open_checkpoint(directory, hf_config, device=device, dtype=dtype) as checkpoint:
-        yield checkpoint
+    yield open_checkpoint(directory, hf_config, device=device, dtype=dtype)
 
 
 def replacement_model(

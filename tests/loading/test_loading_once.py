@@ -159,8 +159,7 @@ def test_each_tensor_of_a_file_is_read_once(
             read[self._name, name] += 1
             return self._file.get_tensor(name)
 
-    for module in ("checkpoint", "tensor_files"):
-        monkeypatch.setattr(f"loading.{module}.safe_open", Counted)
+    monkeypatch.setattr("loading.tensor_files.safe_open", Counted)
     loaded(model, transcoders)
     expected = set()
     for path in [*weight_files(model), *transcoders.glob("*.safetensors")]:
