@@ -101,7 +101,7 @@ def unread(names: Iterable[str], *, tied: bool) -> list[str]:
     """Of the tensors that a model did not read, those that it should have read.
 
     Args:
-        tied: whether the embeddings are the unembedding too; a stored one may then stay unread.
+        tied: whether the embeddings are the unembedding too; a stored unembedding isn't read then.
     """
     left = of_the_language_model(names)
     return [name for name in left if not (tied and name.endswith("lm_head.weight"))]
@@ -120,11 +120,11 @@ def _model_names(stored: Iterable[str], config: Any) -> dict[str, str]:
 
 
 class MissingTensorError(AttributeError, WeightsMismatchError):
-    """The checkpoint lacks a tensor that was asked for; converters may ask whether it is there."""
+    """The checkpoint lacks a tensor. An AttributeError, so that converters can use `hasattr`."""
 
 
 class Module:
-    """A part of the model: its attributes and items are parts of it, or tensors."""
+    """A part of the model, whose attributes and items are its parts or tensors."""
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,9 @@ from loading.transcoder_config import CONFIG
 
 # Version of what a copy holds. Copies of another version are not found.
 FORMAT = 1
+
+# Hugging Face's cache: models--owner--name/snapshots/commit/path.
+_IN_CACHE = re.compile(r"(?:.*/)?models--([^/]+)/snapshots/([^/]+)/?(.*)")
 
 
 class Origin(NamedTuple):
@@ -110,9 +114,5 @@ def _identity(path: Path) -> str:
 
 def _origin(path: Path) -> Origin | None:
     """The repository of a path in Hugging Face's cache; None of any other path."""
-    parts = path.parts
-    for i in range(len(parts) - 2, 0, -1):
-        if parts[i] == "snapshots" and parts[i - 1].startswith("models--"):
-            repository = "/".join(parts[i - 1].split("--")[1:])
-            return Origin(repository, parts[i + 1], "/".join(parts[i + 2 :]))
-    return None
+    match = _IN_CACHE.fullmatch(path.as_posix())
+    return match and Origin(match[1].replace("--", "/"), match[2], match[3])

@@ -14,7 +14,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from loading import UnsupportedArchitectureError
 from loading.mapped_architectures import mapped_architectures
-from loading.model_config import check_served, refuse_other_values
+from loading.model_config import check_served, refuse_other_values, rope_type
 
 # A model has a boolean mask of n_ctx x n_ctx for its local layers and one for its global ones: each
 # 16 MB at this bound, 1.7 GB at Qwen3's 40,960.
@@ -124,8 +124,7 @@ def _local_attention(c: Any) -> dict[str, Any]:
 
 
 def _rope_scaling(c: Any, *, beside_windows: bool) -> dict[str, Any]:
-    scaling = getattr(c, "rope_scaling", None) or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    kind = rope_type(c)
     _check_known("rope_scaling of type", kind, ("default", *_ROPE_SCALINGS))
     if kind == "default":
         return {}

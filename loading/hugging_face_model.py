@@ -1,4 +1,4 @@
-"""A model's directory, as the Hugging Face model of it, with every weight from its files."""
+"""The Hugging Face model of a directory, with every weight from its files."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, Mxfp4Config
 
 from loading import UnsupportedArchitectureError, WeightsMismatchError
 from loading.checkpoint import absent, of_the_language_model, unread
-from loading.model_config import check_served
+from loading.model_config import check_served, rope_type
 
 # Settings that transformers' own classes leave unread, by the model's type, with what is served.
 _ONLY_SERVED: dict[str, dict[str, Any]] = {
@@ -29,17 +29,17 @@ def read_model(
     Weights go to the device one by one as they are read: no more than a tensor, or the packed
     experts of a layer, is in the host's memory.
 
-    Weights in MXFP4, as GPT-OSS is published, become the numbers that they stand for: bfloat16
-    holds each of them exactly.
+    Weights in MXFP4, in which GPT-OSS is published, become the numbers that they stand for, each
+    of which bfloat16 has too.
 
     Raises:
         UnsupportedArchitectureError: the configuration has a value that isn't served.
         WeightsMismatchError: weights are missing, of another shape, or left over.
-        OSError, safetensors.SafetensorError: files are missing or damaged.
+        OSError, WeightsError: files are missing or damaged.
     """
     check_served(hf_config, _ONLY_SERVED.get(hf_config.model_type, {}))
     text = hf_config.get_text_config()
-    if (getattr(text, "rope_scaling", None) or {}).get("rope_type") == "longrope":
+    if rope_type(text) == "longrope":
         raise UnsupportedArchitectureError(
             "rope_scaling of type 'longrope' rotates each token by an angle that depends on the "
             "length of the text; a text that grows in a key-value cache has no exact conversion"

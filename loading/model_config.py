@@ -121,6 +121,13 @@ def refuse_other_values(config: Any, served: Mapping[str, Any]) -> None:
             )
 
 
+def rope_type(config: Any) -> str:
+    """How a language model's rotary embeddings are scaled; "default": not at all."""
+    scaling = getattr(config, "rope_scaling", None) or {}
+    kind: str = scaling.get("rope_type", scaling.get("type", "default"))
+    return kind
+
+
 def _rope_in_old_names(config: dict[str, Any], model_type: str) -> dict[str, Any]:
     rope = config.pop("rope_parameters", None)
     if not rope:

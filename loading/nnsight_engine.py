@@ -16,20 +16,20 @@ from loading.mapped_architectures import mapped_architectures
 
 @dataclass
 class NNSightConfig(UnifiedConfig):
-    """circuit-tracer's configuration, with what TransformerLens's has and callers look for."""
+    """circuit-tracer's configuration, and two fields of TransformerLens's that callers read."""
 
     n_ctx: int = 0
     device: str = ""
 
 
 class NNSightModel(NNSightReplacementModel):
-    """circuit-tracer's nnsight model, which frees all memory of a pass that failed."""
+    """circuit-tracer's nnsight model, which frees the memory of a traced pass that failed."""
 
     def interleave(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         """Run a traced pass; when it fails, cancel the threads that wait inside it.
 
-        nnsight leaves threads waiting at a barrier for ever when a pass fails. Their tensors would
-        stay too, in the memory that the next, smaller batch needs.
+        When a pass fails, nnsight leaves threads waiting at a barrier for ever. Their tensors would
+        keep the memory that the next, smaller batch needs.
         """
 
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -50,8 +50,8 @@ def replacement_model(
 ) -> NNSightModel:
     """The replacement model of a Hugging Face model, which becomes a part of it.
 
-    Its context is the model's own. Attention becomes "eager": circuit-tracer finds the patterns in
-    that implementation alone, and the default one drops Gemma-2's cap on attention scores.
+    Its context is the model's own. Attention becomes "eager": only in that implementation does
+    circuit-tracer find the patterns, and the default one drops Gemma-2's cap on attention scores.
 
     Raises:
         UnsupportedArchitectureError: circuit-tracer's nnsight model has no mapping for the model,

@@ -20,15 +20,15 @@ OPTIONAL = ("threshold", "W_skip", "k")
 class TensorLayout:
     """A format: where a layer's tensors are, and which of them are stored transposed.
 
-    Transposed from circuit-tracer's shapes: W_enc (n_features, d_model), a per-layer W_skip
-    (written, read), a cross-layer one (read, written).
+    In circuit-tracer W_enc is (n_features, d_model), W_skip of a layer (d_model written, d_model
+    read), and W_skip of a cross-layer transcoder (d_model read, d_model written).
     """
 
-    stored: Mapping[str, str]  # by circuit-tracer's name; "{}" stands for the layer
-    files: tuple[str, ...] = ()  # of a layer, as `stored`; (): each set has a list of its own
-    transposed: Collection[str] = ()
-    can_be_lazy: bool = False  # circuit-tracer can read rows of it from the file
-    all_decoders: bool = False  # cross-layer: also those that would write to layers before
+    stored: Mapping[str, str]  # names in files, by circuit-tracer's; "{}" stands for the layer
+    files: tuple[str, ...] = ()  # names of a layer's files; (): a set's configuration lists them
+    transposed: Collection[str] = ()  # the tensors, by circuit-tracer's names
+    can_be_lazy: bool = False  # circuit-tracer can leave encoders and decoders on the disk
+    all_decoders: bool = False  # cross-layer: decoders to the layers before are stored too
 
     def names(self, layer: int) -> dict[str, str]:
         """The stored names in a layer, by circuit-tracer's."""
