@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,8 +61,8 @@ def build(
     name = circuit_tracer_name(
         _model_name(selection.entry.model), config, has_chat_template=bool(tokenizer.chat_template)
     )
-    with opened(selection.engine, directory, config, device=device, dtype=dtype) as hf_model:
-        model = replacement_model(selection.engine, hf_model, features, name, device, dtype)
+    hf_model = opened(selection.engine, directory, config, device=device, dtype=dtype)
+    model = replacement_model(selection.engine, hf_model, features, name, device, dtype)
     model.tokenizer = tokenizer
     # With "left" TransformerLens masks a leading pad token, which Qwen3's leading token is.
     tokenizer.padding_side = "right"
@@ -79,7 +78,7 @@ def build(
 
 def opened(
     engine: Engine, directory: Path, hf_config: Any, *, device: torch.device, dtype: torch.dtype
-) -> AbstractContextManager[Any]:
+) -> Any:
     """A model's files as `replacement_model` takes them: TransformerLens needs the weights alone.
 
     Args:
@@ -93,7 +92,7 @@ def opened(
     if engine == "nnsight":
         from loading.hugging_face_model import read_model
 
-        return nullcontext(read_model(directory, hf_config, dtype, device))
+        return read_model(directory, hf_config, dtype, device)
     return open_checkpoint(directory, hf_config, device=device, dtype=dtype)
 
 

@@ -9,7 +9,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from loading import WeightsError, conversion, conversion_plan, converted, sources
+from loading import WeightsError, conversion, converted, safetensors_writer, sources
 from loading.inspection import can_be_lazy
 from tests.support.conversions import (
     FILES,
@@ -30,7 +30,7 @@ from tests.support.weight_files import storage
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     """Tensors are copied in pieces of a few rows, as large ones are."""
-    monkeypatch.setattr(conversion_plan, "PIECE_BYTES", 3000)
+    monkeypatch.setattr(safetensors_writer, "PIECE_BYTES", 3000)
 
 
 @pytest.fixture(params=LAYOUTS)

@@ -136,14 +136,14 @@ class TestTwoAtOnce:
 class TestRoom:
     def test_a_volume_without_room_is_told_before_anything_is_written(self, one_set, caches):
         files = located(one_set, caches)
-        with pytest.raises(conversion.NoPlaceError, match=r"needs [\d,.]+ GB .* free: free"):
+        with pytest.raises(conversion.VolumeError, match=r"needs [\d,.]+ GB .* free: free"):
             conversion.convert(files, storage(caches), margin=10**15)
         assert list(converted.home(files, storage(caches)).iterdir()) == []
 
     def test_a_disk_that_fills_up_meanwhile_leaves_no_half_file(self, one_set, caches):
         def limited():
             resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
-            with pytest.raises(conversion.NoPlaceError, match="full"):
+            with pytest.raises(conversion.VolumeError, match="full"):
                 convert(one_set, caches)
 
         assert ended(in_a_process(limited)) == 0
@@ -158,12 +158,12 @@ class TestRoom:
         if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
             pytest.skip("file systems can't be mounted here")
         try:
-            with pytest.raises(conversion.NoPlaceError, match=r"needs 0\.1 MB more"):
+            with pytest.raises(conversion.VolumeError, match=r"needs 0\.1 MB more"):
                 convert(one_set, {**caches, "hf_home": str(volume)})
         finally:
             subprocess.run(["umount", str(volume)], check=True)
 
-    def test_a_place_that_can_not_be_written_is_named(self, one_set, caches, tmp_path):
+    def test_a_directory_that_can_not_be_written_is_named(self, one_set, caches, tmp_path):
         (tmp_path / "home").write_text("a file")
-        with pytest.raises(conversion.NoPlaceError, match=r"home.*can't be written"):
+        with pytest.raises(conversion.VolumeError, match=r"home.*can't be written"):
             convert(one_set, caches)

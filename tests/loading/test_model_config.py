@@ -124,8 +124,8 @@ def test_moved_rope_settings_give_the_logits_of_the_old_names(name: str, tmp_pat
     with torch.no_grad():
         assert torch.equal(model(prompt_tokens()).logits, saved(prompt_tokens()).logits)
     if name != "gpt-oss":
-        with open_checkpoint(tmp_path, read, device=CPU, dtype=torch.float32) as checkpoint:
-            hooked = hooked_model(HookedTransformer, checkpoint, "m", CPU, torch.float32)
+        checkpoint = open_checkpoint(tmp_path, read, device=CPU, dtype=torch.float32)
+        hooked = hooked_model(HookedTransformer, checkpoint, "m", CPU, torch.float32)
         assert_same_logits(hooked, saved)
 
 
@@ -246,16 +246,16 @@ def test_embeddings_are_tied_as_the_version_that_saved_them_says(
     ).eval()
     with torch.no_grad():
         assert torch.equal(model(prompt_tokens()).logits, saved(prompt_tokens()).logits)
-    with open_checkpoint(tmp_path, read, device=CPU, dtype=torch.float32) as checkpoint:
-        hooked = hooked_model(HookedTransformer, checkpoint, "m", CPU, torch.float32)
+    checkpoint = open_checkpoint(tmp_path, read, device=CPU, dtype=torch.float32)
+    hooked = hooked_model(HookedTransformer, checkpoint, "m", CPU, torch.float32)
     assert_same_logits(hooked, saved)
 
 
 def test_an_attention_both_ways_that_is_null_is_off(tmp_path: Path) -> None:
     save(tmp_path, Gemma2Config(**SHAPE, sliding_window=8), use_bidirectional_attention=None)
     read = read_config(tmp_path)
-    with open_checkpoint(tmp_path, read, device=CPU, dtype=torch.float32) as checkpoint:
-        hooked_model(HookedTransformer, checkpoint, "m", CPU, torch.float32)
+    checkpoint = open_checkpoint(tmp_path, read, device=CPU, dtype=torch.float32)
+    hooked_model(HookedTransformer, checkpoint, "m", CPU, torch.float32)
 
 
 @pytest.mark.parametrize("engine", ["transformerlens", "nnsight"])

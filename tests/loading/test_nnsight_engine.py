@@ -37,7 +37,7 @@ from tests.support.demo_worker import (
     demo_settings,
     without_times,
 )
-from tests.support.hugging_face_models import FAMILIES, hugging_face_model
+from tests.support.hugging_face_models import hugging_face_model
 from tests.support.tiny_models import tiny_transcoders
 from tests.support.tiny_tokenizers import gemma3
 
@@ -207,11 +207,6 @@ class TestRefusals:
         self.refused(
             Qwen3ForCausalLM(config), "residual", "hook_resid_mid.*mlp.hook_in.*transformerlens"
         )
-
-    def test_quantised_weights_are_refused_rather_than_cast(self) -> None:
-        model = hugging_face_model(FAMILIES["llama"][0])
-        model.is_quantized = True  # as transformers marks them
-        self.refused(model, "residual", "someone/tiny are quantised.*bfloat16")
 
     def test_the_start_fails_with_that_sentence(self, tmp_path) -> None:
         config = GPT2Config(n_layer=3, n_embd=32, n_head=2, vocab_size=50, n_positions=64)

@@ -31,10 +31,10 @@ Tensors = dict[str, torch.Tensor]
 
 def load(engine: Any, directory: Path) -> Any:
     config = read_config(directory)
-    with opened(engine, directory, config, device=CPU, dtype=torch.float32) as model:
-        return replacement_model(
-            engine, model, tiny_transcoders("relu", "mlp"), "tiny", CPU, torch.float32
-        )
+    model = opened(engine, directory, config, device=CPU, dtype=torch.float32)
+    return replacement_model(
+        engine, model, tiny_transcoders("relu", "mlp"), "tiny", CPU, torch.float32
+    )
 
 
 def save(directory: Path, config: PretrainedConfig, change: Callable[[Tensors], Any]) -> Any:
@@ -142,8 +142,8 @@ def test_a_part_for_images_is_of_no_account(there: bool, engine: Any, tmp_path: 
     saved.set_attn_implementation("eager")
     transcoders = tiny_transcoders("relu", "gemma scope")
     config, tokens = read_config(tmp_path), prompt_tokens()
-    with opened(engine, tmp_path, config, device=CPU, dtype=torch.float32) as hf_model:
-        model = replacement_model(engine, hf_model, transcoders, "tiny", CPU, torch.float32)
+    hf_model = opened(engine, tmp_path, config, device=CPU, dtype=torch.float32)
+    model = replacement_model(engine, hf_model, transcoders, "tiny", CPU, torch.float32)
     with torch.no_grad():
         expected = saved(tokens[None]).logits[0, -1]
     ours = steering.next_token_logits(model, tokens.tolist())
