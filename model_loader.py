@@ -65,10 +65,10 @@ def load(settings: Settings) -> LoadedModel:
             f"{type(error).__name__}: {error}"
         ) from error
     logger.info(
-        "loaded %s with %s (%s) on %s as %s in %.1f s",
+        "loaded %s with %s (from %s) on %s as %s in %.1f s",
         entry.model,
         entry.transcoder_set,
-        ", ".join(loaded.revisions) or "no repository's revision",
+        ", ".join(loaded.revisions) or "directories",
         loaded.model.cfg.device,
         str(loaded.model.cfg.dtype).removeprefix("torch."),
         time.perf_counter() - started,
@@ -176,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _interrupt(*_: object) -> None:
     """End now: Python would wait for the threads that download until their files are complete."""
-    print("interrupted; what is there is kept", file=sys.stderr, flush=True)
+    print("interrupted; what has arrived is kept", file=sys.stderr, flush=True)
     os._exit(130)
 
 

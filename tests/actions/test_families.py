@@ -1,5 +1,6 @@
 """Each family of models by its official name: from the cache, without a network, to all actions."""
 
+import logging
 import socket
 
 import huggingface_hub
@@ -124,8 +125,10 @@ def asked(model):
 
 
 @of_families(FAMILIES)
-def test_all_four_actions_agree_on_positions_and_predictions(family, loaded):
+def test_all_four_actions_agree_on_positions_and_predictions(family, loaded, caplog):
+    caplog.set_level(logging.INFO)
     model, chosen = loaded()
+    assert f"(from {', '.join(model.revisions)}) on cpu" in caplog.text
     body = asked(model)
     forward = ask({"action": "forward-pass", **body}, chosen)
     graph = ask({"action": "generate-graph", "slug_identifier": "family", **body}, chosen)

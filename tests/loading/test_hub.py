@@ -1,6 +1,7 @@
 """Downloads from a hub on this machine, and the commands that fill and show the caches."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import requests
 
 from loading import sources
+from tests.support.http_server import wait_until
 from tests.support.hub_client import ROOT, hub_client
 from tests.support.model_cache import commit_of, files_of, write_repository
 from tests.support.model_hub import MEMBER, Repository, etag, running_hub
@@ -270,17 +272,23 @@ def test_a_hub_that_answers_503_to_a_file_is_asked_again():
 
 class TestCommands:
     @staticmethod
-    def run(*arguments, url="http://127.0.0.1:9", **environment):
+    def start(*arguments, url="http://127.0.0.1:9", **environment):
         aside = {"HF_HUB_OFFLINE", "HF_TOKEN", "MODEL_ID", "TRANSCODER_SET"}
         kept = {name: value for name, value in os.environ.items() if name not in aside}
-        return subprocess.run(
+        return subprocess.Popen(
             [sys.executable, "model_loader.py", *arguments],
             cwd=ROOT,
             env={**kept, "HF_ENDPOINT": url, **environment},
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=60,
         )
+
+    @classmethod
+    def run(cls, *arguments, **environment):
+        with cls.start(*arguments, **environment) as process:
+            output, errors = process.communicate(timeout=60)
+        return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
 
     def test_prefetch_fills_a_cache_and_list_shows_it(self, hub, caches, tmp_path):
         hub.repositories[NAME] = Repository(MODEL, gated=True)
@@ -312,6 +320,20 @@ class TestCommands:
         (line,) = done.stderr.splitlines()
         assert line.startswith("prefetch: google/gemma-2-2b is in none of")
         assert "http://127.0.0.1:9 can't be reached (ConnectionError)" in line
+
+    def test_an_interrupted_prefetch_ends_at_once(self, hub, caches):
+        hub.sends.clear()
+        environment = {name.upper(): value for name, value in caches.items()}
+        process = self.start("prefetch", "--model-id", NAME, url=hub.url, **environment)
+        try:
+            wait_until(lambda: any("GET" in r and "resolve" in r for r in hub.requests))
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=30)  # the hub would wait for longer
+        finally:
+            process.kill()
+            hub.sends.set()
+        assert process.returncode == 130
+        assert errors.endswith("interrupted; what has arrived is kept\n")
 
     def test_neither_command_imports_torch(self):
         program = (

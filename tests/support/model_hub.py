@@ -33,6 +33,8 @@ class ModelHub:
     break_after: dict[str, int] = field(default_factory=dict)
     # How often the hub answers 503 before it works again.
     failures: int = 0
+    # Set while files are sent; cleared, their bytes wait.
+    sends: threading.Event = field(default_factory=threading.Event)
     # How often the hub lists files before it answers 503 to that.
     listings_left: int = 10**6
 
@@ -44,6 +46,7 @@ def etag(content: bytes) -> str:
 @contextmanager
 def running_hub() -> Iterator[ModelHub]:
     hub = ModelHub()
+    hub.sends.set()
     handler = type("Handler", (_Handler,), {"hub": hub})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
@@ -154,6 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if not with_body:
             return
+        self.hub.sends.wait(60)
         broken_at = self.hub.break_after.pop(file, None)
         self.wfile.write(content[start:broken_at])
         if broken_at is not None:
