@@ -39,8 +39,8 @@ logger = logging.getLogger(__name__)
 
 _TIMEOUT_S = 30
 _FILES_AT_ONCE = 4
-# Configuration and tokenizers come before weights: where access is refused, the first small file
-# says so, and where the weights are, the rest is too.
+# Configuration and tokenizers come before weights: a cache that holds the weights then holds all of
+# them, also those whose absence nothing else would show.
 _SMALL_BYTES = 50_000_000
 _HINTS = "run `python model_loader.py prefetch` where it can be reached"
 
