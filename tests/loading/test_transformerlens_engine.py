@@ -73,7 +73,7 @@ def test_the_model_says_which_device_it_is_on_not_only_of_what_type():
 
 @pytest.mark.parametrize("key", ["feature_input_hook", "feature_output_hook"])
 @pytest.mark.parametrize("hook", ["hook_mlp_ouput", "mlp.hook_post"])
-def test_transcoders_at_a_place_that_the_model_does_not_have_are_refused_by_name(key, hook):
+def test_transcoders_at_a_hook_that_the_model_does_not_have_are_refused_by_name(key, hook):
     transcoders = tiny_transcoders("relu", "residual")
     setattr(transcoders, key, hook)
     hf_model = hugging_face_model(CONFIGS["qwen3"])
