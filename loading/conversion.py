@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 from uuid import uuid4
 
 from loading import WeightsError, converted, room, safetensors_writer
@@ -28,9 +28,6 @@ from loading.sources import Storage, TranscoderFiles
 from loading.tensor_files import ITEM_BYTES, Spec, tensors_in
 from loading.tensor_layouts import CIRCUIT_TRACERS_OWN, file_of
 from loading.transcoder_config import CONFIG
-
-if TYPE_CHECKING:
-    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -99,9 +96,7 @@ def _write_all(files: TranscoderFiles, directory: Path, margin: int) -> None:
     logger.info("converting %s: %s to write", directory.name, gigabytes(needed))
     done = 0
     for number, file in enumerate(missing, 1 + len(planned) - len(missing)):
-        read_ahead([file.original])  # in order, where a transposed tensor is read in strides
-        with _whole_file(file.path) as opened:
-            safetensors_writer.write(opened, file.specs, file.read)
+        file.write()
         done += file.n_bytes
         logger.info(
             "converted %d of %d files of %s: %s of %s in %.1f s",
@@ -122,7 +117,7 @@ class _ConvertedFile:
 
     path: Path
     layer: Layer
-    names: Mapping[str, str]  # of its tensors: in the file -> circuit-tracer's
+    names: Mapping[str, str]  # circuit-tracer's names of its tensors, by those in the file
 
     @property
     def specs(self) -> dict[str, Spec]:
@@ -133,19 +128,20 @@ class _ConvertedFile:
         """Of its tensors; the header is a kilobyte."""
         return sum(spec.n_bytes for spec in self.specs.values())
 
-    @property
-    def original(self) -> Path:
-        """The file that it is made from."""
-        return self.layer.stored[next(iter(self.names.values()))].path
-
     def is_complete(self) -> bool:
         try:
             return tensors_in(self.path) == self.specs
         except WeightsError:
             return False
 
-    def read(self, stored: str) -> torch.Tensor:
-        return self.layer.read(self.names[stored])
+    def write(self) -> None:
+        # In order: a transposed tensor would be read in strides.
+        originals = {self.layer.stored[name].path for name in self.names.values()}
+        read_ahead(sorted(originals))
+        with _whole_file(self.path) as opened:
+            safetensors_writer.write(
+                opened, self.specs, lambda stored: self.layer.read(self.names[stored])
+            )
 
 
 def _plan(files: TranscoderFiles, directory: Path) -> list[_ConvertedFile]:
@@ -163,8 +159,7 @@ def _plan(files: TranscoderFiles, directory: Path) -> list[_ConvertedFile]:
                     f"{tensor.path} has {tensor.name} in {tensor.spec.dtype}; one of "
                     f"{', '.join(ITEM_BYTES)} is converted"
                 )
-        file_names = own.file_names(layer.number)
-        stored = own.names(layer.number)
+        stored, file_names = own.names(layer.number), own.file_names(layer.number)
         for file_name in file_names:
             inside = [name for name in layer.stored if file_of(name, file_names) == file_name]
             names = {stored[name]: name for name in inside}

@@ -171,18 +171,17 @@ def _activation(files: TranscoderFiles, first: Layer, ks: Mapping[Path, int]) ->
     Raises:
         WeightsError: one contradicts the other.
     """
-    file, threshold = files.folder / CONFIG, first.stored.get("threshold")
-    implied: Activation = "topk" if "k" in first.stored else "jump_relu" if threshold else "relu"
+    file, has_threshold = files.folder / CONFIG, "threshold" in first.stored
+    implied: Activation = (
+        "topk" if "k" in first.stored else "jump_relu" if has_threshold else "relu"
+    )
     activation = files.config.activation or implied
-    if threshold and activation != "jump_relu":
+    if has_threshold != (activation == "jump_relu"):
+        name = first.layout.names(0)["threshold"]
+        holds = "holds a threshold" if has_threshold else f"lacks {name}"
         raise WeightsError(
-            f"{threshold.path} holds a threshold, and the activation of {file} says "
+            f"{first.stored['b_enc'].path} {holds}, and the activation of {file} says "
             f"{activation!r}: {_REMEDY}"
-        )
-    if activation == "jump_relu" and not threshold:
-        raise WeightsError(
-            f"{first.stored['b_enc'].path} lacks {first.layout.names(0)['threshold']}, and the "
-            f"activation of {file} is 'jump_relu': {_REMEDY}"
         )
     if ks and activation != "topk":
         where, k = next(iter(ks.items()))

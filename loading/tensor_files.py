@@ -120,7 +120,7 @@ def _read_array(file: Any, device: str, dtype: torch.dtype | None) -> torch.Tens
 
 @contextmanager
 def _damage_named(path: Path, *more: type[Exception]) -> Iterator[None]:
-    """Raise WeightsError with the file's path in place of errors that mean a damaged file."""
+    """Raise WeightsError that names the file, for errors that mean that it is damaged."""
     try:
         yield
     except _DAMAGE + more as error:

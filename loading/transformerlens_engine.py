@@ -109,7 +109,9 @@ def _build(cls: Any, cfg: HookedTransformerConfig) -> Any:
         kind = block.attn.attn_type
         if kind not in buffers:
             attention = type(block.attn)(cfg, kind, block.attn.layer_id)
-            buffers[kind] = dict(attention.named_buffers(recurse=False))
+            made = attention.named_buffers(recurse=False)
+            # On the device here: moved with the model later, each layer would get a copy.
+            buffers[kind] = {name: buffer.to(cfg.device) for name, buffer in made}
         for name, buffer in buffers[kind].items():
             setattr(block.attn, name, buffer)
     return model

@@ -134,7 +134,7 @@ class TestTwoAtOnce:
 
 
 class TestRoom:
-    def test_a_volume_without_room_is_told_before_anything_is_written(self, one_set, caches):
+    def test_a_volume_without_room_is_named_before_anything_is_written(self, one_set, caches):
         files = located(one_set, caches)
         with pytest.raises(conversion.VolumeError, match=r"needs [\d,.]+ GB .* free: free"):
             conversion.convert(files, storage(caches), margin=10**15)

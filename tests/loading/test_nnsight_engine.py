@@ -193,13 +193,13 @@ class TestRefusals:
                 torch.float32,
             )
 
-    def test_an_architecture_without_a_mapping_is_told_the_other_engine(self) -> None:
+    def test_an_architecture_without_a_mapping_is_refused_naming_the_other_engine(self) -> None:
         model = GPT2LMHeadModel(GPT2Config(n_layer=3, n_embd=32, n_head=2, vocab_size=50))
         self.refused(
             model, "mlp", r"someone/tiny is a GPT2LMHeadModel.*Gemma3.*MODEL_ENGINE=transformerlens"
         )
 
-    def test_transcoders_that_read_where_the_mapping_has_no_place_are_told_too(self) -> None:
+    def test_transcoders_that_read_at_a_hook_that_is_not_mapped_are_refused_too(self) -> None:
         config = Qwen3Config(
             hidden_size=32, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1,
             head_dim=16, intermediate_size=48, vocab_size=50,

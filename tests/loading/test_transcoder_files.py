@@ -208,7 +208,7 @@ def test_a_truncated_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [PER_LAYER, CROSS_LAYER])
-def test_what_can_not_be_left_on_the_disk_is_told(tmp_path, kind, caplog):
+def test_a_set_that_can_not_be_left_on_the_disk_is_named_in_a_warning(tmp_path, kind, caplog):
     _, states = published_cross_layer()
     if kind == PER_LAYER:
         states = [gemma_scope_2_layer(random_transcoder(layer, jump=True)) for layer in range(3)]
