@@ -1,4 +1,4 @@
-"""From names and files to a replacement model in memory: sources, transcoders, engines."""
+"""From the names of a model and its transcoders to a loaded model, and the errors on the way."""
 
 from collections.abc import Iterable
 
