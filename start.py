@@ -20,7 +20,7 @@ from serving.http_api import create_app
 from settings import Settings
 
 if TYPE_CHECKING:
-    from model_loader import LoadedModel
+    from loading.loaded_model import LoadedModel
 
 logger = logging.getLogger(__name__)
 

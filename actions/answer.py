@@ -15,7 +15,7 @@ from actions import device_errors, forward_pass, generate_graph, parse_chat_prom
 from actions.job import Job, OnProgress
 from delivery import Spooled
 from errors import DeviceBroken, Internal, OutOfMemory, WorkerError
-from model_loader import LoadedModel
+from loading.loaded_model import LoadedModel
 from settings import Settings
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 import steering
 from actions.job import Job, check_max_n_logits, prepare_prompt
 from attribution.salient_logits import salient_logits
-from model_loader import LoadedModel
+from loading.loaded_model import LoadedModel
 from schemas import ForwardPassRequest, ForwardPassResponse, SalientLogit
 
 

@@ -16,7 +16,7 @@ from attribution.provenance import circuit_tracer_in_use
 from delivery import Spooled, spool
 from errors import InvalidInput, UploadFailed
 from graphs import document as graph_document
-from model_loader import LoadedModel
+from loading.loaded_model import LoadedModel
 from prompting.prompts import MAX_CHARACTERS_PER_TOKEN, Prompt
 from prompting.token_text import joined
 from schemas import GenerateGraphRequest, UploadReceipt
@@ -189,6 +189,7 @@ def _document_info(
         generator=GENERATOR,
         create_time_ms=int(time.time() * 1000),
         source_urls=entry.source_urls,
+        weight_revisions=loaded.revisions or None,
         creator_name=request.user_id or ANONYMOUS,
         creator_url="https://www.neuronpedia.org",
         neuronpedia_source_set=entry.source_set,

@@ -12,7 +12,7 @@ from prompting import prompts
 from settings import Settings
 
 if TYPE_CHECKING:
-    from model_loader import LoadedModel
+    from loading.loaded_model import LoadedModel
     from schemas import ForwardPassRequest, GenerateGraphRequest, SteerRequest
 
 _LOCK_POLL_S = 0.1

@@ -1,7 +1,7 @@
 """parse-chat-prompt: a rendered prompt, read back into messages. Needs only the tokenizer."""
 
 from actions.job import Job, check_model
-from model_loader import LoadedModel
+from loading.loaded_model import LoadedModel
 from prompting import chat_prompt
 from schemas import ChatMessage, ParseChatPromptRequest, ParseChatPromptResponse
 

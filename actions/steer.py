@@ -5,7 +5,7 @@ from functools import partial
 
 import steering
 from actions.job import Job, prepare_prompt
-from model_loader import LoadedModel
+from loading.loaded_model import LoadedModel
 from prompting.prompts import Prompt
 from schemas import LogitsOfToken, LogitsPair, SteerFeature, SteerRequest, SteerResponse, TopLogit
 from steering import Generation, Intervention, Options

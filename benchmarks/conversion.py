@@ -65,10 +65,10 @@ def row(work: str, directory: Path, dtype: str) -> str:
 def measured(work: str, directory: Path, dtype: torch.dtype) -> tuple[float, float, float]:
     """Seconds, of CPU, and bytes of some work on a set."""
     settings = Settings(_env_file=None, hf_home=str(directory.parent / f"{directory.name}-home"))
-    places = sources.places_of(settings)
-    files = sources.transcoder_files(str(directory), places)
+    storage = sources.storage_of(settings)
+    files = sources.transcoder_files(str(directory), storage)
     if "converted" in work:
-        found = converted.find(files, places)
+        found = converted.find(files, storage)
         assert found is not None
         files = found
     lazy = work.startswith("lazy")
@@ -79,7 +79,7 @@ def measured(work: str, directory: Path, dtype: torch.dtype) -> tuple[float, flo
         )
 
     def convert() -> object:
-        return conversion.convert(files, places)
+        return conversion.convert(files, storage)
 
     cost = measure(convert if work == "convert" else read)
     return cost.seconds, cost.cpu_seconds, cost.peak_bytes

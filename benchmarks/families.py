@@ -8,7 +8,7 @@ from circuit_tracer.transcoder.activation_functions import JumpReLU, TopK
 from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder
 from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder
 
-from loading.skip_connections import take_skip_inputs_of_any_dtype
+from loading.input_dtypes import cast_skip_inputs
 
 Dictionary = Literal["jump relu", "relu", "top k", "cross-layer relu", "cross-layer jump relu"]
 
@@ -89,7 +89,7 @@ def transcoders(
             **where,
         )
         _randomise(clt, d_model, threshold)
-        take_skip_inputs_of_any_dtype(clt)
+        cast_skip_inputs(clt)
         return clt
     layers = {}
     for layer in range(n_layers):
@@ -103,7 +103,7 @@ def transcoders(
         )
         _randomise(layers[layer], d_model, threshold)
     found = TranscoderSet(layers, family.reads, family.writes, scan="synthetic")
-    take_skip_inputs_of_any_dtype(found)
+    cast_skip_inputs(found)
     return found
 
 

@@ -24,7 +24,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 import loading.build  # noqa: F401 - not to be imported while it is timed
 from benchmarks.measure import measure
 from loading.hooked_config import hooked_config
-from model_loader import DEMO, load
+from loading.registry import DEMO
+from model_loader import load
 from settings import Settings
 
 N_LAYERS, D_MODEL, D_TRANSCODER = 4, 2048, 8192

@@ -69,7 +69,7 @@ def row(directory: Path, words: list[str]) -> str:
 
 def load(directory: Path, lazy_encoder: bool, lazy_decoder: bool) -> dict[str, float]:
     """Bytes and seconds of loading a set, and of encoding and decoding one prompt with it."""
-    files = sources.transcoder_files(str(directory), sources.places_of(Settings()))
+    files = sources.transcoder_files(str(directory), sources.storage_of(Settings()))
     before, started = resident_bytes(), time.perf_counter()
     loaded = transcoders(
         files,

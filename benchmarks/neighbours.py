@@ -27,7 +27,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from model_loader import DEMO
+from loading.registry import DEMO
 
 ROOT = Path(__file__).parent.parent
 CONFIG = LlamaConfig(

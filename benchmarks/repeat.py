@@ -23,7 +23,8 @@ from benchmarks.measure import machine
 from benchmarks.reference_workload import WORKLOADS, build
 from delivery import Spooled
 from graphs.cache import GraphCache
-from model_loader import LoadedModel, ModelEntry
+from loading.entry import ModelEntry
+from loading.loaded_model import LoadedModel
 from schemas import GenerateGraphRequest, parse_request
 from settings import Settings
 

@@ -34,7 +34,7 @@ from safetensors.torch import save_file
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from loading.layouts import INDEX
-from model_loader import DEMO
+from loading.registry import DEMO
 
 ROOT = Path(__file__).parent.parent
 # Gemma-2-2B's, and GemmaScope's.

@@ -12,7 +12,9 @@ from circuit_tracer.graph import compute_graph_scores
 from demo import language_steer
 from demo.corpus import all_facts
 from demo.train_language_model import encoded_documents
-from model_loader import DEMO, LoadedModel, load
+from loading.loaded_model import LoadedModel
+from loading.registry import DEMO
+from model_loader import load
 from settings import Settings
 
 # What the scores are a mean of: each language, and each subject but numbers.

@@ -8,7 +8,7 @@ most Spanish set to four times their activation in the Spanish prompt.
 import torch
 
 from demo.corpus import Fact, all_facts
-from model_loader import LoadedModel
+from loading.loaded_model import LoadedModel
 
 STRENGTH = 4.0
 LAYERS = 2

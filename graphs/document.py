@@ -65,6 +65,7 @@ class DocumentInfo:
     create_time_ms: int  # Unix time
     transcoder_list: Sequence[str] = ()
     source_urls: Sequence[str] = ()
+    weight_revisions: Sequence[str] | None = None  # owner/name[/folder]@commit
     creator_name: str | None = None
     creator_url: str | None = None
     neuronpedia_source_set: str | None = None
@@ -147,6 +148,7 @@ def _metadata(pruned: "PrunedGraph", info: DocumentInfo) -> dict[str, object]:
             creator_url=info.creator_url,
             source_urls=list(info.source_urls),
             transcoder_set=info.transcoder_set,
+            weight_revisions=info.weight_revisions,
             generator=info.generator,
             create_time_ms=info.create_time_ms,
             timings_ms=info.timings_ms,

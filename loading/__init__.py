@@ -1,4 +1,4 @@
-"""From names and files to a replacement model in memory: sources, transcoders, engines."""
+"""From the names of a model and its transcoders to a loaded model, and the errors on the way."""
 
 from collections.abc import Iterable
 
@@ -26,7 +26,7 @@ class WeightsMismatchError(ValueError):
         misshapen: Iterable[str] = (),
         unread: Iterable[str] = (),
     ) -> None:
-        """Raise the error that names the weights, unless there are none.
+        """Raise the error that names these weights, unless none is given.
 
         Args:
             missing: those that the model has and the checkpoint lacks.
@@ -38,9 +38,9 @@ class WeightsMismatchError(ValueError):
             "have another shape than the model's": misshapen,
             "hold what the model doesn't have:": unread,
         }
-        said = [f"{verb} {_first(list(names))}" for verb, names in faults.items() if names]
-        if said:
-            raise cls(f"the weights {'; they '.join(said)}. {cls.REMEDY}")
+        clauses = [f"{verb} {_first(list(names))}" for verb, names in faults.items() if names]
+        if clauses:
+            raise cls(f"the weights {'; they '.join(clauses)}. {cls.REMEDY}")
 
 
 def _first(names: list[str], n: int = 8) -> str:

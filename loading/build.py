@@ -1,19 +1,22 @@
-"""A model and its transcoders, as a replacement model ready to answer, with its tokenizer."""
+"""The files of a model and its transcoders become a loaded model, in memory and ready to answer."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from graphs.cache import GraphCache
+from loading.checkpoint import open_checkpoint
+from loading.config_json import read_json, stored_dtype
 from loading.conversion import prepared
-from loading.engines import opened, replacement_model
-from loading.entry import ModelEntry
+from loading.entry import Engine
 from loading.inspection import check_fits
-from loading.layouts import read_json, stored_dtype
+from loading.loaded_model import LoadedModel
 from loading.model_config import read_config
-from loading.sources import Weights, places_of
+from loading.selection import Selection
+from loading.sources import Storage, Weights
 from loading.tokenizer import read_tokenizer
 from loading.transcoders import transcoders
 from prompting.naming import circuit_tracer_name
@@ -23,20 +26,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class Parts(NamedTuple):
-    """What a loaded model is made of."""
-
-    model: Any  # circuit_tracer's replacement model
-    tokenizer: PreTrainedTokenizerBase
-    stop_ids: frozenset[int]  # tokens that end a generation
-
-
-def build(entry: ModelEntry, weights: Weights, settings: Settings) -> Parts:
+def build(
+    selection: Selection, weights: Weights, storage: Storage, settings: Settings
+) -> LoadedModel:
     """Read a model and its transcoders and put them together on the settings' device.
 
     Args:
-        entry: what is loaded, and how.
-        weights: its files.
+        weights: the files that were located for what is selected.
+        storage: keeps converted copies of transcoders.
 
     Raises:
         WeightsError: model and transcoders don't belong together, or aren't served; the model's
@@ -45,32 +42,85 @@ def build(entry: ModelEntry, weights: Weights, settings: Settings) -> Parts:
         WeightsMismatchError: the weights aren't those of its configuration.
         Exception: whatever the libraries raise for files that are unreadable.
     """
-    check_fits(weights)
-    device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    on_gpu = device.type == "cuda"
-    own_dtype = (entry.dtype or stored_dtype(weights.model)) if on_gpu else "float32"
-    dtype = getattr(torch, settings.model_dtype or own_dtype)
-
     # What can't be served is refused before gigabytes are read.
+    check_fits(weights)
     directory = weights.model
     config, tokenizer = read_config(directory), read_tokenizer(directory)
-    lazy = entry.lazy_encoder or entry.lazy_decoder
+
+    device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    on_gpu = selection.dtype_on_gpu or stored_dtype(directory)
+    dtype = getattr(torch, on_gpu if device.type == "cuda" else selection.dtype_on_cpu)
+    lazy = selection.lazy_encoder or selection.lazy_decoder
     features = transcoders(
-        prepared(weights.transcoders, places_of(settings), lazy=lazy),
+        prepared(weights.transcoders, storage, lazy=lazy),
         device=device,
         dtype=dtype,
-        lazy_encoder=entry.lazy_encoder,
-        lazy_decoder=entry.lazy_decoder,
+        lazy_encoder=selection.lazy_encoder,
+        lazy_decoder=selection.lazy_decoder,
     )
     name = circuit_tracer_name(
-        _model_name(entry.model), config, has_chat_template=bool(tokenizer.chat_template)
+        _model_name(selection.entry.model), config, has_chat_template=bool(tokenizer.chat_template)
     )
-    with opened(entry.engine, directory, config, device=device, dtype=dtype) as hf_model:
-        built = replacement_model(entry.engine, hf_model, features, name, device, dtype)
-    built.tokenizer = tokenizer
+    hf_model = opened(selection.engine, directory, config, device=device, dtype=dtype)
+    model = replacement_model(selection.engine, hf_model, features, name, device, dtype)
+    model.tokenizer = tokenizer
     # With "left" TransformerLens masks a leading pad token, which Qwen3's leading token is.
     tokenizer.padding_side = "right"
-    return Parts(built, tokenizer, _stop_ids(directory, config, tokenizer))
+    return LoadedModel(
+        selection.entry,
+        model,
+        tokenizer,
+        _stop_ids(directory, config, tokenizer),
+        GraphCache(settings.graph_cache_bytes),
+        weights.revisions,
+    )
+
+
+def opened(
+    engine: Engine, directory: Path, hf_config: Any, *, device: torch.device, dtype: torch.dtype
+) -> Any:
+    """A model's files as `replacement_model` takes them: TransformerLens needs the weights alone.
+
+    Args:
+        directory: configuration and safetensors.
+        hf_config: its `transformers` configuration.
+
+    Raises:
+        UnsupportedArchitectureError: the configuration has a value that the engine doesn't serve.
+        WeightsMismatchError: the weights aren't those of the configuration's model.
+    """
+    if engine == "nnsight":
+        from loading.hugging_face_model import read_model
+
+        return read_model(directory, hf_config, dtype, device)
+    return open_checkpoint(directory, hf_config, device=device, dtype=dtype)
+
+
+def replacement_model(
+    engine: Engine,
+    hf_model: Any,
+    transcoders: Any,
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Any:
+    """circuit-tracer's replacement model of a Hugging Face model and its transcoders.
+
+    Args:
+        hf_model: a Hugging Face model; for TransformerLens its checkpoint does as well.
+        name: kept as `cfg.model_name`; circuit-tracer goes by it for Gemma 3's prefix.
+
+    Raises:
+        UnsupportedArchitectureError: the engine doesn't run this model with these transcoders.
+    """
+    # Either library takes seconds to import, and a worker has one engine.
+    if engine == "nnsight":
+        from loading import nnsight_engine
+
+        return nnsight_engine.replacement_model(hf_model, transcoders, name, device, dtype)
+    from loading import transformerlens_engine
+
+    return transformerlens_engine.replacement_model(hf_model, transcoders, name, device, dtype)
 
 
 def _model_name(model: str) -> str:

@@ -1,83 +1,84 @@
 """A checkpoint's tensors under the names of the Hugging Face model that it was saved from.
 
 TransformerLens's weight converters read a Hugging Face model's attributes and nothing else:
-`model.layers[3].mlp.up_proj.weight`. A checkpoint answers to those names straight from the
-safetensors files, on the device and in the dtype wanted, one tensor at a time and only those that
-are asked for. No Hugging Face model is built, and no tensor is there twice.
+`model.layers[3].mlp.up_proj.weight`. A checkpoint has those attributes and reads each from the
+safetensors files when a converter asks for it, onto the device and into the dtype wanted. No
+Hugging Face model is built, and no tensor is in memory twice.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from loading import WeightsMismatchError
+from loading.config_json import read_json
 from loading.layouts import INDEX, SINGLE_FILE
+from loading.tensor_files import read_tensor, tensors_in
 
-# Of a multimodal checkpoint the language model alone is of interest; in both layouts that there
-# are, `model.language_model.layers` and `language_model.model.layers`, it becomes `model.layers`.
+# How a multimodal checkpoint's names differ from those of its language model alone, `model.layers`:
+# `model.language_model.layers` or `language_model.model.layers`.
 _TEXT_MODEL = re.compile(r"(?<=^model\.)language_model\.|^language_model\.")
 
 _EMBEDDINGS = {"GPT2LMHeadModel": "transformer.wte.weight"}
 
-# Tensors that no language model is made of: parts for images, and buffers that are computed.
+# Tensors that are no part of a language model: parts for images, and buffers that are computed.
 _ELSEWHERE = re.compile(
     r"(model\.)?(vision_tower|multi_modal_projector)\..*|(.*\.)?attn\.(bias|masked_bias)"
     r"|.*rotary_emb\.inv_freq"
 )
 
 
-def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a model's directory: the single one before those of an index.
+def weight_files(directory: Path) -> dict[Path, set[str]]:
+    """The safetensors files of a model's directory, each with the tensors that an index names.
+
+    A single file is taken before those of an index.
 
     Raises:
         FileNotFoundError: there are none, or one that the index names is missing.
     """
-    index = directory / INDEX
-    names = [SINGLE_FILE]
-    if index.is_file() and not (directory / SINGLE_FILE).is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    for name in names:
-        if not (directory / name).is_file():
-            raise FileNotFoundError(f"no {name} in {directory}: weights are read from safetensors")
-    return [directory / name for name in names]
+    single, index = directory / SINGLE_FILE, directory / INDEX
+    files: dict[Path, set[str]] = {}
+    if single.is_file() or not index.is_file():
+        files[single] = set()
+    else:
+        for tensor, name in read_json(index)["weight_map"].items():
+            files.setdefault(directory / name, set()).add(tensor)
+    for path in files:
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no {path.name} in {directory}: weights are read from safetensors"
+            )
+    return files
 
 
-@contextmanager
 def open_checkpoint(
     directory: Path, config: Any, *, device: torch.device, dtype: torch.dtype
-) -> Iterator["Module"]:
-    """The checkpoint of a model's directory, as the model. Tensors read stay valid after.
+) -> "Module":
+    """The checkpoint of a model's directory; its tensors are read when they are asked for.
 
-    On a CPU those that have `dtype` already are the file's own pages, not a copy.
+    On a CPU those that are stored in `dtype` are the file's own pages, not a copy.
 
     Args:
         config: the model's `transformers` configuration.
 
     Raises:
         FileNotFoundError: the directory lacks safetensors files.
-        safetensors.SafetensorError: a file is damaged.
+        WeightsError: a file is damaged.
     """
-    with ExitStack() as stack:
-        stored: dict[str, Any] = {}
-        for path in weight_files(directory):
-            file = stack.enter_context(safe_open(path, framework="pt", device=str(device)))
-            stored.update(dict.fromkeys(file.keys(), file))
-        read: dict[str, torch.Tensor] = {}
+    stored = {name: path for path in weight_files(directory) for name in tensors_in(path)}
+    read: dict[str, torch.Tensor] = {}
 
-        def tensor(name: str) -> torch.Tensor:
-            # A tensor that goes by two names is read once, and so shared.
-            if name not in read:
-                read[name] = stored[name].get_tensor(name).to(dtype)
-            return read[name]
+    def tensor(name: str) -> torch.Tensor:
+        # A tensor that has two names in the model is read once, and so shared.
+        if name not in read:
+            read[name] = read_tensor(stored[name], name, device=str(device), dtype=dtype)
+        return read[name]
 
-        names = _model_names(stored, config)
-        yield Module(tensor, names, config=config, stored=stored.keys(), read=read.keys())
+    names = _model_names(stored, config)
+    return Module(tensor, names, config=config, stored=stored.keys(), read=read.keys())
 
 
 def absent(directory: Path, *, beside_index: Iterable[str] = ()) -> list[str]:
@@ -85,20 +86,14 @@ def absent(directory: Path, *, beside_index: Iterable[str] = ()) -> list[str]:
 
     Raises:
         FileNotFoundError: the directory lacks safetensors files.
-        safetensors.SafetensorError: a file is damaged.
+        WeightsError: a file is damaged.
     """
-    files, index = weight_files(directory), directory / INDEX
-    promised = set(beside_index)
-    if files != [directory / SINGLE_FILE]:
-        promised.update(json.loads(index.read_text())["weight_map"])
-    for path in files:
-        with safe_open(path, framework="pt") as file:
-            promised.difference_update(file.keys())
-    return sorted(promised)
+    files = weight_files(directory)
+    return sorted(set(beside_index).union(*files.values()).difference(*map(tensors_in, files)))
 
 
 def of_the_language_model(names: Iterable[str]) -> list[str]:
-    """Those tensors that a language model is made of."""
+    """Those of the tensors that are part of a language model."""
     return [name for name in names if not _ELSEWHERE.fullmatch(name)]
 
 
@@ -106,7 +101,7 @@ def unread(names: Iterable[str], *, tied: bool) -> list[str]:
     """Of the tensors that a model did not read, those that it should have read.
 
     Args:
-        tied: whether the embeddings are the unembedding too; a stored one may then stay unread.
+        tied: whether the embeddings are the unembedding too; a stored unembedding isn't read then.
     """
     left = of_the_language_model(names)
     return [name for name in left if not (tied and name.endswith("lm_head.weight"))]
@@ -125,11 +120,11 @@ def _model_names(stored: Iterable[str], config: Any) -> dict[str, str]:
 
 
 class MissingTensorError(AttributeError, WeightsMismatchError):
-    """The checkpoint lacks a tensor that was asked for; converters may ask whether it is there."""
+    """The checkpoint lacks a tensor. An AttributeError, so that converters can use `hasattr`."""
 
 
 class Module:
-    """A part of the model: its attributes and items are parts of it, or tensors."""
+    """A part of the model, whose attributes and items are its parts or tensors."""
 
     def __init__(
         self,

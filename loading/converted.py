@@ -1,27 +1,33 @@
-"""Where converted copies of transcoders are: beside the downloads, in `$HF_HOME/converted`.
+"""Converted copies of transcoders, in `$HF_HOME/converted` beside the downloads.
 
 A copy's directory is called after the set and its commit, with a digest of the files it was made
-from, so that it is never taken for that of others. Its `config.yaml` is written last, and says that
-all is there. Importing this module imports no torch.
+from, so that it is never taken for a copy of others. Its `config.yaml` is written last: a copy that
+has one is complete. Importing this module imports no torch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from loading import layouts
 from loading.inspection import can_be_lazy
-from loading.sources import Cache, Places, TranscoderFiles
+from loading.layouts import TranscoderNeeds
+from loading.references import Cache
+from loading.sources import Storage, TranscoderFiles
+from loading.tensor_layouts import CIRCUIT_TRACERS_OWN
 from loading.transcoder_config import CONFIG
 
 # Version of what a copy holds. Copies of another version are not found.
 FORMAT = 1
+
+# Hugging Face's cache: models--owner--name/snapshots/commit/path.
+_IN_CACHE = re.compile(r"(?:.*/)?models--([^/]+)/snapshots/([^/]+)/?(.*)")
 
 
 class Origin(NamedTuple):
@@ -35,29 +41,36 @@ class Origin(NamedTuple):
         return f"{self.repository}@{self.commit}/{self.path}"
 
 
-def home(files: TranscoderFiles, places: Places) -> Path:
-    """Where a set's copy goes, whether it is there or not."""
-    return _directory(places.caches[-1], files)
+def home(files: TranscoderFiles, storage: Storage) -> Path:
+    """The directory of a set's copy, whether it exists or not."""
+    return _directory(storage.caches[-1], files)
 
 
-def at_home(files: TranscoderFiles, places: Places) -> TranscoderFiles:
-    """A set's copy that has just been made."""
-    return _copy(files, home(files, places), places.caches[-1].label)
+def find(files: TranscoderFiles, storage: Storage) -> TranscoderFiles | None:
+    """A set's complete copy, if there is one beside one of the caches."""
+    if can_be_lazy(files):
+        return None
+    needs = TranscoderNeeds(len(files.layers))
+    for cache in storage.caches:
+        directory = _directory(cache, files)
+        if directory.is_dir() and not needs.missing(directory):
+            return copy_in(files, cache)
+    return None
 
 
-def find(files: TranscoderFiles, places: Places) -> TranscoderFiles | None:
-    """A set's complete copy, if there is one beside one of the caches.
+def copy_in(files: TranscoderFiles, cache: Cache) -> TranscoderFiles:
+    """A set's complete copy beside a cache.
 
     Its hooks and scan are taken from the set, not from the copy's own configuration.
     """
-    if can_be_lazy(files):
-        return None
-    n_layers = len(files.layers)
-    for cache in places.caches:
-        directory = _directory(cache, files)
-        if directory.is_dir() and not layouts.missing_transcoders(directory, n_layers):
-            return _copy(files, directory, cache.label)
-    return None
+    directory = _directory(cache, files)
+    return replace(
+        files,
+        config=replace(files.config, listed=None),
+        folder=directory,
+        layers=CIRCUIT_TRACERS_OWN[files.kind].paths(directory, len(files.layers)),
+        source=f"{cache.label}, converted",
+    )
 
 
 def configuration(files: TranscoderFiles) -> str:
@@ -70,8 +83,9 @@ def configuration(files: TranscoderFiles) -> str:
         source["directory"] = str(files.folder.resolve())
     else:
         source |= {"repository": origin.repository, "revision": origin.commit}
-        source |= {"folder": origin.path} if origin.path else {}
-    source["files"] = [str(_origin(path) or path.resolve()) for path in files.layers]
+        if origin.path:
+            source["folder"] = origin.path
+    source["files"] = [str(_origin(path) or path.resolve()) for path in files.paths]
     return yaml.safe_dump(settings | {"source": source}, sort_keys=False)
 
 
@@ -81,7 +95,7 @@ def _directory(cache: Cache, files: TranscoderFiles) -> Path:
 
 def _name(files: TranscoderFiles) -> str:
     """`owner--name--folder@commit-digest`, or `name@digest` of a local directory."""
-    identities = [_identity(path) for path in files.layers]
+    identities = [_identity(path) for path in files.paths]
     digest = hashlib.sha256(json.dumps([FORMAT, files.kind, identities]).encode()).hexdigest()
     origin = _origin(files.folder)
     if origin is None:
@@ -101,22 +115,5 @@ def _identity(path: Path) -> str:
 
 def _origin(path: Path) -> Origin | None:
     """The repository of a path in Hugging Face's cache; None of any other path."""
-    parts = path.parts
-    for i in range(len(parts) - 2, 0, -1):
-        if parts[i] == "snapshots" and parts[i - 1].startswith("models--"):
-            repository = "/".join(parts[i - 1].split("--")[1:])
-            return Origin(repository, parts[i + 1], "/".join(parts[i + 2 :]))
-    return None
-
-
-def _copy(files: TranscoderFiles, directory: Path, label: str) -> TranscoderFiles:
-    config = replace(files.config, listed=None)
-    names = layouts.transcoder_files((), config, len(files.layers))
-    layers = [directory / name for name in names]
-    return replace(
-        files,
-        config=config,
-        folder=directory,
-        layers=() if config.kind == "cross_layer_transcoder" else tuple(layers),
-        source=f"{label}, converted",
-    )
+    match = _IN_CACHE.fullmatch(path.as_posix())
+    return match and Origin(match[1].replace("--", "/"), match[2], match[3])

@@ -1,4 +1,4 @@
-"""A model that can be served: its ids, its transcoders, and how it is best loaded."""
+"""What is known of a model and its transcoders: their names, and how they are best loaded."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class ModelEntry:
     neuronpedia_id: str
     source_set: str | None = None
     weight_urls: tuple[str, ...] = ()
-    dtype: str | None = None  # on a GPU; None: that of the model's configuration
-    engine: Engine = "transformerlens"
+    recommended_dtype: str | None = None  # on a GPU; None: that of the model's configuration
+    engine: Engine = "transformerlens"  # recommended, as the next two are
     lazy_encoder: bool = False
     lazy_decoder: bool = True
     shapes: Shapes | None = None  # for the memory it needs

@@ -68,13 +68,13 @@ def device_bytes(
     # The unembedding is a matrix of its own in memory, tied or not.
     resident = shapes.parameters + shapes.d_vocab * shapes.d_model + shapes.other
     resident += (0 if lazy_encoder else shapes.encoder) + (0 if lazy_decoder else shapes.decoder)
-    passing = shapes.encoder / shapes.n_layers * (shapes.transcoder_bytes + _IN_MEMORY)
+    read_layer = shapes.encoder / shapes.n_layers * (shapes.transcoder_bytes + _IN_MEMORY)
     active = n_tokens * shapes.n_layers * shapes.n_active
     decoders = active * shapes.d_model * (shapes.decoder / shapes.encoder)
     columns = active + (shapes.n_layers + 1) * n_tokens
     rows = min(max_feature_nodes, active)
     return (
         (resident + decoders) * _IN_MEMORY
-        + (passing if lazy_encoder else 0)
+        + (read_layer if lazy_encoder else 0)
         + rows * columns * _IN_MATRIX
     )

@@ -5,7 +5,7 @@ refuses Gemma-2 and cuts Qwen3's context. Here every number comes from the model
 and a value without an equivalent is refused by name: a model is converted exactly or not at all.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -14,24 +14,18 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from loading import UnsupportedArchitectureError
 from loading.mapped_architectures import mapped_architectures
-from loading.model_config import refuse_other_values
+from loading.model_config import check_served, refuse_other_values, rope_type
 
-# TransformerLens allocates a boolean mask of n_ctx x n_ctx for each layer while it builds a model:
-# 16 MB a layer at this bound, 1.7 GB a layer at Qwen3's 40,960.
+# A model has a boolean mask of n_ctx x n_ctx for its local layers and one for its global ones: each
+# 16 MB at this bound, 1.7 GB at Qwen3's 40,960.
 MAX_CONTEXT = 4096
 
 # Fields that change what a model computes and have no conversion, with the value that is served.
 _ONLY_SERVED = {
-    "add_cross_attention": False,
     "attention_bias": False,
-    "is_encoder_decoder": False,
     "mlp_bias": False,
-    "partial_rotary_factor": 1.0,
-    "pruned_heads": {},
-    "quantization_config": None,
     # Where transformers 5 has rope_theta and rope_scaling; model_config.py moves them back.
     "rope_parameters": None,
-    "use_bidirectional_attention": False,
 }
 # The activations that both libraries know by the same name and compute alike.
 _ACTIVATIONS = ("gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
@@ -61,8 +55,7 @@ def hooked_config(
             + (f", and a {architecture} with MODEL_ENGINE=nnsight" if is_mapped else "")
         )
     text = hf_config.get_text_config()
-    for config in (hf_config, text):
-        refuse_other_values(config, _ONLY_SERVED)
+    check_served(hf_config, _ONLY_SERVED)
     return HookedTransformerConfig(
         model_name=model_name,
         original_architecture=architecture,
@@ -101,22 +94,22 @@ def _rotary_decoder(c: Any, activation: str, *, has_windows: bool) -> dict[str, 
     }
 
 
-def _activation(name: str) -> str:
-    if name not in _ACTIVATIONS:
+def _check_known(what: str, value: str, known: Collection[str]) -> None:
+    if value not in known:
         raise UnsupportedArchitectureError(
-            f"the activation function {name!r} has no conversion; {', '.join(_ACTIVATIONS)} have"
+            f"{what} {value!r} has no exact conversion; {', '.join(known)} have"
         )
+
+
+def _activation(name: str) -> str:
+    _check_known("the activation function", name, _ACTIVATIONS)
     return name
 
 
 def _local_attention(c: Any) -> dict[str, Any]:
     """Which layers see only a window, where any does."""
-    unknown = set(c.layer_types) - set(_ATTENTION_TYPES)
-    if unknown:
-        raise UnsupportedArchitectureError(
-            f"layer_types has {unknown.pop()!r}, of which there is no exact conversion; "
-            f"{', '.join(_ATTENTION_TYPES)} are served"
-        )
+    for kind in c.layer_types:
+        _check_known("layer_types:", kind, _ATTENTION_TYPES)
     if "sliding_attention" not in c.layer_types:
         return {}
     if c.sliding_window is None:
@@ -131,15 +124,10 @@ def _local_attention(c: Any) -> dict[str, Any]:
 
 
 def _rope_scaling(c: Any, *, beside_windows: bool) -> dict[str, Any]:
-    scaling = getattr(c, "rope_scaling", None) or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    kind = rope_type(c)
+    _check_known("rope_scaling of type", kind, ("default", *_ROPE_SCALINGS))
     if kind == "default":
         return {}
-    if kind not in _ROPE_SCALINGS:
-        raise UnsupportedArchitectureError(
-            f"rope_scaling of type {kind!r} has no conversion; "
-            f"default, {', '.join(_ROPE_SCALINGS)} have"
-        )
     # Gemma 3 scales its global layers alone, the others all of them. TransformerLens does the
     # first for linear scaling and the second for the rest.
     scales_windows = not hasattr(c, "rope_local_base_freq")
@@ -149,10 +137,6 @@ def _rope_scaling(c: Any, *, beside_windows: bool) -> dict[str, Any]:
             f"conversion for a {c.model_type}"
         )
     return _ROPE_SCALINGS[kind](c)
-
-
-def _linear_rope(c: Any) -> dict[str, Any]:
-    return {"rotary_scaling_factor": c.rope_scaling["factor"]}
 
 
 def _llama3_rope(c: Any) -> dict[str, Any]:
@@ -183,7 +167,11 @@ def _yarn_rope(c: Any) -> dict[str, Any]:
     }
 
 
-_ROPE_SCALINGS = {"linear": _linear_rope, "llama3": _llama3_rope, "yarn": _yarn_rope}
+_ROPE_SCALINGS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "linear": lambda c: {"rotary_scaling_factor": c.rope_scaling["factor"]},
+    "llama3": _llama3_rope,
+    "yarn": _yarn_rope,
+}
 
 
 def _llama(c: Any) -> dict[str, Any]:

@@ -1,15 +1,17 @@
-"""Downloads from the Hugging Face hub into a cache: resumed, checked for room, told in a sentence.
+"""Downloads from the Hugging Face hub into a cache, at one commit, with errors in sentences.
 
-The client's own downloads do the work (plain HTTP or Xet); the cache's `refs` name a commit only
-once everything asked for is there, so that an interrupted download is never taken for a whole one.
+The hub's client downloads (plain HTTP or Xet) and resumes what was interrupted. The cache's `refs`
+name a commit only once every file needed is there, so that an interrupted download is never taken
+for a whole one.
 """
 
 from __future__ import annotations
 
 import errno
+import glob
 import logging
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -17,11 +19,10 @@ from uuid import uuid4
 
 import requests
 import tenacity
-from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
-    HfHubHTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -30,15 +31,16 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import disable_progress_bars
 
 from loading import WeightsError, room
-from loading.download_progress import shown
+from loading.download_progress import arrived, logged
+from loading.layouts import Needs
 from loading.references import Reference, download_folder
 
 logger = logging.getLogger(__name__)
 
 _TIMEOUT_S = 30
 _FILES_AT_ONCE = 4
-# Configuration and tokenizers come before weights: a repository without access is told at once,
-# and where the weights are, the rest is too.
+# Configuration and tokenizers come before weights: a cache that holds the weights then holds all of
+# them, also those whose absence nothing else would show.
 _SMALL_BYTES = 50_000_000
 _HINTS = "run `python model_loader.py prefetch` where it can be reached"
 
@@ -53,29 +55,51 @@ class HubFile(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """What the hub has of a repository at a revision."""
+    """What the hub has of a repository at a commit."""
 
     reference: Reference
     commit: str
     files: Mapping[str, HubFile]  # by path in the repository
 
 
-def listing(reference: Reference, token: str | None) -> Listing:
-    """Ask the hub for a repository's files.
+def download(reference: Reference, needs: Needs, cache: Path, token: str | None) -> Path:
+    """Download the files needed of a repository's folder that a cache doesn't hold yet.
+
+    The revision is resolved to a commit once; every file is that commit's.
+
+    Returns:
+        The cache's folder of the commit.
 
     Raises:
-        UnreachableError: the hub doesn't answer.
-        WeightsError: there is no such repository or revision for this token.
+        UnreachableError: the hub doesn't answer, or stopped to; what has arrived is kept.
+        WeightsError: there is no such repository, revision or file, access is refused, or the disk
+            is too small.
     """
-    with _explained(reference, token):
-        info = _retried(
-            HfApi().model_info,
-            reference.repository,
-            revision=reference.revision,
-            timeout=_TIMEOUT_S,
-            files_metadata=True,
-            token=token,
-        )
+    with _explained(reference, token, cache):
+        hub = _listing(reference, token)
+        logger.info("%s is at commit %s on the hub", reference, hub.commit)
+        commit = download_folder(cache, reference.repository) / "snapshots" / hub.commit
+        top = f"{reference.path}/" if reference.path else ""
+        names = [name.removeprefix(top) for name in hub.files if name.startswith(top)]
+        _fetch(hub, [top + name for name in needs.describing], cache, token)
+        wanted = needs.files(names, commit / reference.path)
+        _fetch(hub, [top + name for name in wanted], cache, token)
+        missing = needs.missing(commit / reference.path)
+        if missing:
+            raise WeightsError(f"{reference} has no {missing[0]} on the hub: name another")
+        _record(hub, cache)
+    return commit
+
+
+def _listing(reference: Reference, token: str | None) -> Listing:
+    info = _retried(
+        HfApi().model_info,
+        reference.repository,
+        revision=reference.revision,
+        timeout=_TIMEOUT_S,
+        files_metadata=True,
+        token=token,
+    )
     files = {
         file.rfilename: HubFile(file.size or 0, file.lfs.sha256 if file.lfs else file.blob_id or "")
         for file in info.siblings or []
@@ -83,82 +107,67 @@ def listing(reference: Reference, token: str | None) -> Listing:
     return Listing(reference, info.sha or reference.revision, files)
 
 
-def fetch(hub: Listing, names: list[str], cache: Path, token: str | None) -> Path:
-    """Download files of a repository that a cache doesn't hold yet, and resume those begun.
-
-    Args:
-        names: paths in the repository.
-
-    Returns:
-        The cache's folder of the commit.
-
-    Raises:
-        UnreachableError: the hub stopped answering; what is there is kept.
-        WeightsError: a file isn't there, access is refused, or the disk is too small.
-    """
+def _fetch(hub: Listing, names: Sequence[str], cache: Path, token: str | None) -> None:
+    """Download files, by their paths in the repository, that the cache doesn't hold yet."""
     for name in names:
         if name not in hub.files:
             raise WeightsError(
-                f"{hub.reference.repository} has no {name} at {hub.reference.revision}: check the "
-                "folder and the revision of its name"
+                f"{hub.reference.repository} has no {name} at {hub.reference.revision}: name a "
+                "repository, folder or revision that has it"
             )
     folder = download_folder(cache, hub.reference.repository)
-    snapshot = folder / "snapshots" / hub.commit
-    with _explained(hub.reference, token, cache):
-        absent = [name for name in names if not (snapshot / name).exists()]
-        if not absent:
-            return snapshot
-        _check_room(hub, absent, folder, cache)
-        disable_progress_bars()  # one bar for all files instead
-        blobs = {folder / "blobs" / hub.files[name].blob: hub.files[name].size for name in absent}
-        small = [name for name in absent if hub.files[name].size <= _SMALL_BYTES]
-        large = [name for name in absent if hub.files[name].size > _SMALL_BYTES]
-        with shown(str(hub.reference), blobs):
-            for group in (small, large):
-                _download(hub, group, cache, token)
-    return snapshot
+    absent = _absent(hub, names, folder)
+    if not absent:
+        return
+    blobs = {folder / "blobs" / hub.files[name].blob: hub.files[name].size for name in absent}
+    needed = sum(blobs.values()) - arrived(blobs)
+    if shortage := room.shortage(str(hub.reference), needed, cache):
+        raise WeightsError(shortage)
+    if not sys.stderr.isatty():
+        disable_progress_bars()  # lines in the log instead
+    with logged(str(hub.reference), blobs):
+        for is_large in (False, True):
+            group = [n for n in absent if (hub.files[n].size > _SMALL_BYTES) == is_large]
+            if group:
+                _retried(_download, hub, group, cache, token)
 
 
-def record(hub: Listing, cache: Path) -> None:
-    """Note in a cache which commit a revision is: everything needed of it is there.
+def _download(hub: Listing, names: list[str], cache: Path, token: str | None) -> None:
+    snapshot_download(
+        hub.reference.repository,
+        revision=hub.commit,
+        cache_dir=cache,
+        token=token,
+        allow_patterns=[glob.escape(name) for name in names],
+        max_workers=_FILES_AT_ONCE,
+    )
+    # Where the hub doesn't answer, the client returns the folder as it is, without an error.
+    if absent := _absent(hub, names, download_folder(cache, hub.reference.repository)):
+        raise ConnectionError(f"{absent[0]} did not come")
 
-    Raises:
-        WeightsError: the cache can't be written, or the disk is full.
-    """
+
+def _absent(hub: Listing, names: Sequence[str], folder: Path) -> list[str]:
+    commit = folder / "snapshots" / hub.commit
+    return [name for name in names if not (commit / name).exists()]
+
+
+def _record(hub: Listing, cache: Path) -> None:
+    """Note in the cache which commit the revision is, once every file needed is there."""
     if hub.reference.revision == hub.commit:
         return
     ref = download_folder(cache, hub.reference.repository) / "refs" / hub.reference.revision
     # Other workers on the same volume read the old one or the new one, never half of one.
     written = ref.with_name(f"{ref.name}.{uuid4().hex}")
-    with _explained(hub.reference, None, cache):
-        ref.parent.mkdir(parents=True, exist_ok=True)
-        written.write_text(hub.commit)
-        written.replace(ref)
+    ref.parent.mkdir(parents=True, exist_ok=True)
+    written.write_text(hub.commit)
+    written.replace(ref)
 
 
-def _download(hub: Listing, names: list[str], cache: Path, token: str | None) -> None:
-    def one(name: str) -> None:
-        _retried(
-            hf_hub_download,
-            hub.reference.repository,
-            name,
-            revision=hub.commit,
-            cache_dir=cache,
-            token=token,
-        )
-
-    pool = ThreadPoolExecutor(_FILES_AT_ONCE)
-    try:
-        list(pool.map(one, names))
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _is_passing(error: BaseException) -> bool:
-    """Whether a fault may be gone on the next try, which resumes."""
+def _is_temporary(error: BaseException) -> bool:
+    """Whether the next try, which resumes, may succeed."""
     if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
-        return _is_passing(error.__cause__)
-    if isinstance(error, HfHubHTTPError):
+        return _is_temporary(error.__cause__)
+    if isinstance(error, requests.HTTPError):
         status = 0 if error.response is None else error.response.status_code
         return status >= 500 or status == 429  # too many requests
     return isinstance(
@@ -172,27 +181,15 @@ def _is_passing(error: BaseException) -> bool:
 
 
 _retried = tenacity.Retrying(
-    retry=tenacity.retry_if_exception(_is_passing),
+    retry=tenacity.retry_if_exception(_is_temporary),
     stop=tenacity.stop_after_attempt(4),
     wait=tenacity.wait_exponential(multiplier=0.5, max=8),
     reraise=True,
 )
 
 
-def _check_room(hub: Listing, names: list[str], folder: Path, cache: Path) -> None:
-    needed = 0
-    for size, blob in {hub.files[name] for name in names}:
-        file = folder / "blobs" / blob
-        begun = file if file.exists() else Path(f"{file}.incomplete")
-        needed += size - (begun.stat().st_size if begun.exists() else 0)
-    if said := room.shortage(str(hub.reference), needed, cache):
-        raise WeightsError(said)
-
-
 @contextmanager
-def _explained(
-    reference: Reference, token: str | None, cache: Path | None = None
-) -> Iterator[None]:
+def _explained(reference: Reference, token: str | None, cache: Path) -> Iterator[None]:
     """Turn what the client raises into a sentence that says what to do."""
     try:
         yield
@@ -203,7 +200,7 @@ def _explained(
 
 
 def _explanation(
-    error: BaseException, reference: Reference, token: str | None, cache: Path | None
+    error: BaseException, reference: Reference, token: str | None, cache: Path
 ) -> WeightsError:
     repository = reference.repository
     if isinstance(error, GatedRepoError):
@@ -226,28 +223,24 @@ def _explanation(
         return _explanation(error.__cause__, reference, token, cache)
     if isinstance(error, EntryNotFoundError):
         return WeightsError(f"{repository} lost a file meanwhile: start again ({error})")
-    if _is_full(error):
+    # Xet reports the system's error as text.
+    if _has_number(error, *room.FULL) or "No space left" in str(error):
         return WeightsError(room.full(cache))
     if isinstance(error, OfflineModeIsEnabled):
         return UnreachableError(f"HF_HUB_OFFLINE is set: unset it, or {_HINTS}")
-    if isinstance(error, HfHubHTTPError) and error.response is not None:
+    if isinstance(error, requests.HTTPError) and error.response is not None:
         status = error.response.status_code
-        if not _is_passing(error):
+        if not _is_temporary(error):
             return WeightsError(
                 f"{constants.ENDPOINT} refuses {repository} with status {status}: check HF_TOKEN"
             )
         return UnreachableError(f"{constants.ENDPOINT} answers with status {status}: start again")
     if isinstance(error, PermissionError) or _has_number(error, errno.EROFS, errno.ENOTDIR):
         return WeightsError(room.not_writable(cache))
-    if _is_passing(error):
+    if _is_temporary(error):
         kind = type(error).__name__
         return UnreachableError(f"{constants.ENDPOINT} can't be reached ({kind}): {_HINTS}")
     return WeightsError(f"{repository} can't be downloaded: {type(error).__name__}: {error}")
-
-
-def _is_full(error: BaseException) -> bool:
-    # Xet reports what the system said as text.
-    return _has_number(error, *room.FULL) or "No space left" in str(error)
 
 
 def _has_number(error: BaseException, *numbers: int) -> bool:

@@ -1,4 +1,4 @@
-"""A model's directory, as the Hugging Face model of it, with every weight from its files."""
+"""The Hugging Face model of a directory, with every weight from its files."""
 
 from pathlib import Path
 from typing import Any
@@ -8,21 +8,13 @@ from transformers import AutoModelForCausalLM, Mxfp4Config
 
 from loading import UnsupportedArchitectureError, WeightsMismatchError
 from loading.checkpoint import absent, of_the_language_model, unread
-from loading.model_config import refuse_other_values
+from loading.model_config import check_served, rope_type
 
-# What transformers' own classes leave unread or fail at, and what circuit-tracer's way through a
-# causal model with a key-value cache doesn't cover, with the value that is served.
-_ONLY_SERVED: dict[str, Any] = {
-    "add_cross_attention": False,
-    "is_encoder_decoder": False,
-    "partial_rotary_factor": 1.0,
-    "pruned_heads": {},
-    "use_bidirectional_attention": False,
-}
-_ONLY_SERVED_OF_A: dict[str, dict[str, Any]] = {
+# Settings that transformers' own classes leave unread, by the model's type, with what is served.
+_ONLY_SERVED: dict[str, dict[str, Any]] = {
     "gemma3": {"attn_logit_softcapping": None, "final_logit_softcapping": None},
     "gemma3_text": {"attn_logit_softcapping": None},
-    # transformers has these values fixed in the code of GPT-OSS's experts.
+    # These values stand in the code of GPT-OSS's experts.
     "gpt_oss": {"hidden_act": "silu", "swiglu_alpha": 1.702, "swiglu_limit": 7.0},
 }
 
@@ -37,26 +29,24 @@ def read_model(
     Weights go to the device one by one as they are read: no more than a tensor, or the packed
     experts of a layer, is in the host's memory.
 
-    Weights in MXFP4, as GPT-OSS is published, become the numbers that they stand for: bfloat16
-    holds each of them exactly.
+    Weights in MXFP4, in which GPT-OSS is published, become the numbers that they stand for, each
+    of which bfloat16 has too.
 
     Raises:
         UnsupportedArchitectureError: the configuration has a value that isn't served.
         WeightsMismatchError: weights are missing, of another shape, or left over.
-        OSError, safetensors.SafetensorError: files are missing or damaged.
+        OSError, WeightsError: files are missing or damaged.
     """
+    check_served(hf_config, _ONLY_SERVED.get(hf_config.model_type, {}))
     text = hf_config.get_text_config()
-    for config in (hf_config, text):
-        refuse_other_values(config, _ONLY_SERVED)
-    refuse_other_values(text, _ONLY_SERVED_OF_A.get(hf_config.model_type, {}))
-    if (getattr(text, "rope_scaling", None) or {}).get("rope_type") == "longrope":
+    if rope_type(text) == "longrope":
         raise UnsupportedArchitectureError(
             "rope_scaling of type 'longrope' rotates each token by an angle that depends on the "
             "length of the text; a text that grows in a key-value cache has no exact conversion"
         )
     quantization: dict[str, Any] = {}
     packed: list[str] = []
-    if _is_quantised(hf_config):
+    if getattr(hf_config, "quantization_config", None) is not None:  # MXFP4: others are refused
         quantization["quantization_config"] = Mxfp4Config(dequantize=True)
         packed = [
             f"model.layers.{layer}.mlp.experts.{name}_{part}"
@@ -84,17 +74,3 @@ def read_model(
         unread=unread(report["unexpected_keys"], tied=text.tie_word_embeddings),
     )
     return model
-
-
-def _is_quantised(hf_config: Any) -> bool:
-    """Whether the weights are in MXFP4; all others are refused."""
-    config = getattr(hf_config, "quantization_config", None)
-    if config is None:
-        return False
-    method = config.get("quant_method") if isinstance(config, dict) else config.quant_method
-    if method != "mxfp4" or hf_config.model_type != "gpt_oss":
-        raise UnsupportedArchitectureError(
-            f"the weights are quantised ({method}), and attribution needs them in bfloat16, "
-            "float16 or float32; serve a copy that is"
-        )
-    return True

@@ -1,9 +1,9 @@
 """A model's configuration, under the names that transformers 4 reads.
 
 transformers 5 moved settings: the bases and scalings of rotary embeddings into `rope_parameters`,
-the tie of a multimodal model's embeddings to the top. Version 4 takes such a file without a word
+the tie of a multimodal model's embeddings to the top. Version 4 reads such a file without an error
 and computes with its defaults. Here each moved setting goes back to its old name, value for value,
-and one that has none is refused.
+and one that has none is refused. So are settings and quantised weights that no engine serves.
 """
 
 from collections.abc import Mapping
@@ -15,8 +15,17 @@ from transformers import PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from loading import UnsupportedArchitectureError
-from loading.layouts import read_json
+from loading.config_json import read_json
 
+# Settings that change what a model computes and that neither engine follows, each with the one
+# value that is served.
+_ONLY_SERVED: dict[str, Any] = {
+    "add_cross_attention": False,
+    "is_encoder_decoder": False,
+    "partial_rotary_factor": 1.0,
+    "pruned_heads": {},
+    "use_bidirectional_attention": False,
+}
 # Of a rotary embedding, what version 4 reads in `rope_scaling`.
 _SCALING = {
     *("rope_type", "type", "factor", "original_max_position_embeddings", "attention_factor"),
@@ -76,6 +85,31 @@ def in_old_names(stored: Mapping[str, Any], model_type: str) -> dict[str, Any]:
     return config
 
 
+def check_served(config: Any, only_served: Mapping[str, Any]) -> None:
+    """Check the values of a model's configuration, and of its language model's.
+
+    Args:
+        config: its `transformers` configuration.
+        only_served: what one engine doesn't follow, as in `refuse_other_values`.
+
+    Raises:
+        UnsupportedArchitectureError: a setting has a value that isn't served, or the weights are
+            quantised other than GPT-OSS's, whose MXFP4 stands for numbers that bfloat16 has too.
+    """
+    for part in (config, config.get_text_config()):
+        refuse_other_values(part, {**_ONLY_SERVED, **only_served})
+        quantization = getattr(part, "quantization_config", None) or {}
+        if not isinstance(quantization, dict):
+            quantization = quantization.to_dict()
+        method = quantization.get("quant_method")
+        if quantization and (method != "mxfp4" or config.model_type != "gpt_oss"):
+            raise UnsupportedArchitectureError(
+                f"the model's configuration has quantization_config: its weights are quantised "
+                f"({method}), and attribution needs them in bfloat16, float16 or float32; serve a "
+                "copy that is"
+            )
+
+
 def refuse_other_values(config: Any, served: Mapping[str, Any]) -> None:
     """Raise UnsupportedArchitectureError where a configuration has another value than is served."""
     for name, only in served.items():
@@ -87,20 +121,39 @@ def refuse_other_values(config: Any, served: Mapping[str, Any]) -> None:
             )
 
 
+def rope_type(config: Any) -> str:
+    """How a language model's rotary embeddings are scaled; "default": not at all."""
+    scaling = getattr(config, "rope_scaling", None) or {}
+    kind: str = scaling.get("rope_type", scaling.get("type", "default"))
+    return kind
+
+
 def _rope_in_old_names(config: dict[str, Any], model_type: str) -> dict[str, Any]:
     rope = config.pop("rope_parameters", None)
     if not rope:
         return config
-    if model_type != "gemma3_text":
-        if set(rope) & _LAYER_TYPES:
-            raise _no_name("rope_parameters by layer type", f"a {model_type}")
-        return _with(config, _moved(rope, "rope_theta"))
+    if model_type == "gemma3_text":
+        old = _ropes_of_gemma3(rope)
+    elif set(rope) & _LAYER_TYPES:
+        raise _no_name("rope_parameters by layer type", f"a {model_type}")
+    else:
+        old = _moved(rope, "rope_theta")
+    for name, value in old.items():
+        if config.get(name) not in (None, value):
+            raise UnsupportedArchitectureError(
+                f"config.json has {name}={config[name]} and, in rope_parameters, {value}: remove "
+                "the one that is wrong"
+            )
+    return {**config, **old}
+
+
+def _ropes_of_gemma3(rope: dict[str, Any]) -> dict[str, Any]:
     if set(rope) - _LAYER_TYPES:
         raise _no_name("rope_parameters that aren't by layer type", "a Gemma 3 model")
     local = _moved(rope.get("sliding_attention") or {}, "rope_local_base_freq")
     if local.pop("rope_scaling") or local.keys() - {"rope_local_base_freq"}:
         raise _no_name("a rope scaling of sliding_attention layers", "a Gemma 3 model")
-    return _with(config, {**_moved(rope.get("full_attention") or {}, "rope_theta"), **local})
+    return {**_moved(rope.get("full_attention") or {}, "rope_theta"), **local}
 
 
 def _moved(rope: dict[str, Any], base: str) -> dict[str, Any]:
@@ -121,17 +174,6 @@ def _moved(rope: dict[str, Any], base: str) -> dict[str, Any]:
     if share not in (None, 1.0):
         old["partial_rotary_factor"] = share
     return old
-
-
-def _with(config: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with settings under old names added; it may have them with equal values."""
-    for name, value in old.items():
-        if config.get(name) not in (None, value):
-            raise UnsupportedArchitectureError(
-                f"config.json has {name}={config[name]} and, in rope_parameters, {value}: remove "
-                "the one that is wrong"
-            )
-    return {**config, **old}
 
 
 def _no_name(what: str, where: str) -> UnsupportedArchitectureError:

@@ -10,25 +10,26 @@ from circuit_tracer.utils.tl_nnsight_mapping import UnifiedConfig, get_mapping
 from nnsight.intervention.interleaver import Cancelation
 
 from loading import UnsupportedArchitectureError
+from loading.input_dtypes import cast_inputs
 from loading.mapped_architectures import mapped_architectures
 
 
 @dataclass
 class NNSightConfig(UnifiedConfig):
-    """circuit-tracer's configuration, with what TransformerLens's has and callers look for."""
+    """circuit-tracer's configuration, and two fields of TransformerLens's that callers read."""
 
     n_ctx: int = 0
     device: str = ""
 
 
 class NNSightModel(NNSightReplacementModel):
-    """circuit-tracer's nnsight model, which frees all memory of a pass that failed."""
+    """circuit-tracer's nnsight model, which frees the memory of a traced pass that failed."""
 
     def interleave(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         """Run a traced pass; when it fails, cancel the threads that wait inside it.
 
-        nnsight leaves threads waiting at a barrier for ever when a pass fails. Their tensors would
-        stay too, in the memory that the next, smaller batch needs.
+        When a pass fails, nnsight leaves threads waiting at a barrier for ever. Their tensors would
+        keep the memory that the next, smaller batch needs.
         """
 
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -49,23 +50,18 @@ def replacement_model(
 ) -> NNSightModel:
     """The replacement model of a Hugging Face model, which becomes a part of it.
 
-    Its context is the model's own. Attention becomes "eager": circuit-tracer finds the patterns in
-    that implementation alone, and the default one drops Gemma-2's cap on attention scores.
+    Its context is the model's own. Attention becomes "eager": only in that implementation does
+    circuit-tracer find the patterns, and the default one drops Gemma-2's cap on attention scores.
 
     Raises:
         UnsupportedArchitectureError: circuit-tracer's nnsight model has no mapping for the model,
-            or none for where its transcoders read or write, or its weights are quantised.
+            or none for where its transcoders read or write.
     """
     check_mapping(
         type(hf_model).__name__,
         (transcoders.feature_input_hook, transcoders.feature_output_hook),
         name,
     )
-    if getattr(hf_model, "is_quantized", False):
-        raise UnsupportedArchitectureError(
-            f"the weights of {name} are quantised, and attribution needs them in bfloat16 or "
-            "float32; serve a copy that is"
-        )
     hf_model.to(device)
     for parameter in hf_model.parameters():
         # Not `hf_model.to(dtype)`, which rounds the frequencies of rotary embeddings too.
@@ -77,7 +73,7 @@ def replacement_model(
     # What circuit-tracer's own from_config does, for a model that has its weights.
     model = NNSightModel(hf_model)
     model._hf_config = model.config = hf_config  # PyPI's circuit-tracer's name, and upstream's
-    _cast_inputs(transcoders, dtype)
+    cast_inputs(transcoders, "encode_layer", "compute_skip", "compute_attribution_components")
     model._configure_replacement_model(transcoders)
     settings = {
         **vars(model.cfg),
@@ -87,23 +83,6 @@ def replacement_model(
     }
     model.cfg = NNSightConfig(**settings)
     return model
-
-
-def _cast_inputs(transcoders: Any, dtype: torch.dtype) -> None:
-    """Have transcoders cast what they read to `dtype`, as per-layer encoders already do.
-
-    Gemma's norms are read in float32, before they cast back. With 16-bit weights torch refuses to
-    multiply that by a skip connection or a cross-layer encoder.
-    """
-
-    def casting(method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            return method(*(a.to(dtype) if torch.is_tensor(a) else a for a in args), **kwargs)
-
-        return call
-
-    for name in ("encode_layer", "compute_skip", "compute_attribution_components"):
-        setattr(transcoders, name, casting(getattr(transcoders, name)))
 
 
 def check_mapping(architecture: str, hooks: tuple[str, str], name: str) -> None:
@@ -119,10 +98,10 @@ def check_mapping(architecture: str, hooks: tuple[str, str], name: str) -> None:
             f"{name} is a {architecture}, and MODEL_ENGINE=nnsight serves {', '.join(served)}; set "
             "MODEL_ENGINE=transformerlens"
         )
-    places = get_mapping(architecture).feature_hook_mapping
+    mapped = get_mapping(architecture).feature_hook_mapping
     for hook in hooks:
-        if hook not in places:
+        if hook not in mapped:
             raise UnsupportedArchitectureError(
                 f"the transcoders of {name} read or write at {hook}, and with a {architecture} "
-                f"MODEL_ENGINE=nnsight serves {', '.join(places)}; set MODEL_ENGINE=transformerlens"
+                f"MODEL_ENGINE=nnsight serves {', '.join(mapped)}; set MODEL_ENGINE=transformerlens"
             )

@@ -1,4 +1,4 @@
-"""What names weights on Hugging Face, and how its cache lays them out on a disk.
+"""What names weights on Hugging Face, and the caches on this machine that may hold them.
 
 A repository's cache folder is `models--owner--name/`: `refs/<revision>` holds a commit's name,
 `snapshots/<commit>/` its files.
@@ -7,8 +7,10 @@ A repository's cache folder is `models--owner--name/`: `refs/<revision>` holds a
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from loading import WeightsError
@@ -53,21 +55,48 @@ class Reference:
             )
         return cls(repository, path, revision or "main")
 
+    def split(self) -> tuple[Reference, str]:
+        """The repository, and the path in it."""
+        return replace(self, path=""), self.path
+
+    @property
+    def scan(self) -> str:
+        """What circuit-tracer's own loader calls transcoders of this reference."""
+        named = f"{self.repository}//{self.path}" if self.path else self.repository
+        return named if self.revision == "main" else f"{named}@{self.revision}"
+
     def __str__(self) -> str:
         named = f"{self.repository}/{self.path}" if self.path else self.repository
         return named if self.revision == "main" else f"{named}@{self.revision}"
 
 
-def snapshot(cache: Path, reference: Reference) -> Path | None:
-    """The folder of the commit that a cache holds for a reference, complete or not."""
-    folder = repository_folder(cache, reference.repository)
-    if not folder.is_dir():
-        return None
-    commit = _commit(folder, reference.revision)
-    if commit is None:
-        return None
-    path = folder / "snapshots" / commit
-    return path if path.is_dir() else None
+class Cache(NamedTuple):
+    """A directory laid out as Hugging Face's cache."""
+
+    label: str
+    path: Path
+
+
+class Found(NamedTuple):
+    """A folder of a model or of a set of transcoders."""
+
+    folder: Path
+    source: str  # "directory", a cache's label or "hub"
+    revision: str = ""  # owner/name[/folder]@commit; "" of a directory
+
+
+def found_in(commit: Path, source: str, reference: Reference) -> Found:
+    """What a reference names in the folder that a cache has of a commit."""
+    return Found(commit / reference.path, source, str(replace(reference, revision=commit.name)))
+
+
+def cached(reference: Reference, caches: Sequence[Cache]) -> Iterator[Found]:
+    """What each cache holds of a reference, complete or not, in the caches' order."""
+    for cache in caches:
+        repository = repository_folder(cache.path, reference.repository)
+        commit = _commit(repository, reference.revision)
+        if commit is not None and (repository / "snapshots" / commit).is_dir():
+            yield found_in(repository / "snapshots" / commit, cache.label, reference)
 
 
 def download_folder(cache: Path, repository: str) -> Path:

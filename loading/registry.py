@@ -1,4 +1,4 @@
-"""The sets of transcoders that circuit-tracer's users have, each with its model.
+"""The sets of transcoders that circuit-tracer's users have, each with its model, and the demo.
 
 Names, shapes and dtypes are those of the published repositories. Importing this imports no torch.
 """
@@ -6,6 +6,7 @@ Names, shapes and dtypes are those of the published repositories. Importing this
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from loading.entry import ModelEntry
 from loading.footprint import Shapes
@@ -47,6 +48,33 @@ _GPT_OSS_CLT = Shapes(
 )
 
 
+def _gemma_2(
+    transcoder_set: str,
+    source_set: str | None = None,
+    shapes: Shapes = _GEMMA_2_CLT,
+    *,
+    weight_urls: tuple[str, ...] = (),
+    lazy_decoder: bool = True,
+) -> ModelEntry:
+    return ModelEntry(
+        "google/gemma-2-2b",
+        transcoder_set,
+        "gemma-2-2b",
+        source_set,
+        weight_urls,
+        recommended_dtype="bfloat16",
+        lazy_decoder=lazy_decoder,
+        shapes=shapes,
+    )
+
+
+def _gemma_scope(transcoder_set: str) -> ModelEntry:
+    urls = ("https://huggingface.co/google/gemma-scope-2b-pt-transcoders",)
+    name = "gemmascope-transcoder-16k"
+    # Its decoders have 2 GB.
+    return _gemma_2(transcoder_set, name, _GEMMA_2, weight_urls=urls, lazy_decoder=False)
+
+
 def _qwen_3(
     size: str,
     transcoder_set: str,
@@ -62,7 +90,7 @@ def _qwen_3(
         f"mwhanna/{transcoder_set}",
         f"qwen3-{size.lower()}b",
         source_set,
-        dtype="bfloat16",
+        recommended_dtype="bfloat16",
         lazy_encoder=lazy_encoder,
         shapes=Shapes(parameters, n_layers, d_model, d_vocab=151_936, n_features=163_840),
     )
@@ -102,7 +130,7 @@ def _gemma_3(
             f"https://huggingface.co/mwhanna/{repository}",
             f"https://huggingface.co/google/{repository}",
         ),
-        dtype="bfloat16",
+        recommended_dtype="bfloat16",
         lazy_encoder=lazy_encoder,
         lazy_decoder=lazy_decoder,
         shapes=Shapes(
@@ -119,43 +147,15 @@ def _gemma_3(
     )
 
 
+_DEMO_DIRECTORY = Path(__file__).parent.parent / "demo"
+DEMO = ModelEntry(str(_DEMO_DIRECTORY / "model"), str(_DEMO_DIRECTORY / "transcoders"), "demo")
+
 # The first entry of a model holds its default transcoders.
 REGISTRY = (
-    ModelEntry(
-        "google/gemma-2-2b",
-        "mwhanna/gemma-scope-transcoders",
-        "gemma-2-2b",
-        "gemmascope-transcoder-16k",
-        weight_urls=("https://huggingface.co/google/gemma-scope-2b-pt-transcoders",),
-        dtype="bfloat16",
-        lazy_decoder=False,  # 2 GB
-        shapes=_GEMMA_2,
-    ),
-    ModelEntry(
-        "google/gemma-2-2b",
-        "mntss/gemma-scope-transcoders",
-        "gemma-2-2b",
-        "gemmascope-transcoder-16k",
-        weight_urls=("https://huggingface.co/google/gemma-scope-2b-pt-transcoders",),
-        dtype="bfloat16",
-        lazy_decoder=False,  # 2 GB
-        shapes=_GEMMA_2,
-    ),
-    ModelEntry(
-        "google/gemma-2-2b",
-        "mntss/clt-gemma-2-2b-2.5M",
-        "gemma-2-2b",
-        "clt-hp",
-        dtype="bfloat16",
-        shapes=_GEMMA_2_CLT,
-    ),
-    ModelEntry(
-        "google/gemma-2-2b",
-        "mntss/clt-gemma-2-2b-426k",
-        "gemma-2-2b",
-        dtype="bfloat16",
-        shapes=replace(_GEMMA_2_CLT, n_features=16_384),
-    ),
+    _gemma_scope("mwhanna/gemma-scope-transcoders"),
+    _gemma_scope("mntss/gemma-scope-transcoders"),
+    _gemma_2("mntss/clt-gemma-2-2b-2.5M", "clt-hp"),
+    _gemma_2("mntss/clt-gemma-2-2b-426k", shapes=replace(_GEMMA_2_CLT, n_features=16_384)),
     _qwen_3("0.6", "qwen3-0.6b-transcoders-lowl0", 0.752e9, 28, 1024),
     _qwen_3("1.7", "qwen3-1.7b-transcoders-lowl0", 2.032e9, 28, 2048),
     _qwen_3("4", "qwen3-4b-transcoders", 4.022e9, 36, 2560, "transcoder-hp"),
@@ -165,21 +165,21 @@ REGISTRY = (
         "meta-llama/Llama-3.2-1B",
         "mntss/transcoder-Llama-3.2-1B",
         "llama-3.2-1b",
-        dtype="bfloat16",
+        recommended_dtype="bfloat16",
         shapes=_LLAMA_1B,
     ),
     ModelEntry(
         "meta-llama/Llama-3.2-1B",
         "mntss/clt-llama-3.2-1b-524k",
         "llama-3.2-1b",
-        dtype="bfloat16",
+        recommended_dtype="bfloat16",
         shapes=replace(_LLAMA_1B, n_features=32_768, cross_layer=True, skip=False),
     ),
     ModelEntry(
         "meta-llama/Llama-3.1-8B-Instruct",
         "facebook/crv-8b-instruct-transcoders",
         "llama3.1-8b-it",
-        dtype="bfloat16",
+        recommended_dtype="bfloat16",
         shapes=_LLAMA_8B_TOP_K,
     ),
     _gemma_3("270m", "pt", "transcoder_all/width_16k_l0_small"),
@@ -216,7 +216,7 @@ REGISTRY = (
         "openai/gpt-oss-20b",
         "mntss/clt-131k",
         "gpt-oss-20b",
-        dtype="bfloat16",
+        recommended_dtype="bfloat16",
         engine="nnsight",  # TransformerLens has no such model
         lazy_encoder=True,
         shapes=_GPT_OSS_CLT,

@@ -1,21 +1,22 @@
-"""Whether a volume has room and can be written, and what to do where not, in words."""
+"""Sentences on volumes that have too little room or can't be written, and what to do then."""
 
 import errno
 import shutil
 from pathlib import Path
 
-# What the system answers to a write that finds no room.
+# Errors of a write that finds no room.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def shortage(what: str, needed: int, directory: Path) -> str | None:
-    """A sentence where so many bytes more don't fit into a directory, None where they do.
+    """What to do where that many bytes more don't fit into a directory; None where they fit.
 
     Args:
-        directory: it may not be there yet.
+        what: needs the bytes.
+        directory: it need not exist yet.
     """
-    there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     if needed <= free:
         return None
     return (
@@ -25,7 +26,7 @@ def shortage(what: str, needed: int, directory: Path) -> str | None:
 
 
 def full(directory: Path | None) -> str:
-    """That nothing more fits into a directory."""
+    """The sentence for a directory on a full disk."""
     return (
         f"the disk of {directory} is full: free some of it or set HF_HOME to a larger volume, and "
         "start again; what is there is kept"
@@ -33,7 +34,7 @@ def full(directory: Path | None) -> str:
 
 
 def not_writable(directory: Path | None, why: str | None = None) -> str:
-    """That a directory can't be written."""
+    """The sentence for a directory that can't be written."""
     reason = f" ({why})" if why else ""
     return f"{directory} can't be written{reason}: set HF_HOME to a directory that can"
 

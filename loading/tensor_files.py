@@ -1,74 +1,131 @@
-"""Tensors in safetensors and `.npz` files alike: which there are, by headers, and their numbers.
+"""Reading safetensors and `.npz` files: which tensors a file holds, and the tensors themselves.
 
-Importing this module imports no torch.
+Importing this module imports no torch. Reading a tensor does, reading headers does not.
 """
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
+from safetensors import SafetensorError, safe_open
 
 from loading import WeightsError
-from loading.safetensors_files import ITEM_BYTES, Spec, read_header
 
+if TYPE_CHECKING:
+    import torch
+
+# Bytes of a number, by safetensors' names for the dtypes in which transcoders are stored.
+ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+# Bytes of an array that are read, checked and converted at once: they fit into a CPU's cache.
+_PIECE_BYTES = 1 << 20
 _NUMPY_DTYPES = {"f8": "F64", "f4": "F32", "f2": "F16"}
-_HEADER_READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-_DAMAGES = (
-    *(OSError, ValueError, EOFError, KeyError),
-    *(zipfile.BadZipFile, zlib.error, RuntimeError),  # of files that are no `.npz` of numpy's
+_NPY_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+_DAMAGE: tuple[type[Exception], ...] = (
+    *(OSError, ValueError, TypeError, EOFError, KeyError),
+    *(SafetensorError, zipfile.BadZipFile, zlib.error),
 )
 
 
+class Spec(NamedTuple):
+    """A tensor's dtype, by safetensors' name for it, and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
 def tensors_in(path: Path) -> dict[str, Spec]:
-    """The tensors that a file holds, by name. Headers alone are read.
+    """The tensors that a file holds, by name. Only headers are read.
 
     Raises:
         WeightsError: the file can't be read, or is damaged.
     """
-    try:
+    with _damage_named(path, RuntimeError):  # zipfile's for archives that numpy doesn't write
         if path.suffix == ".npz":
-            return _tensors_in_npz(path)
-        return {name: stored.spec for name, stored in read_header(path).items()}
-    except _DAMAGES as error:
-        raise _unreadable(path, error) from error
+            return dict(_arrays_in(path))
+        with safe_open(path, framework="np") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {name: Spec(s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
 
 
-def numbers(path: Path, name: str) -> Any:
-    """A tensor of floats as an array of unsigned integers of their width: numpy has no bfloat16.
+def read_tensor(
+    path: Path,
+    name: str,
+    part: tuple[slice, ...] = (),
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """A tensor of a file, or a part of it, read once.
+
+    On a CPU, a tensor of a safetensors file that has the dtype already is the file's own pages.
+
+    Args:
+        dtype: None keeps the dtype in which it is stored.
 
     Raises:
-        WeightsError: the file can't be read, or is damaged.
+        WeightsError: the file can't be read, is damaged, or lacks the tensor.
     """
-    try:
+    with _damage_named(path):
         if path.suffix == ".npz":
-            with np.load(path) as arrays:
-                array = arrays[name]
-            little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-            return little.view(f"<u{array.dtype.itemsize}")
-        (dtype, shape), begin, _ = read_header(path)[name]
-        width = f"<u{ITEM_BYTES[dtype]}"
-        return np.memmap(path, dtype=width, mode="r", offset=begin, shape=shape)
-    except _DAMAGES as error:
-        raise _unreadable(path, error) from error
+            with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as array:
+                return _read_array(array, device, dtype)[part]
+        with safe_open(path, framework="pt", device=device) as file:
+            tensor: torch.Tensor = file.get_slice(name)[part] if part else file.get_tensor(name)
+            return tensor.to(dtype=dtype)
 
 
-def _tensors_in_npz(path: Path) -> dict[str, Spec]:
-    specs = {}
+def _arrays_in(path: Path) -> Iterator[tuple[str, Spec]]:
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
             with archive.open(name) as file:
-                shape, _, dtype = _HEADER_READERS[npy.read_magic(file)](file)
+                shape, _, dtype = _NPY_HEADERS[npy.read_magic(file)](file)
             named = _NUMPY_DTYPES.get(dtype.newbyteorder("=").str[1:], str(dtype))
-            specs[name.removesuffix(".npy")] = Spec(named, shape)
-    return specs
+            yield name.removesuffix(".npy"), Spec(named, shape)
 
 
-def _unreadable(path: Path, error: Exception) -> WeightsError:
-    if isinstance(error, OSError) and error.strerror:
-        return WeightsError(f"{path} can't be read: {error.strerror}")
-    return WeightsError(f"{path} is damaged: replace it ({type(error).__name__}: {error})")
+def _read_array(file: Any, device: str, dtype: torch.dtype | None) -> torch.Tensor:
+    """Read an array a piece at a time: numpy would put it together in memory first."""
+    import torch
+
+    shape, is_fortran, stored = _NPY_HEADERS[npy.read_magic(file)](file)
+    native = stored.newbyteorder("=")
+    dtype = dtype or torch.from_numpy(np.empty(0, native)).dtype
+    # An array in Fortran's order is stored as its transpose is in C's order.
+    tensor = torch.empty(shape[::-1] if is_fortran else shape, device=device, dtype=dtype)
+    flat = tensor.view(-1)
+    buffer = np.empty(_PIECE_BYTES // stored.itemsize, stored)
+    for begin in range(0, len(flat), len(buffer)):
+        part = buffer[: len(flat) - begin]
+        if file.readinto(part.view(np.uint8)) < part.nbytes:
+            raise ValueError(f"fewer than {len(flat)} numbers")
+        piece = torch.from_numpy(part.astype(native, copy=False))
+        flat[begin : begin + len(part)].copy_(piece.to(device))
+    if file.read(1):  # at the end of the data zipfile compares the checksum
+        raise ValueError(f"more than {len(flat)} numbers")
+    return tensor.permute(*reversed(range(len(shape)))) if is_fortran else tensor
+
+
+@contextmanager
+def _damage_named(path: Path, *more: type[Exception]) -> Iterator[None]:
+    """Raise WeightsError that names the file, for errors that mean that it is damaged."""
+    try:
+        yield
+    except _DAMAGE + more as error:
+        if isinstance(error, OSError):
+            raise WeightsError(f"{path} can't be read: {error.strerror or error}") from error
+        raise WeightsError(
+            f"{path} is damaged: replace it ({type(error).__name__}: {error})"
+        ) from error

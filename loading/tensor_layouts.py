@@ -1,7 +1,8 @@
-"""The layouts of transcoders: in which files, by which names and how a layer's tensors lie."""
+"""The formats of transcoders: in which files a layer's tensors are, by which names and how."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,24 +12,24 @@ from loading.transcoder_config import Kind
 
 _File = TypeVar("_File")
 
-# What every layer has, and what some have: a k is that of TopK.
+# Tensors that every layer has, and those that some have: a k is that of TopK.
 REQUIRED = ("W_enc", "W_dec", "b_enc", "b_dec")
 OPTIONAL = ("threshold", "W_skip", "k")
 
 
 @dataclass(frozen=True)
 class TensorLayout:
-    """A format: where a layer's tensors are, and which of them lie transposed.
+    """A format: where a layer's tensors are, and which of them are stored transposed.
 
-    The shapes meant are circuit-tracer's: W_enc (n_features, d_model), a per-layer W_skip
-    (written, read), a cross-layer one (read, written).
+    In circuit-tracer W_enc is (n_features, d_model), W_skip of a layer (d_model written, d_model
+    read), and W_skip of a cross-layer transcoder (d_model read, d_model written).
     """
 
-    stored: Mapping[str, str]  # by circuit-tracer's name; "{}" stands for the layer
-    files: tuple[str, ...] = ()  # of a layer, as `stored`; (): each set has a list of its own
-    transposed: Collection[str] = ()
-    can_be_lazy: bool = False  # circuit-tracer can read rows of it from the file
-    all_decoders: bool = False  # cross-layer: also those that would write to layers before
+    stored: Mapping[str, str]  # names in files, by circuit-tracer's; "{}" stands for the layer
+    files: tuple[str, ...] = ()  # names of a layer's files; (): a set's configuration lists them
+    transposed: Collection[str] = ()  # the tensors, by circuit-tracer's names
+    can_be_lazy: bool = False  # circuit-tracer can leave encoders and decoders on the disk
+    all_decoders: bool = False  # cross-layer: decoders to the layers before are stored too
 
     def names(self, layer: int) -> dict[str, str]:
         """The stored names in a layer, by circuit-tracer's."""
@@ -38,6 +39,17 @@ class TensorLayout:
         """The names of a layer's files."""
         return [name.format(layer) for name in self.files]
 
+    def paths(self, folder: Path, n_layers: int) -> tuple[tuple[Path, ...], ...]:
+        """Each layer's files in a folder."""
+        layers = map(self.file_names, range(n_layers))
+        return tuple(tuple(folder / name for name in names) for names in layers)
+
+    def count_layers(self, names: Collection[str]) -> int:
+        """One more than the highest layer that has a file among these names."""
+        pattern = re.compile(self.files[0].format(r"(\d+)"))
+        found = (pattern.fullmatch(name) for name in names)
+        return max((int(match[1]) + 1 for match in found if match), default=0)
+
 
 _SAME = {name: name for name in (*REQUIRED, "W_skip", "k")}
 
@@ -46,7 +58,7 @@ CIRCUIT_TRACER = TensorLayout(
     files=("layer_{}.safetensors",),
     can_be_lazy=True,
 )
-# circuit-tracer has no place for a skip connection in this one; the worker gives it one.
+# circuit-tracer saves no skip connection in this format; W_skip is the worker's addition.
 CIRCUIT_TRACER_CROSS_LAYER = TensorLayout(
     {name: f"{name}_{{}}" for name in (*REQUIRED, "threshold", "W_skip")},
     files=("W_enc_{}.safetensors", "W_dec_{}.safetensors"),

@@ -1,8 +1,8 @@
 """A model's tokenizer, whichever version of transformers saved it.
 
 transformers 5 names classes that version 4 lacks, and lists as `extra_special_tokens` what version
-4 knows as `additional_special_tokens`. What such a tokenizer does to text is all in tokenizer.json,
-which both versions run with the same library.
+4 reads as `additional_special_tokens`. All that such a tokenizer does to text is in tokenizer.json,
+which both versions read with the same library.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from loading import WeightsError
-from loading.layouts import read_json
+from loading.config_json import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,7 +35,7 @@ def read_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     if isinstance(saved.get("extra_special_tokens"), list):
         extra = saved["extra_special_tokens"]
         special = {"extra_special_tokens": {}, "additional_special_tokens": extra}
-    # Version 5 alone notes the library that tokenizes.
+    # Only version 5 saves the name of the library that tokenizes.
     name, backend = saved.get("tokenizer_class"), saved.get("backend")
     if backend is None and name != "TokenizersBackend":
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -47,13 +47,13 @@ def read_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
             f"{file} was saved by transformers 5 ({backend or name}), and of such tokenizers the "
             "worker reads only those with a tokenizer.json: save it anew as a fast tokenizer"
         )
-    # A class of that name, where version 4 has one, may change what tokenizer.json says.
-    with _without_a_word_on_its_class():
+    # Not the class that the file names: version 4's may change what tokenizer.json says.
+    with _class_warning_silenced():
         return PreTrainedTokenizerFast.from_pretrained(directory, **special)
 
 
 @contextmanager
-def _without_a_word_on_its_class() -> Iterator[None]:
+def _class_warning_silenced() -> Iterator[None]:
     """Silence transformers' warning that the class is not the one that the file names."""
     logger = logging.getLogger("transformers.tokenization_utils_base")
     level = logger.level

@@ -16,7 +16,7 @@ CONFIG = "config.yaml"
 Kind = Literal["transcoder_set", "cross_layer_transcoder"]
 Activation = Literal["relu", "jump_relu", "topk"]
 
-# What each name for an activation means, in small letters.
+# The names of activations, in small letters.
 _ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",
     "jumprelu": "jump_relu",
@@ -25,42 +25,16 @@ _ACTIVATIONS: dict[str, Activation] = {
     "top_k": "topk",
 }
 _ACTIVATION_KEYS = ("activation", "activation_function")
-# The keys of a configuration that are read, and those that describe and change nothing.
-_READ = {
-    "model_kind",
-    "feature_input_hook",
-    "feature_output_hook",
-    "scan",
-    "transcoders",
-    "k",
-    *_ACTIVATION_KEYS,
-}
-_DESCRIBING = {
-    "author",
-    "authors",
-    "citation",
-    "converted",
-    "d_model",
-    "d_transcoder",
-    "dataset",
-    "description",
-    "dtype",
-    "features",
-    "features_dir",
-    "id",
-    "license",
-    "model_name",
-    "n_layers",
-    "name",
-    "release",
-    "repo_id",
-    "revision",
-    "source",
-    "subfolder",
-    "tags",
-    "url",
-    "urls",
-    "version",
+_REQUIRED_KEYS = ("model_kind", "feature_input_hook", "feature_output_hook")
+_READ_KEYS = {*_REQUIRED_KEYS, *_ACTIVATION_KEYS, "scan", "transcoders", "k"}
+# Keys that describe a set and change nothing: what it is called, who made it from what, what its
+# size is, where it comes from, and where its features are shown.
+_DESCRIBING_KEYS = {
+    *("id", "name", "description", "tags", "version", "release"),
+    *("author", "authors", "citation", "license", "model_name", "dataset"),
+    *("d_model", "d_transcoder", "n_layers", "dtype"),
+    *("repo_id", "revision", "subfolder", "source", "url", "urls", "converted"),
+    *("features", "features_dir"),
 }
 
 
@@ -72,8 +46,8 @@ class TranscoderConfig:
     feature_input_hook: str
     feature_output_hook: str
     scan: str | list[str] | None
-    listed: tuple[str, ...] | None  # one `hf://` address or path a layer; None: beside the file
-    activation: Activation | None = None  # None: as the files have thresholds or not
+    listed: tuple[str, ...] | None  # an `hf://` address or path a layer; None: beside the file
+    activation: Activation | None = None  # None: what the files' tensors imply
     k: int | None = None  # features that TopK keeps
 
 
@@ -96,7 +70,7 @@ def read_transcoder_config(folder: Path) -> TranscoderConfig:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise WeightsError(f"{file} is no YAML: replace it ({type(error).__name__})") from None
     config = config if isinstance(config, dict) else {}
-    for key in ("model_kind", "feature_input_hook", "feature_output_hook"):
+    for key in _REQUIRED_KEYS:
         if not isinstance(config.get(key), str):
             raise WeightsError(f"{file} has no {key!r}: add it, as circuit-tracer's sets have it")
     kind: Any = config["model_kind"]
@@ -104,37 +78,34 @@ def read_transcoder_config(folder: Path) -> TranscoderConfig:
         raise WeightsError(
             f"{file}: model_kind {kind!r} is not served; one of {', '.join(get_args(Kind))} is"
         )
-    for key in config.keys() - _READ - _DESCRIBING:
+    for key in config.keys() - _READ_KEYS - _DESCRIBING_KEYS:
         raise WeightsError(
             f"{file} has {key!r}, which the worker doesn't know and which may change what the "
             "features are: use a set without it, or where it changes nothing a copy without it"
         )
-    activation = _activation(file, config)
     return TranscoderConfig(
         kind,
         config["feature_input_hook"],
         config["feature_output_hook"],
         config.get("scan"),
         _listed(file, kind, config.get("transcoders")),
-        activation,
+        _activation(file, config),
         _k(file, config.get("k")),
     )
 
 
 def _activation(file: Path, config: Mapping[str, Any]) -> Activation | None:
     named = {key: config[key] for key in _ACTIVATION_KEYS if config.get(key) is not None}
-    meant = {}
     for key, name in named.items():
-        known = _ACTIVATIONS.get(name.lower()) if isinstance(name, str) else None
-        if known is None:
+        if not isinstance(name, str) or name.lower() not in _ACTIVATIONS:
             raise WeightsError(
                 f"{file}: {key} {name!r} is not served; one of relu, jump_relu, topk is"
             )
-        meant[key] = known
-    if len(set(meant.values())) > 1:
+    found = {_ACTIVATIONS[name.lower()] for name in named.values()}
+    if len(found) > 1:
         both = " and ".join(f"{key} {name!r}" for key, name in named.items())
         raise WeightsError(f"{file} has {both}: correct the one that is wrong")
-    return next(iter(meant.values()), None)
+    return next(iter(found), None)
 
 
 def _k(file: Path, k: object) -> int | None:
@@ -155,11 +126,10 @@ def _listed(file: Path, kind: Kind, listed: object) -> tuple[str, ...] | None:
             f"{file}: `transcoders` is empty: name a file a layer, or leave it out where the files "
             "are beside it"
         )
-    names = tuple(listed)
     # circuit-tracer leaves out the last file of a cross-layer list, so some lists have one more.
-    if kind == "cross_layer_transcoder" and names[-1:] and names[-1] in names[:-1]:
-        names = names[:-1]
-    for i, name in enumerate(names):
-        if name in names[:i]:
+    if kind == "cross_layer_transcoder" and listed[-1] in listed[:-1]:
+        listed = listed[:-1]
+    for i, name in enumerate(listed):
+        if name in listed[:i]:
             raise WeightsError(f"{file} lists {name!r} twice: correct `transcoders`")
-    return names
+    return tuple(listed)

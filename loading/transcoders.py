@@ -1,15 +1,15 @@
-"""Transcoders on the disk, as circuit-tracer's transcoders in memory or left on the disk.
+"""Transcoders from their files, as circuit-tracer's modules in memory or left on the disk.
 
 circuit-tracer's own loaders go by Hugging Face ids and ask the hub each time, know ReLU and
 JumpReLU but not TopK, and hold a cross-layer set twice while they read Gemma Scope 2's files. Here
-the files are found by `loading.sources`, what they are is told by `loading.inspection`, and
-circuit-tracer's modules are filled from them a tensor at a time.
+its modules are filled a tensor at a time from the files that `loading.sources` found and
+`loading.inspection` checked.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection
 from typing import Any, TypeAlias
 
 import torch
@@ -17,10 +17,9 @@ from circuit_tracer.transcoder import TranscoderSet
 from circuit_tracer.transcoder.activation_functions import JumpReLU, TopK
 from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder
 from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder
-from safetensors import safe_open
 
-from loading.inspection import Contents, Layer, inspect
-from loading.npz_files import read_arrays
+from loading.inspection import Contents, inspect
+from loading.layer import Layer
 from loading.sources import TranscoderFiles
 
 logger = logging.getLogger(__name__)
@@ -44,72 +43,70 @@ def transcoders(
     asked for; `loading.conversion` makes copies of them that can be left on the disk.
 
     Raises:
-        WeightsError: the files aren't a set that is served; the message says what to do.
-        safetensors.SafetensorError, OSError, ValueError: a file is damaged.
+        WeightsError: the files aren't a set that is served, or one is damaged; the message says
+            what to do.
     """
     contents = inspect(files)
-    lazy = {"W_enc": lazy_encoder, "W_dec": lazy_decoder}
-    left = [name for name, is_lazy in lazy.items() if is_lazy]
+    lazy = [name for name, on in (("W_enc", lazy_encoder), ("W_dec", lazy_decoder)) if on]
     stuck = [layer for layer in contents.layers if not layer.layout.can_be_lazy]
-    if left and stuck:
+    if lazy and stuck:
         logger.warning(
             "%s can't be left on the disk in the format it has: %d of %d layers are read whole",
-            stuck[0].files["W_enc"],
+            stuck[0].stored["W_enc"].path,
             len(stuck),
             contents.n_layers,
         )
     if files.kind == "cross_layer_transcoder":
-        return _cross_layer_transcoder(files, contents, left, device, dtype)
+        return _cross_layer_transcoder(files, contents, () if stuck else lazy, device, dtype)
     layers = {
-        number: _transcoder(number, layer, contents, left, device, dtype)
-        for number, layer in enumerate(contents.layers)
+        layer.number: _transcoder(
+            layer, contents, lazy if layer.layout.can_be_lazy else (), device, dtype
+        )
+        for layer in contents.layers
     }
     config = files.config
     return TranscoderSet(layers, config.feature_input_hook, config.feature_output_hook, files.scan)
 
 
 def _transcoder(
-    number: int,
     layer: Layer,
     contents: Contents,
-    left_on_disk: Sequence[str],
+    lazy: Collection[str],
     device: torch.device,
     dtype: torch.dtype,
 ) -> SingleLayerTranscoder:
-    left = left_on_disk if layer.layout.can_be_lazy else ()
-    state = dict(_tensors(layer, left, device, dtype))
-    threshold = state.pop("threshold", None)
-    if threshold is not None:
-        state["activation_function.threshold"] = threshold
+    state = {
+        name: layer.read(name, device=str(device), dtype=dtype).contiguous()
+        for name in _names(layer, lazy)
+    }
+    activation_function: Any = torch.nn.functional.relu
+    if "threshold" in state:
+        activation_function = JumpReLU(state["threshold"], _BANDWIDTH)
+        state["activation_function.threshold"] = state.pop("threshold")
+    elif contents.k is not None:
+        activation_function = TopK(contents.k)
     with torch.device("meta"):
         transcoder = SingleLayerTranscoder(
             contents.d_model,
             contents.n_features,
-            _activation_function(contents, threshold),
-            number,
+            activation_function,
+            layer.number,
             skip_connection=contents.skip,
-            transcoder_path=str(layer.files["W_enc"]),
-            lazy_encoder="W_enc" in left,
-            lazy_decoder="W_dec" in left,
+            transcoder_path=str(layer.stored["W_enc"].path),
+            lazy_encoder="W_enc" in lazy,
+            lazy_decoder="W_dec" in lazy,
         )
     transcoder.load_state_dict(state, assign=True)
     return transcoder
 
 
-def _activation_function(contents: Contents, threshold: torch.Tensor | None) -> Any:
-    if threshold is not None:
-        return JumpReLU(threshold, _BANDWIDTH)
-    return torch.nn.functional.relu if contents.k is None else TopK(contents.k)
-
-
 def _cross_layer_transcoder(
     files: TranscoderFiles,
     contents: Contents,
-    left_on_disk: Sequence[str],
+    lazy: Collection[str],
     device: torch.device,
     dtype: torch.dtype,
 ) -> CrossLayerTranscoder:
-    left = left_on_disk if all(layer.layout.can_be_lazy for layer in contents.layers) else ()
     with torch.device("meta"):
         transcoder = CrossLayerTranscoder(
             contents.n_layers,
@@ -117,8 +114,8 @@ def _cross_layer_transcoder(
             contents.d_model,
             activation_function="jump_relu" if contents.activation == "jump_relu" else "relu",
             skip_connection=contents.skip,
-            lazy_encoder="W_enc" in left,
-            lazy_decoder="W_dec" in left,
+            lazy_encoder="W_enc" in lazy,
+            lazy_decoder="W_dec" in lazy,
             feature_input_hook=files.config.feature_input_hook,
             feature_output_hook=files.config.feature_output_hook,
             scan=files.scan,
@@ -130,49 +127,21 @@ def _cross_layer_transcoder(
         for name, parameter in transcoder.named_parameters()
         if not name.startswith("W_dec")
     }
-    for number, layer in enumerate(contents.layers):
-        for name, tensor in _tensors(layer, left, device, dtype, first_written=number):
+    for layer in contents.layers:
+        for name in _names(layer, lazy):
+            tensor = layer.read(name, device=str(device), dtype=dtype)
             if name == "W_dec":
-                state[f"W_dec.{number}"] = tensor
+                state[f"W_dec.{layer.number}"] = tensor
             elif name == "threshold":
-                state["activation_function.threshold"][number] = tensor
+                state["activation_function.threshold"][layer.number] = tensor
             else:
-                state[name][number] = tensor
+                state[name][layer.number] = tensor
     transcoder.load_state_dict(state, assign=True)
     if contents.k is not None:
         transcoder.activation_function = TopK(contents.k)
     return transcoder
 
 
-def _tensors(
-    layer: Layer,
-    left_on_disk: Sequence[str],
-    device: torch.device,
-    dtype: torch.dtype,
-    first_written: int = 0,
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of a layer by circuit-tracer's names, but those left on the disk.
-
-    Args:
-        first_written: the layer's number, for files that hold decoders to the layers before too.
-    """
-    wanted = [name for name in layer.files if name not in (*left_on_disk, "k")]
-    for path in dict.fromkeys(layer.files[name] for name in wanted):
-        here = [name for name in wanted if layer.files[name] == path]
-        if path.suffix == ".npz":
-            stored = [layer.stored[name] for name in here]
-            arrays = read_arrays(path, stored, device=device, dtype=dtype)
-            for name, tensor in zip(here, arrays, strict=True):
-                yield name, _turned(layer, name, tensor)
-            continue
-        with safe_open(path, framework="pt", device=str(device)) as opened:
-            for name in here:
-                if name == "W_dec" and layer.layout.all_decoders:
-                    tensor = opened.get_slice(layer.stored[name])[:, first_written:]
-                else:
-                    tensor = opened.get_tensor(layer.stored[name])
-                yield name, _turned(layer, name, tensor.to(dtype))
-
-
-def _turned(layer: Layer, name: str, tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.T.contiguous() if name in layer.layout.transposed else tensor
+def _names(layer: Layer, lazy: Collection[str]) -> list[str]:
+    """The tensors of a layer that are loaded: a k is none of circuit-tracer's."""
+    return [name for name in layer.stored if name not in (*lazy, "k")]

@@ -1,7 +1,5 @@
 """A Hugging Face model and its transcoders, as circuit-tracer's TransformerLens model."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +8,29 @@ from circuit_tracer.replacement_model.replacement_model_transformerlens import (
     TransformerLensReplacementModel,
 )
 from torch import nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformer_lens import HookedTransformerConfig
-from transformer_lens.components import PosEmbed
 from transformer_lens.loading_from_pretrained import get_pretrained_state_dict
 
 from loading import UnsupportedArchitectureError, WeightsMismatchError
 from loading.checkpoint import Module, unread
 from loading.hooked_config import hooked_config
-from loading.rotary_buffers import rotary_buffers_kept
-from loading.skip_connections import take_skip_inputs_of_any_dtype
+from loading.input_dtypes import cast_skip_inputs
 from loading.weight_layout import lay_out_weights
 
-# The usual places, for messages.
-_PLACES = {
+# Where transcoders usually read and write, for messages.
+_USUAL_HOOKS = {
     "feature_input_hook": "mlp.hook_in, ln2.hook_normalized, hook_resid_mid",
     "feature_output_hook": "mlp.hook_out, hook_mlp_out",
 }
+
+
+class _ReplacementModel(TransformerLensReplacementModel):
+    def _deduplicate_attention_buffers(self) -> None:
+        """Leave masks and rotary embeddings: `_build` has them shared by the layers of a kind.
+
+        circuit-tracer's method gives all layers the rotary embeddings of the last one, silently
+        wrong for Gemma 3, whose local and global layers have different rope bases.
+        """
 
 
 def replacement_model(
@@ -39,32 +43,31 @@ def replacement_model(
             of `dtype` are taken as they are, not copied.
 
     Raises:
-        UnsupportedArchitectureError: hooked_config.py has no conversion for the model, or it has no
-            such place as the transcoders read or write at.
+        UnsupportedArchitectureError: hooked_config.py has no conversion for the model, or it lacks
+            the hook where the transcoders read or write.
         WeightsMismatchError: the weights aren't those of the architecture.
     """
-    model = hooked_model(TransformerLensReplacementModel, hf_model, name, device, dtype)
+    model = hooked_model(_ReplacementModel, hf_model, name, device, dtype)
     _check_hooks(model, transcoders, name)
-    # What circuit-tracer's own from_pretrained does once the weights are in: its from_config
-    # would wrap the MLPs first, under which names the converted weights don't fit.
-    with rotary_buffers_kept(model):
-        model._configure_replacement_model(transcoders)
-    take_skip_inputs_of_any_dtype(transcoders)
+    # What circuit-tracer's own from_pretrained does with a model that has its weights: from_config
+    # would wrap the MLPs first, and the converted weights' names don't fit wrapped ones.
+    model._configure_replacement_model(transcoders)
+    cast_skip_inputs(transcoders)
     return model
 
 
 def _check_hooks(model: Any, transcoders: Any, name: str) -> None:
-    """Raise UnsupportedArchitectureError unless the places where features read and write exist."""
-    for key, usual in _PLACES.items():
+    """Raise UnsupportedArchitectureError unless the hooks where features read and write exist."""
+    for key, usual in _USUAL_HOOKS.items():
         hook = getattr(transcoders, key)
-        # circuit-tracer wraps the MLP, in which no name but its own two is found then.
+        # circuit-tracer wraps the MLP, and finds only its own two hooks there.
         if hook.startswith("mlp."):
             exists = hook in ("mlp.hook_in", "mlp.hook_out")
         else:
             exists = f"blocks.0.{hook}" in model.hook_dict
         if not exists:
             raise UnsupportedArchitectureError(
-                f"the transcoders have {key}: {hook}, a place that {name} doesn't have on "
+                f"the transcoders have {key}: {hook}, which {name} doesn't have on "
                 f"TransformerLens; correct their config.yaml (usual are {usual})"
             )
 
@@ -80,69 +83,47 @@ def hooked_model(
     """
     cfg = hooked_config(hf_model.config, model_name=name, device=device, dtype=dtype)
     model = _build(cls, cfg)
-    # The name only has to exist as a path: the weights come from hf_model.
+    # The weights come from hf_model; the name only has to be a path that exists.
     any_path = str(Path(__file__).parent)
     state = get_pretrained_state_dict(any_path, cfg, hf_model=hf_model, dtype=dtype)
-    _take(model, state, device)
+    _set_parameters(model, state, device)
     if isinstance(hf_model, Module):
         left = sorted(hf_model.stored - hf_model.read)
         tied = hf_model.config.tie_word_embeddings
         WeightsMismatchError.check(unread=unread(left, tied=tied))
     lay_out_weights(model)
-    # As a string: of a torch.device TransformerLens notes the type alone, "cuda" for "cuda:1".
+    # As a string: of a torch.device TransformerLens keeps the type alone, "cuda" for "cuda:1".
     return model.to(str(device), print_details=False).eval()
 
 
 def _build(cls: Any, cfg: HookedTransformerConfig) -> Any:
-    """A model without weights, whose layers share masks and rotary embeddings by kind.
+    """A model of parameters without memory, and with masks and rotary embeddings.
 
-    TransformerLens makes masks of n_ctx x n_ctx for each layer, which takes longer than to read
-    the layer's weights. So it is built for one position, and the rest is made once a kind.
+    TransformerLens makes these for each layer, which takes longer than to read the layer's weights.
+    Here all local layers share theirs, and all global ones.
     """
-    n_ctx, cfg.n_ctx = cfg.n_ctx, 1
-    with _matrices_without_memory():
+    with torch.device("meta"):
         model = cls(cfg, move_to_device=False)
-        cfg.n_ctx = n_ctx
-        if hasattr(model, "pos_embed"):
-            model.pos_embed = PosEmbed(cfg)
-        buffers: dict[str, dict[str, torch.Tensor]] = {}
-        for block in model.blocks:
-            kind = block.attn.attn_type
-            if kind not in buffers:
-                attention = type(block.attn)(cfg, kind, block.attn.layer_id)
-                buffers[kind] = dict(attention.named_buffers(recurse=False))
-            for name, buffer in buffers[kind].items():
-                setattr(block.attn, name, buffer)
-    model.setup()
+    buffers: dict[str, dict[str, torch.Tensor]] = {}
+    for block in model.blocks:
+        kind = block.attn.attn_type
+        if kind not in buffers:
+            attention = type(block.attn)(cfg, kind, block.attn.layer_id)
+            made = attention.named_buffers(recurse=False)
+            # On the device here: moved with the model later, each layer would get a copy.
+            buffers[kind] = {name: buffer.to(cfg.device) for name, buffer in made}
+        for name, buffer in buffers[kind].items():
+            setattr(block.attn, name, buffer)
     return model
 
 
-@contextmanager
-def _matrices_without_memory() -> Iterator[None]:
-    """Modules built meanwhile have matrices that are only a shape; vectors and buffers are real."""
-
-    def without_memory(
-        _module: nn.Module, _name: str, parameter: nn.Parameter
-    ) -> nn.Parameter | None:
-        if parameter.ndim < 2:
-            return None
-        return nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
-
-    hook = register_module_parameter_registration_hook(without_memory)  # type: ignore[arg-type]
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def _take(model: nn.Module, state: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Make the tensors of `state` the model's parameters, each in its parameter's dtype.
-
-    Vectors that aren't there, such as a bias that the architecture lacks, stay as they were built.
-    """
+def _set_parameters(model: nn.Module, state: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Make the tensors of `state` the model's parameters, each in its parameter's dtype."""
     parameters = dict(model.named_parameters())
+    bias = "unembed.b_U"  # the one that converters leave out, where a model has none
+    state.setdefault(bias, torch.zeros(parameters[bias].shape))
     WeightsMismatchError.check(
-        missing=[name for name, p in parameters.items() if p.ndim > 1 and name not in state],
+        missing=[name for name in parameters if name not in state],
         misshapen=[
             n for n, t in state.items() if n in parameters and t.shape != parameters[n].shape
         ],

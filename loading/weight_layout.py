@@ -2,14 +2,12 @@
 
 TransformerLens 3 transposes the weights of gated MLPs, attention and unembedding into fresh memory
 in every forward pass, which for a few tokens takes longer than the pass. A parameter whose memory
-already has the transposed order comes out of that as it is, with nothing copied: the same
-parameters, the same kernels, the same bits.
+has the transposed order already isn't copied: the same parameters, the same kernels, the same bits.
 """
 
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformer_lens.components import Unembed
 from transformer_lens.components.abstract_attention import AbstractAttention
 from transformer_lens.components.mlps.gated_mlp import GatedMLP
@@ -21,19 +19,18 @@ def lay_out_weights(model: Any) -> None:
     Takes memory for one more copy of the largest weight meanwhile.
     """
     for module in model.modules():
-        weights = dict(module.named_parameters(recurse=False))
-        for name, weight in weights.items():
+        for name, weight in module.named_parameters(recurse=False):
             if isinstance(module, GatedMLP | Unembed) and weight.ndim == 2:
-                _store(weight, weight.T.contiguous().T)
+                weight.data = _in_order(weight.detach(), 1, 0)
             elif isinstance(module, AbstractAttention) and name == "W_O":
-                n_heads, d_head, d_model = weight.shape
-                flat = weight.reshape(n_heads * d_head, d_model)
-                _store(weight, flat.T.contiguous().T.view(n_heads, d_head, d_model))
+                # (n_heads, d_head, d_model), used as (d_model, n_heads * d_head)
+                weight.data = _in_order(weight.detach(), 2, 0, 1)
             elif isinstance(module, AbstractAttention) and weight.ndim == 3:
                 # W_Q, W_K, W_V, (n_heads, d_model, d_head), used as (n_heads * d_head, d_model)
-                _store(weight, weight.transpose(1, 2).contiguous().transpose(1, 2))
+                weight.data = _in_order(weight.detach(), 0, 2, 1)
 
 
-def _store(weight: nn.Parameter, reordered: Tensor) -> None:
-    with torch.no_grad():
-        weight.data = reordered.detach()
+def _in_order(weight: Tensor, *dimensions: int) -> Tensor:
+    """The same tensor, contiguous in memory when its dimensions are permuted so."""
+    back = [dimensions.index(dimension) for dimension in range(weight.ndim)]
+    return weight.permute(dimensions).contiguous().permute(back)

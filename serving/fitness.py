@@ -14,7 +14,8 @@ from collections.abc import Callable
 
 from delivery.spooling import MEMORY_LIMIT_BYTES, spool
 from errors import NotFinite
-from model_loader import LoadedModel, get_model
+from loading.loaded_model import LoadedModel
+from model_loader import get_model
 from prompting import prompts
 from prompting.naming import is_gemma_3_it
 from settings import Settings

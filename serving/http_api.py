@@ -34,7 +34,7 @@ from settings import Settings
 if TYPE_CHECKING:
     import actions.answer
     from delivery import Spooled
-    from model_loader import LoadedModel
+    from loading.loaded_model import LoadedModel
 
 logger = logging.getLogger(__name__)
 

@@ -59,11 +59,11 @@ def import_libraries(settings: Settings, *libraries: str) -> None:
     Raises:
         SettingsError: the settings name no model.
     """
-    from model_loader import entry_for
+    from loading.selection import select
 
     started = time.perf_counter()
     settings.export_hub_variables()
-    if entry_for(settings).engine == "transformerlens":
+    if select(settings).engine == "transformerlens":
         libraries = ("loading.transformerlens_engine", *libraries)
     import_lean("actions.answer", "loading.build", *libraries)
     import torch

@@ -10,7 +10,8 @@ import pytest
 
 from loading.entry import ModelEntry
 from loading.footprint import device_bytes, disk_bytes
-from model_loader import DEMO, REGISTRY, resolve_entry
+from loading.registry import DEMO, REGISTRY
+from loading.selection import resolve_entry
 from settings import Settings, read_settings
 from tests.support import runpod_hub_schema
 from tests.support.bake_file import BAKE, TARGETS

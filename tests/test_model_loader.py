@@ -13,8 +13,10 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import model_loader
 import steering
-from loading.layouts import stored_dtype
-from model_loader import DEMO, REGISTRY, ModelLoadError, entry_for, resolve_entry
+from loading.config_json import stored_dtype
+from loading.registry import DEMO, REGISTRY
+from loading.selection import resolve_entry, select
+from model_loader import ModelLoadError
 from settings import SettingsError
 from tests.support.demo_worker import demo_settings
 
@@ -50,7 +52,7 @@ class TestNames:
 
     def test_other_transcoders_of_a_known_model_say_nothing_of_the_default_ones(self):
         entry = resolve_entry("google/gemma-2-2b", "someone/transcoders")
-        assert (entry.neuronpedia_id, entry.dtype) == ("gemma-2-2b", "bfloat16")
+        assert (entry.neuronpedia_id, entry.recommended_dtype) == ("gemma-2-2b", "bfloat16")
         assert entry.source_set is None
         assert entry.shapes is None
         assert entry.source_urls == ("https://huggingface.co/someone/transcoders",)
@@ -84,14 +86,30 @@ class TestNames:
 class TestHowAnEntryIsLoaded:
     NAMED: ClassVar = {"model_id": "google/gemma-3-4b-it"}
 
-    def test_as_the_entry_says_where_the_settings_say_nothing(self):
-        entry = entry_for(demo_settings(**self.NAMED))
-        assert (entry.dtype, entry.lazy_encoder, entry.lazy_decoder) == ("bfloat16", True, True)
+    def test_as_the_entry_recommends_where_the_settings_say_nothing(self):
+        selection = select(demo_settings(**self.NAMED, model_dtype=None))
+        assert (selection.engine, selection.lazy_encoder, selection.lazy_decoder) == (
+            "transformerlens",
+            True,
+            True,
+        )
+        assert (selection.dtype_on_gpu, selection.dtype_on_cpu) == ("bfloat16", "float32")
 
     def test_as_the_settings_say_where_they_say_something(self):
-        chosen = {"model_dtype": "float32", "lazy_encoder": False, "lazy_decoder": False}
-        entry = entry_for(demo_settings(**self.NAMED, **chosen))
-        assert (entry.dtype, entry.lazy_encoder, entry.lazy_decoder) == ("float32", False, False)
+        chosen = {"model_dtype": "float16", "lazy_encoder": False, "lazy_decoder": False}
+        selection = select(demo_settings(**self.NAMED, **chosen, model_engine="nnsight"))
+        assert (selection.engine, selection.lazy_encoder, selection.lazy_decoder) == (
+            "nnsight",
+            False,
+            False,
+        )
+        assert (selection.dtype_on_gpu, selection.dtype_on_cpu) == ("float16", "float16")
+
+    def test_in_its_own_dtype_on_a_gpu_where_nothing_is_known_of_it(self):
+        assert select(demo_settings(model_dtype=None)).dtype_on_gpu is None
+
+    def test_the_names_are_resolved_once(self):
+        assert select(demo_settings(**self.NAMED)) is select(demo_settings(**self.NAMED))
 
 
 @pytest.mark.parametrize(

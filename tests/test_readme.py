@@ -10,7 +10,8 @@ import torch
 
 import errors
 from attribution import attribute
-from model_loader import REGISTRY, get_model
+from loading.registry import REGISTRY
+from model_loader import get_model
 from prompting.prompts import tokenize
 from settings import Settings, get_settings
 from tests.support.demo_worker import ROOT, ask

@@ -12,8 +12,8 @@ import requests
 import torch
 from safetensors.torch import load_file, save_file
 
-import model_loader
 import start
+from loading.registry import DEMO
 from settings import read_settings
 from tests.support.demo_worker import ROOT, demo_settings
 from tests.support.http_server import GRAPH, assert_error, wait_until
@@ -135,11 +135,11 @@ def test_without_a_secret_the_server_listens_on_loopback_only(host):
 
 def test_a_server_whose_weights_are_damaged_ends_before_it_listens(tmp_path):
     model = tmp_path / "model"
-    shutil.copytree(model_loader.DEMO.model, model)
+    shutil.copytree(DEMO.model, model)
     weights = load_file(model / "model.safetensors")
     weights["model.layers.1.mlp.up_proj.weight"][3, 5] = torch.nan
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
-    names = {"MODEL_ID": str(model), "TRANSCODER_SET": model_loader.DEMO.transcoder_set}
+    names = {"MODEL_ID": str(model), "TRANSCODER_SET": DEMO.transcoder_set}
     done = subprocess.run(
         [sys.executable, str(ROOT / "start.py"), "--port", str(free_port())],
         cwd=tmp_path,

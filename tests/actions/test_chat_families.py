@@ -23,6 +23,7 @@ import schemas
 from actions.answer import ACTIONS
 from actions.job import Job
 from delivery import Spooled
+from loading.loaded_model import LoadedModel
 from tests.loading.test_hooked_config import (
     GPT2_SHAPE,
     SHAPE,
@@ -42,7 +43,7 @@ N_LAYERS, D_MODEL, N_FEATURES = 3, 32, 12
 class Family:
     """A model of the family in a directory, loaded as the worker loads it."""
 
-    loaded: model_loader.LoadedModel
+    loaded: LoadedModel
     hf_model: Any
     ids: list[int]  # the tokens of the conversation or text, by hand
     n_unsteerable: int

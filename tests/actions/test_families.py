@@ -1,5 +1,6 @@
 """Each family of models by its official name: from the cache, without a network, to all actions."""
 
+import logging
 import socket
 
 import huggingface_hub
@@ -10,9 +11,11 @@ from transformers import AutoModelForCausalLM
 
 import attribution
 import model_loader
-from model_loader import REGISTRY, resolve_entry
+from loading.registry import REGISTRY
+from loading.selection import resolve_entry
 from tests.support.chat_messages import user
 from tests.support.demo_worker import ask, demo_settings, without_times
+from tests.support.model_cache import commit_of
 from tests.support.tiny_families import FAMILIES, PUBLISHED, write_family
 
 PROMPT = "The capital of France is"
@@ -122,8 +125,10 @@ def asked(model):
 
 
 @of_families(FAMILIES)
-def test_all_four_actions_agree_on_positions_and_predictions(family, loaded):
+def test_all_four_actions_agree_on_positions_and_predictions(family, loaded, caplog):
+    caplog.set_level(logging.INFO)
     model, chosen = loaded()
+    assert f"(from {', '.join(model.revisions)}) on cpu" in caplog.text
     body = asked(model)
     forward = ask({"action": "forward-pass", **body}, chosen)
     graph = ask({"action": "generate-graph", "slug_identifier": "family", **body}, chosen)
@@ -132,6 +137,9 @@ def test_all_four_actions_agree_on_positions_and_predictions(family, loaded):
     by = "circuit-tracer" if entry.engine == "nnsight" else "explicit sweep"
     assert attribution.method_for(model.model) == by
     assert graph["metadata"]["scan"] == entry.neuronpedia_id
+    assert graph["metadata"]["info"]["weight_revisions"] == list(model.revisions)
+    assert model.revisions[0] == f"{family.model}@{commit_of(family.model)}"
+    assert model.revisions[1].startswith(f"{family.transcoder_set}@")
     likeliest = [salient["token_id"] for salient in forward["salient_logits"]]
     targets = [node["node_id"] for node in graph["nodes"] if node["is_target_logit"]]
     assert [int(target.split("_")[1]) for target in targets] == likeliest[:1]

@@ -16,8 +16,9 @@ import steering
 from loading import UnsupportedArchitectureError, WeightsMismatchError
 from loading.hugging_face_model import read_model
 from loading.layouts import INDEX
+from loading.loaded_model import LoadedModel
 from loading.model_config import read_config
-from model_loader import LoadedModel, ModelLoadError
+from model_loader import ModelLoadError
 from prompting import chat_prompt, prompts
 from serving import fitness
 from settings import Settings

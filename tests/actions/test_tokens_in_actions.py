@@ -14,6 +14,7 @@ from actions.answer import ACTIONS
 from actions.job import Job
 from delivery import Spooled
 from errors import InvalidInput
+from loading.loaded_model import LoadedModel
 from prompting import prompts
 from prompting.token_text import joined
 from tests.actions.test_chat_families import save_transcoders
@@ -30,7 +31,7 @@ class Worker:
     """A random model with a tokenizer of this kind, loaded as the worker loads it."""
 
     kind: str
-    loaded: model_loader.LoadedModel
+    loaded: LoadedModel
 
     @property
     def ids(self) -> list[int]:

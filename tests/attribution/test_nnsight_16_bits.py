@@ -14,9 +14,9 @@ import attribution
 import model_loader
 import steering
 from graphs.cache import GraphCache
-from loading.engines import replacement_model
+from loading.build import replacement_model
 from loading.entry import ModelEntry
-from model_loader import LoadedModel
+from loading.loaded_model import LoadedModel
 from tests.support.demo_worker import ask, demo_settings
 from tests.support.hugging_face_models import FAMILIES, hugging_face_model
 from tests.support.steering_cases import PROMPT, generate

@@ -13,7 +13,8 @@ from demo import evaluate, language_steer
 from demo.corpus import all_facts, documents
 from demo.tokenizer import train_tokenizer
 from demo.train_language_model import CONTEXT
-from model_loader import DEMO, LoadedModel
+from loading.loaded_model import LoadedModel
+from loading.registry import DEMO
 
 BOS, TURN_START, TURN_END = "<|bos|>", "<|im_start|>", "<|im_end|>"
 

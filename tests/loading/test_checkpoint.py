@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformer_lens import HookedTransformer
 from transformers import (
@@ -15,9 +14,9 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from loading import WeightsMismatchError
+from loading import WeightsError, WeightsMismatchError
 from loading.checkpoint import open_checkpoint, weight_files
-from loading.layouts import INDEX, SINGLE_FILE, missing_from_model, model_files
+from loading.layouts import INDEX, SINGLE_FILE, ModelNeeds
 from loading.transformerlens_engine import hooked_model
 from tests.loading.test_hooked_config import CONFIGS, SHAPE, hugging_face_model
 
@@ -25,8 +24,8 @@ CPU = torch.device("cpu")
 
 
 def hooked_from(directory, config, dtype=torch.float32):
-    with open_checkpoint(directory, config, device=CPU, dtype=dtype) as checkpoint:
-        return hooked_model(HookedTransformer, checkpoint, "tiny", CPU, dtype)
+    checkpoint = open_checkpoint(directory, config, device=CPU, dtype=dtype)
+    return hooked_model(HookedTransformer, checkpoint, "tiny", CPU, dtype)
 
 
 def assert_same_weights(model, expected):
@@ -87,9 +86,9 @@ def test_of_a_multimodal_checkpoint_the_language_model_alone_is_read(layout, tmp
         stored[layout + name] = tensor.contiguous()
     stored["vision_tower.weight"] = torch.ones(3)
     save_file(stored, tmp_path / SINGLE_FILE)
-    with open_checkpoint(tmp_path, config, device=CPU, dtype=torch.float32) as checkpoint:
-        weight = checkpoint.model.layers[1].mlp.up_proj.weight
-        assert checkpoint.lm_head.weight is checkpoint.model.embed_tokens.weight
+    checkpoint = open_checkpoint(tmp_path, config, device=CPU, dtype=torch.float32)
+    weight = checkpoint.model.layers[1].mlp.up_proj.weight
+    assert checkpoint.lm_head.weight is checkpoint.model.embed_tokens.weight
     assert torch.equal(weight, model.model.language_model.layers[1].mlp.up_proj.weight)
 
 
@@ -126,7 +125,7 @@ def test_a_damaged_file_is_refused(tmp_path):
     config = saved_llama(tmp_path)
     path = tmp_path / SINGLE_FILE
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(SafetensorError):
+    with pytest.raises(WeightsError, match=f"{SINGLE_FILE} is damaged: replace it"):
         hooked_from(tmp_path, config)
 
 
@@ -148,8 +147,8 @@ def test_weights_that_a_converter_leaves_out_are_named(tmp_path, monkeypatch):
 def test_a_single_file_beside_an_index_is_what_is_downloaded_found_and_read(tmp_path):
     shard = "model-00001-of-00001.safetensors"
     there = [SINGLE_FILE, INDEX, shard, "config.json", "tokenizer.json"]
-    for name in model_files(there):
+    for name in ModelNeeds().files(there, tmp_path):
         (tmp_path / name).write_text("{}")
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": shard}}))
-    assert missing_from_model(tmp_path) == []
-    assert weight_files(tmp_path) == [tmp_path / SINGLE_FILE]
+    assert ModelNeeds().missing(tmp_path) == []
+    assert list(weight_files(tmp_path)) == [tmp_path / SINGLE_FILE]

@@ -9,7 +9,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from loading import WeightsError, conversion, conversion_plan, converted, sources
+from loading import WeightsError, conversion, converted, safetensors_writer, sources
 from loading.inspection import can_be_lazy
 from tests.support.conversions import (
     FILES,
@@ -24,13 +24,13 @@ from tests.support.conversions import (
 from tests.support.model_cache import commit_of, write_repositories
 from tests.support.tiny_families import FAMILIES, write_family
 from tests.support.tiny_sets import N_FEATURES, N_LAYERS, gemma_scope_2, random_transcoder
-from tests.support.weight_files import places
+from tests.support.weight_files import storage
 
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     """Tensors are copied in pieces of a few rows, as large ones are."""
-    monkeypatch.setattr(conversion_plan, "PIECE_BYTES", 3000)
+    monkeypatch.setattr(safetensors_writer, "PIECE_BYTES", 3000)
 
 
 @pytest.fixture(params=LAYOUTS)
@@ -70,7 +70,7 @@ class TestWhatIsConverted:
 
     def test_files_in_bfloat16_stay_so(self, tmp_path, caches):
         files = convert(scope_2_set(tmp_path, torch.bfloat16), caches)
-        for path in files.layers:
+        for path in files.paths:
             assert {t.dtype for t in load_file(path).values()} == {torch.bfloat16}
 
     @pytest.mark.parametrize("shape", [(), (1,)])
@@ -85,17 +85,17 @@ class TestWhatIsConverted:
 
     def test_sets_in_circuit_tracer_s_own_layout_are_left_alone(self, caches):
         family = FAMILIES["Llama 3, skip"]
-        write_family(places(caches).caches[-1].path, family)
+        write_family(storage(caches).caches[-1].path, family)
         files = located(family.transcoder_set, caches)
         assert can_be_lazy(files)
-        assert conversion.convert(files, places(caches)) is files
-        assert conversion.prepared(files, places(caches), lazy=True) is files
+        assert conversion.convert(files, storage(caches)) is files
+        assert conversion.prepared(files, storage(caches), lazy=True) is files
 
     @pytest.mark.parametrize("layer", [0, 1])
     def test_a_layer_that_is_in_circuit_tracer_s_own_layout_is_copied(self, one_set, caches, layer):
         original = one_set / FILES[layer]
         random_transcoder(layer, skip=True, jump=True).to_safetensors(str(original))
-        file = convert(one_set, caches).layers[layer]
+        file = convert(one_set, caches).paths[layer]
         assert file != original
         expected, found = load_file(original), load_file(file)
         assert set(found) == set(expected)
@@ -114,17 +114,17 @@ class TestWhatIsConverted:
 class TestTheCopy:
     def test_is_a_directory_in_circuit_tracer_s_layout_by_itself(self, original, caches):
         found = convert(original, caches)
-        again = sources.transcoder_files(str(found.folder), places(caches), N_LAYERS)
+        again = sources.transcoder_files(str(found.folder), storage(caches), N_LAYERS)
         assert (again.config.kind, again.config.listed) == (found.config.kind, None)
         expected, state = read(found).state_dict(), read(again).state_dict()
         assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
 
     def test_keeps_the_configuration_and_says_where_it_came_from(self, caches):
         name = "mwhanna/gemma-scope-2-4b-it/transcoder_all/width_262k"
-        home = places(caches).caches[-1].path
+        home = storage(caches).caches[-1].path
         write_repositories(home, gemma_scope_2(skip=True)(name))
         originals = located(name, caches)
-        files = conversion.convert(originals, places(caches))
+        files = conversion.convert(originals, storage(caches))
         commit = commit_of("mwhanna/gemma-scope-2-4b-it")
         assert files.folder.parent == Path(caches["hf_home"]) / "converted"
         label = f"mwhanna--gemma-scope-2-4b-it--transcoder_all--width_262k@{commit[:12]}"
@@ -151,23 +151,23 @@ class TestTheCopy:
     def test_of_another_commit_or_changed_directory_is_another(self, one_set, caches):
         first = convert(one_set, caches)
         os.utime(one_set / FILES[1], (1, 1))
-        assert converted.find(located(one_set, caches), places(caches)) is None
+        assert converted.find(located(one_set, caches), storage(caches)) is None
         assert convert(one_set, caches).folder != first.folder
 
     def test_beside_weights_in_the_image_is_found(self, one_set, caches):
         built = {**caches, "hf_hub_cache": caches["image_weights"]}
         copy = convert(one_set, built)
         assert copy.folder.parent == Path(caches["image_weights"]).parent / "converted"
-        found = converted.find(located(one_set, caches), places(caches))
+        found = converted.find(located(one_set, caches), storage(caches))
         assert found is not None
         assert found.folder == copy.folder
 
     def test_without_one_of_its_files_is_none(self, one_set, caches):
         copy = convert(one_set, caches)
         (copy.folder / "layer_1.safetensors").unlink()
-        assert converted.find(located(one_set, caches), places(caches)) is None
+        assert converted.find(located(one_set, caches), storage(caches)) is None
         assert convert(one_set, caches) == copy
-        assert converted.find(located(one_set, caches), places(caches)) == copy
+        assert converted.find(located(one_set, caches), storage(caches)) == copy
 
 
 class TestDamagedOriginals:
@@ -177,7 +177,7 @@ class TestDamagedOriginals:
         save_file({name: t for name, t in tensors.items() if t is not None}, path)
 
     def test_a_file_cut_short_is_named(self, original, caches):
-        path = located(original, caches).layers[1]
+        path = located(original, caches).paths[1]
         path.write_bytes(path.read_bytes()[:-100])
         with pytest.raises(WeightsError, match=f"{path.name} is damaged"):
             convert(original, caches)
@@ -189,7 +189,7 @@ class TestDamagedOriginals:
         path.write_bytes(content)
         with pytest.raises(WeightsError, match=r"layer_2\.npz is damaged"):
             convert(tmp_path, caches)
-        assert converted.find(located(tmp_path, caches), places(caches)) is None
+        assert converted.find(located(tmp_path, caches), storage(caches)) is None
 
     def test_a_tensor_that_is_not_there_is_named(self, one_set, caches):
         self.change(one_set, threshold=None)

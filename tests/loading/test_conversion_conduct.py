@@ -17,7 +17,7 @@ import pytest
 from loading import conversion, converted
 from tests.support.conversions import LAYOUTS, LAZY, contents, convert, located, read, scope_2_set
 from tests.support.tiny_sets import N_LAYERS
-from tests.support.weight_files import empty_caches, places
+from tests.support.weight_files import empty_caches, storage
 
 
 @pytest.fixture
@@ -68,8 +68,8 @@ class TestInterrupted:
         expected = contents(convert(one_set, empty_caches(tmp_path / "elsewhere")).folder)
         killed_at(call, one_set, caches)
         files = located(one_set, caches)
-        assert converted.find(files, places(caches)) is None
-        folder = converted.home(files, places(caches))
+        assert converted.find(files, storage(caches)) is None
+        folder = converted.home(files, storage(caches))
         done = {p.name: p.stat().st_ino for p in folder.glob("layer_*.safetensors")}
         assert len(done) == call // 2
         for name in done:
@@ -86,7 +86,7 @@ class TestInterrupted:
     def test_a_finished_file_that_is_not_whole_is_written_again(self, one_set, caches):
         killed_at(5, one_set, caches)
         files = located(one_set, caches)
-        layer = converted.home(files, places(caches)) / "layer_0.safetensors"
+        layer = converted.home(files, storage(caches)) / "layer_0.safetensors"
         whole = layer.read_bytes()
         layer.write_bytes(whole[:-1])
         convert(one_set, caches)
@@ -105,14 +105,14 @@ class TestTwoAtOnce:
             monkeypatch.setattr(fcntl, "flock", refuse)
         processes = [in_a_process(lambda: convert(one_set, caches)) for _ in range(2)]
         assert [ended(pid) for pid in processes] == [0, 0]
-        found = converted.find(located(one_set, caches), places(caches))
+        found = converted.find(located(one_set, caches), storage(caches))
         assert found is not None
         assert contents(found.folder) == expected
 
     def test_the_second_waits_says_so_and_uses_what_the_first_made(self, one_set, caches, caplog):
         caplog.set_level(logging.INFO)
         files = located(one_set, caches)
-        folder = converted.home(files, places(caches))
+        folder = converted.home(files, storage(caches))
         folder.mkdir(parents=True)
         lock = folder.with_name(f"{folder.name}.lock")
         with lock.open("w") as held:
@@ -120,8 +120,8 @@ class TestTwoAtOnce:
 
             def second():
                 held.close()
-                conversion.convert(files, places(caches))
-                made = converted.find(files, places(caches))
+                conversion.convert(files, storage(caches))
+                made = converted.find(files, storage(caches))
                 assert made is not None
                 assert "waiting for another worker" in caplog.text
                 assert "converted 1 of 3" not in caplog.text
@@ -134,20 +134,20 @@ class TestTwoAtOnce:
 
 
 class TestRoom:
-    def test_a_volume_without_room_is_told_before_anything_is_written(self, one_set, caches):
+    def test_a_volume_without_room_is_named_before_anything_is_written(self, one_set, caches):
         files = located(one_set, caches)
-        with pytest.raises(conversion.NoPlaceError, match=r"needs [\d,.]+ GB .* free: free"):
-            conversion.convert(files, places(caches), margin=10**15)
-        assert list(converted.home(files, places(caches)).iterdir()) == []
+        with pytest.raises(conversion.VolumeError, match=r"needs [\d,.]+ GB .* free: free"):
+            conversion.convert(files, storage(caches), margin=10**15)
+        assert list(converted.home(files, storage(caches)).iterdir()) == []
 
     def test_a_disk_that_fills_up_meanwhile_leaves_no_half_file(self, one_set, caches):
         def limited():
             resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
-            with pytest.raises(conversion.NoPlaceError, match="full"):
+            with pytest.raises(conversion.VolumeError, match="full"):
                 convert(one_set, caches)
 
         assert ended(in_a_process(limited)) == 0
-        assert list(converted.home(located(one_set, caches), places(caches)).iterdir()) == []
+        assert list(converted.home(located(one_set, caches), storage(caches)).iterdir()) == []
         assert read(convert(one_set, caches)).n_layers == N_LAYERS
 
     @pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a small file system")
@@ -158,12 +158,12 @@ class TestRoom:
         if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
             pytest.skip("file systems can't be mounted here")
         try:
-            with pytest.raises(conversion.NoPlaceError, match=r"needs 0\.1 MB more"):
+            with pytest.raises(conversion.VolumeError, match=r"needs 0\.1 MB more"):
                 convert(one_set, {**caches, "hf_home": str(volume)})
         finally:
             subprocess.run(["umount", str(volume)], check=True)
 
-    def test_a_place_that_can_not_be_written_is_named(self, one_set, caches, tmp_path):
+    def test_a_directory_that_can_not_be_written_is_named(self, one_set, caches, tmp_path):
         (tmp_path / "home").write_text("a file")
-        with pytest.raises(conversion.NoPlaceError, match=r"home.*can't be written"):
+        with pytest.raises(conversion.VolumeError, match=r"home.*can't be written"):
             convert(one_set, caches)

@@ -18,7 +18,7 @@ from tests.support.model_cache import write_repositories
 from tests.support.model_hub import Repository, running_hub
 from tests.support.tiny_families import FAMILIES, write_family
 from tests.support.tiny_sets import N_LAYERS, gemma_scope_2
-from tests.support.weight_files import MODEL, NAME, places
+from tests.support.weight_files import MODEL, NAME, storage
 
 TRANSCODER = "cross layer transcoder"  # what features' nodes are called
 
@@ -101,7 +101,7 @@ class TestAtTheStart:
             demo_settings(model_id=str(model), transcoder_set=str(one_set), **caches)
         )
         [files] = asked
-        assert files[-N_LAYERS:] == list(copy.layers)
+        assert files[-N_LAYERS:] == copy.paths
         assert files[0].parent == model
 
 
@@ -138,7 +138,7 @@ class TestCommands:
     def test_convert_prints_where_the_copy_is(self, one_set, caches, model, monkeypatch, capsys):
         named = ("--model_id", str(model), "--transcoder-set", str(one_set))
         assert self.run(monkeypatch, caches, "convert", *named) == 0
-        copy = converted.find(located(one_set, caches), places(caches))
+        copy = converted.find(located(one_set, caches), storage(caches))
         assert copy is not None
         *_, line = capsys.readouterr().out.splitlines()
         assert line.startswith(f"{one_set}: 0.00 GB in {copy.folder} (")
@@ -172,7 +172,7 @@ class TestCommands:
 
     def test_list_tells_what_is_converted(self, caches, monkeypatch, capsys):
         family = FAMILIES["Gemma 2, per layer"]
-        write_family(places(caches).caches[-1].path, family)
+        write_family(storage(caches).caches[-1].path, family)
         for ending in ("  HF_HOME", "  HF_HOME, converted"):
             assert self.run(monkeypatch, caches, "list") == 0
             lines = capsys.readouterr().out.splitlines()
@@ -182,7 +182,7 @@ class TestCommands:
 
     def test_list_tells_what_a_start_will_convert(self, caches, monkeypatch, capsys):
         name = "mwhanna/gemma-scope-2-4b-it/transcoder_all/width_262k_l0_small_affine"
-        write_repositories(places(caches).caches[-1].path, gemma_scope_2(skip=True)(name))
+        write_repositories(storage(caches).caches[-1].path, gemma_scope_2(skip=True)(name))
         assert self.run(monkeypatch, caches, "list") == 0
         (line,) = [line for line in capsys.readouterr().out.splitlines() if name in line]
         assert line.endswith("transcoders: HF_HOME, not yet converted")

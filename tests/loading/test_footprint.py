@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from loading.footprint import Shapes, device_bytes, disk_bytes
-from model_loader import REGISTRY, resolve_entry
+from loading.registry import REGISTRY
+from loading.selection import resolve_entry
 from tests.support.tiny_sets import (
     D_MODEL,
     N_FEATURES,

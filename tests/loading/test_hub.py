@@ -1,13 +1,16 @@
 """Downloads from a hub on this machine, and the commands that fill and show the caches."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import requests
 
 from loading import sources
+from tests.support.http_server import wait_until
 from tests.support.hub_client import ROOT, hub_client
 from tests.support.model_cache import commit_of, files_of, write_repository
 from tests.support.model_hub import MEMBER, Repository, etag, running_hub
@@ -22,7 +25,7 @@ from tests.support.weight_files import (
     cache_paths,
     in_folder,
     listing,
-    places,
+    storage,
 )
 
 
@@ -40,6 +43,7 @@ def hub(_running):
     hub.ranges.clear()
     hub.break_after.clear()
     hub.failures = 0
+    hub.listings_left = 10**6
     return hub
 
 
@@ -56,7 +60,37 @@ class TestHub:
         home = cache_paths(caches)[-1]
         snapshot = home / "models--google--gemma-2-2b/snapshots" / commit_of(NAME)
         assert files_of(snapshot) == MODEL
-        assert sources.model(NAME, places(caches)) == (snapshot, "HF_HOME")
+        assert sources.model_files(NAME, storage(caches)) == (
+            snapshot,
+            "HF_HOME",
+            f"{NAME}@{commit_of(NAME)}",
+        )
+
+    def test_every_file_is_of_the_commit_that_the_revision_was_at_the_start(
+        self, hub, client, caches
+    ):
+        hub.repositories[SET] = Repository({**in_folder(PER_LAYER, "a"), **FEATURE_PAGES})
+        answer = client.ask("transcoders", f"{SET}/a", n_layers=2, **caches)
+        assert answer["revisions"] == [f"{SET}/a@{commit_of(SET)}"]
+        files = [request for request in hub.requests if "/resolve/" in request]
+        assert len(files) >= len(PER_LAYER)
+        assert all(f"/resolve/{commit_of(SET)}/" in request for request in files)
+        listed = [request for request in hub.requests if "/api/models/" in request]
+        assert [request for request in listed if commit_of(SET) not in request] == listed[:1]
+
+    @pytest.mark.parametrize("is_begun", [False, True])
+    def test_a_hub_that_is_gone_in_the_middle_is_told_and_the_rest_comes_later(
+        self, hub, client, caches, is_begun
+    ):
+        if is_begun:  # then the client returns the folder as it is, without an error
+            config = {"config.json": MODEL["config.json"]}
+            write_repository(cache_paths(caches)[-1], NAME, config, refs=False)
+        hub.listings_left = 1
+        answer = client.ask("model", NAME, **caches)
+        assert answer["kind"] == "UnreachableError"
+        assert f"and {hub.url} " in answer["error"]
+        hub.listings_left = 10
+        assert files_of(Path(client.ask("model", NAME, **caches)["folder"])) == MODEL
 
     def test_with_everything_present_nothing_is_asked(self, hub, client, caches):
         home = cache_paths(caches)[-1]
@@ -217,19 +251,44 @@ def test_what_xet_raises_for_a_network_that_fails_is_tried_again(kind):
     assert hub._retried(fetch) == "whole"
 
 
+def test_a_hub_that_answers_503_to_a_file_is_asked_again():
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    from loading import hub
+
+    answer = requests.Response()
+    answer.status_code = 503
+    error = LocalEntryNotFoundError("no file here, and the hub can't be asked")  # the client's own
+    error.__cause__ = requests.HTTPError(response=answer)
+    failures = [error, None]
+
+    def fetch():
+        if error := failures.pop(0):
+            raise error
+        return "whole"
+
+    assert hub._retried(fetch) == "whole"
+
+
 class TestCommands:
     @staticmethod
-    def run(*arguments, url="http://127.0.0.1:9", **environment):
+    def start(*arguments, url="http://127.0.0.1:9", **environment):
         aside = {"HF_HUB_OFFLINE", "HF_TOKEN", "MODEL_ID", "TRANSCODER_SET"}
         kept = {name: value for name, value in os.environ.items() if name not in aside}
-        return subprocess.run(
+        return subprocess.Popen(
             [sys.executable, "model_loader.py", *arguments],
             cwd=ROOT,
             env={**kept, "HF_ENDPOINT": url, **environment},
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=60,
         )
+
+    @classmethod
+    def run(cls, *arguments, **environment):
+        with cls.start(*arguments, **environment) as process:
+            output, errors = process.communicate(timeout=60)
+        return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
 
     def test_prefetch_fills_a_cache_and_list_shows_it(self, hub, caches, tmp_path):
         hub.repositories[NAME] = Repository(MODEL, gated=True)
@@ -261,6 +320,20 @@ class TestCommands:
         (line,) = done.stderr.splitlines()
         assert line.startswith("prefetch: google/gemma-2-2b is in none of")
         assert "http://127.0.0.1:9 can't be reached (ConnectionError)" in line
+
+    def test_an_interrupted_prefetch_ends_at_once(self, hub, caches):
+        hub.sends.clear()
+        environment = {name.upper(): value for name, value in caches.items()}
+        process = self.start("prefetch", "--model-id", NAME, url=hub.url, **environment)
+        try:
+            wait_until(lambda: any("GET" in r and "resolve" in r for r in hub.requests))
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=30)  # the hub would wait for longer
+        finally:
+            process.kill()
+            hub.sends.set()
+        assert process.returncode == 130
+        assert errors.endswith("interrupted; what has arrived is kept\n")
 
     def test_neither_command_imports_torch(self):
         program = (

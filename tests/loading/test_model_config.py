@@ -27,6 +27,7 @@ import steering
 from loading import UnsupportedArchitectureError
 from loading.checkpoint import open_checkpoint
 from loading.model_config import read_config
+from loading.registry import DEMO
 from loading.transformerlens_engine import hooked_model
 from model_loader import ModelLoadError
 from tests.loading.test_hooked_config import (
@@ -123,21 +124,21 @@ def test_moved_rope_settings_give_the_logits_of_the_old_names(name: str, tmp_pat
     with torch.no_grad():
         assert torch.equal(model(prompt_tokens()).logits, saved(prompt_tokens()).logits)
     if name != "gpt-oss":
-        with open_checkpoint(tmp_path, read, device=CPU, dtype=torch.float32) as checkpoint:
-            hooked = hooked_model(HookedTransformer, checkpoint, "m", CPU, torch.float32)
+        checkpoint = open_checkpoint(tmp_path, read, device=CPU, dtype=torch.float32)
+        hooked = hooked_model(HookedTransformer, checkpoint, "m", CPU, torch.float32)
         assert_same_logits(hooked, saved)
 
 
 @pytest.mark.parametrize("engine", ["transformerlens", "nnsight"])
 def test_the_worker_reads_them_so(engine: str, tmp_path: Path) -> None:
-    demo = Path(model_loader.DEMO.model)
+    demo = Path(DEMO.model)
     expected = json.loads((demo / "config.json").read_text())
     for file in demo.iterdir():
         (tmp_path / file.name).symlink_to(file)
     moved = {"rope_theta": expected.pop("rope_theta", 1e4), "rope_type": "default"}
     (tmp_path / "config.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps({**expected, "rope_parameters": moved}))
-    settings = {"model_engine": engine, "transcoder_set": model_loader.DEMO.transcoder_set}
+    settings = {"model_engine": engine, "transcoder_set": DEMO.transcoder_set}
     logits = []
     for directory in (demo, tmp_path):
         model = model_loader.load(demo_settings(model_id=str(directory), **settings)).model
@@ -245,23 +246,23 @@ def test_embeddings_are_tied_as_the_version_that_saved_them_says(
     ).eval()
     with torch.no_grad():
         assert torch.equal(model(prompt_tokens()).logits, saved(prompt_tokens()).logits)
-    with open_checkpoint(tmp_path, read, device=CPU, dtype=torch.float32) as checkpoint:
-        hooked = hooked_model(HookedTransformer, checkpoint, "m", CPU, torch.float32)
+    checkpoint = open_checkpoint(tmp_path, read, device=CPU, dtype=torch.float32)
+    hooked = hooked_model(HookedTransformer, checkpoint, "m", CPU, torch.float32)
     assert_same_logits(hooked, saved)
 
 
 def test_an_attention_both_ways_that_is_null_is_off(tmp_path: Path) -> None:
     save(tmp_path, Gemma2Config(**SHAPE, sliding_window=8), use_bidirectional_attention=None)
     read = read_config(tmp_path)
-    with open_checkpoint(tmp_path, read, device=CPU, dtype=torch.float32) as checkpoint:
-        hooked_model(HookedTransformer, checkpoint, "m", CPU, torch.float32)
+    checkpoint = open_checkpoint(tmp_path, read, device=CPU, dtype=torch.float32)
+    hooked_model(HookedTransformer, checkpoint, "m", CPU, torch.float32)
 
 
 @pytest.mark.parametrize("engine", ["transformerlens", "nnsight"])
 def test_code_that_a_model_brings_is_not_run_and_nothing_is_asked(
     engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    demo = Path(model_loader.DEMO.model)
+    demo = Path(DEMO.model)
     for file in demo.iterdir():
         (tmp_path / file.name).symlink_to(file)
     ran = tmp_path / "ran"
@@ -278,7 +279,7 @@ def test_code_that_a_model_brings_is_not_run_and_nothing_is_asked(
     settings = demo_settings(
         model_engine=engine,
         model_id=str(tmp_path),
-        transcoder_set=model_loader.DEMO.transcoder_set,
+        transcoder_set=DEMO.transcoder_set,
     )
     model_loader.load(settings)
     assert sys.stdin.read() == "y\n" * 9

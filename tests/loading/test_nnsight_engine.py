@@ -23,8 +23,9 @@ import model_loader
 from actions.answer import answer
 from errors import Cancelled
 from loading import UnsupportedArchitectureError
-from loading.engines import replacement_model
-from model_loader import LoadedModel, ModelLoadError
+from loading.build import replacement_model
+from loading.loaded_model import LoadedModel
+from model_loader import ModelLoadError
 from tests.support.chat_messages import assistant, user
 from tests.support.demo_worker import (
     FORWARD,
@@ -36,7 +37,7 @@ from tests.support.demo_worker import (
     demo_settings,
     without_times,
 )
-from tests.support.hugging_face_models import FAMILIES, hugging_face_model
+from tests.support.hugging_face_models import hugging_face_model
 from tests.support.tiny_models import tiny_transcoders
 from tests.support.tiny_tokenizers import gemma3
 
@@ -192,13 +193,13 @@ class TestRefusals:
                 torch.float32,
             )
 
-    def test_an_architecture_without_a_mapping_is_told_the_other_engine(self) -> None:
+    def test_an_architecture_without_a_mapping_is_refused_naming_the_other_engine(self) -> None:
         model = GPT2LMHeadModel(GPT2Config(n_layer=3, n_embd=32, n_head=2, vocab_size=50))
         self.refused(
             model, "mlp", r"someone/tiny is a GPT2LMHeadModel.*Gemma3.*MODEL_ENGINE=transformerlens"
         )
 
-    def test_transcoders_that_read_where_the_mapping_has_no_place_are_told_too(self) -> None:
+    def test_transcoders_that_read_at_a_hook_that_is_not_mapped_are_refused_too(self) -> None:
         config = Qwen3Config(
             hidden_size=32, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1,
             head_dim=16, intermediate_size=48, vocab_size=50,
@@ -206,11 +207,6 @@ class TestRefusals:
         self.refused(
             Qwen3ForCausalLM(config), "residual", "hook_resid_mid.*mlp.hook_in.*transformerlens"
         )
-
-    def test_quantised_weights_are_refused_rather_than_cast(self) -> None:
-        model = hugging_face_model(FAMILIES["llama"][0])
-        model.is_quantized = True  # as transformers marks them
-        self.refused(model, "residual", "someone/tiny are quantised.*bfloat16")
 
     def test_the_start_fails_with_that_sentence(self, tmp_path) -> None:
         config = GPT2Config(n_layer=3, n_embd=32, n_head=2, vocab_size=50, n_positions=64)

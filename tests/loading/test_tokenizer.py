@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import model_loader
 from loading import WeightsError
+from loading.registry import DEMO
 from loading.tokenizer import read_tokenizer
 from tests.support.chat_messages import assistant, user
 from tests.support.demo_worker import FORWARD, ask, demo_settings
@@ -117,7 +118,7 @@ def test_the_worker_answers_with_it(
     engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = ask(FORWARD)
-    demo = Path(model_loader.DEMO.model)
+    demo = Path(DEMO.model)
     for file in demo.iterdir():
         if "token" in file.name:
             (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -127,7 +128,7 @@ def test_the_worker_answers_with_it(
     settings = demo_settings(
         model_engine=engine,
         model_id=str(tmp_path),
-        transcoder_set=model_loader.DEMO.transcoder_set,
+        transcoder_set=DEMO.transcoder_set,
     )
     loaded = model_loader.load(settings)
     assert isinstance(loaded.tokenizer, PreTrainedTokenizerFast)

@@ -22,13 +22,13 @@ from tests.support.tiny_sets import (
     random_transcoder,
     write_listed,
 )
-from tests.support.weight_files import places
+from tests.support.weight_files import storage
 
 HOOKS = ("mlp.hook_in", "hook_mlp_out")
 
 
 def weights(directory: Path, model: Path | None = None, n_layers: int | None = None):
-    files = sources.transcoder_files(str(directory), places({}), n_layers)
+    files = sources.transcoder_files(str(directory), storage({}), n_layers)
     return sources.Weights(model or directory, files)
 
 
@@ -208,7 +208,7 @@ def test_a_truncated_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [PER_LAYER, CROSS_LAYER])
-def test_what_can_not_be_left_on_the_disk_is_told(tmp_path, kind, caplog):
+def test_a_set_that_can_not_be_left_on_the_disk_is_named_in_a_warning(tmp_path, kind, caplog):
     _, states = published_cross_layer()
     if kind == PER_LAYER:
         states = [gemma_scope_2_layer(random_transcoder(layer, jump=True)) for layer in range(3)]

@@ -54,6 +54,16 @@ def test_layers_of_a_kind_share_their_masks_and_weights_are_not_copied():
     assert model.blocks[0].mlp.W_in.data_ptr() == theirs.data_ptr()
 
 
+def test_on_another_device_than_the_cpu_layers_of_a_kind_still_share_their_buffers():
+    hf_model, transcoders = hugging_face_model(CONFIGS["gemma3"]), tiny_transcoders("relu", "mlp")
+    model = replacement_model(hf_model, transcoders, "tiny", torch.device("meta"), torch.float32)
+    local, _, again = (dict(block.attn.named_buffers(recurse=False)) for block in model.blocks)
+    assert {"mask", "rotary_sin", "rotary_cos"} <= local.keys()
+    for name, buffer in local.items():
+        assert buffer.is_meta
+        assert again[name] is buffer, name
+
+
 def test_the_model_says_which_device_it_is_on_not_only_of_what_type():
     hf_model = hugging_face_model(CONFIGS["qwen3"])
     device = torch.device("cpu:0")
@@ -63,7 +73,7 @@ def test_the_model_says_which_device_it_is_on_not_only_of_what_type():
 
 @pytest.mark.parametrize("key", ["feature_input_hook", "feature_output_hook"])
 @pytest.mark.parametrize("hook", ["hook_mlp_ouput", "mlp.hook_post"])
-def test_transcoders_at_a_place_that_the_model_does_not_have_are_refused_by_name(key, hook):
+def test_transcoders_at_a_hook_that_the_model_does_not_have_are_refused_by_name(key, hook):
     transcoders = tiny_transcoders("relu", "residual")
     setattr(transcoders, key, hook)
     hf_model = hugging_face_model(CONFIGS["qwen3"])

@@ -12,9 +12,10 @@ from transformers import Gemma3TextConfig, LlamaConfig, PretrainedConfig, Qwen3C
 import model_loader
 import steering
 from loading import WeightsMismatchError
-from loading.engines import opened, replacement_model
+from loading.build import opened, replacement_model
 from loading.layouts import SINGLE_FILE
 from loading.model_config import read_config
+from loading.registry import DEMO
 from model_loader import ModelLoadError
 from tests.loading.test_hooked_config import GEMMA3, SHAPE
 from tests.support.demo_worker import demo_settings
@@ -30,10 +31,10 @@ Tensors = dict[str, torch.Tensor]
 
 def load(engine: Any, directory: Path) -> Any:
     config = read_config(directory)
-    with opened(engine, directory, config, device=CPU, dtype=torch.float32) as model:
-        return replacement_model(
-            engine, model, tiny_transcoders("relu", "mlp"), "tiny", CPU, torch.float32
-        )
+    model = opened(engine, directory, config, device=CPU, dtype=torch.float32)
+    return replacement_model(
+        engine, model, tiny_transcoders("relu", "mlp"), "tiny", CPU, torch.float32
+    )
 
 
 def save(directory: Path, config: PretrainedConfig, change: Callable[[Tensors], Any]) -> Any:
@@ -141,8 +142,8 @@ def test_a_part_for_images_is_of_no_account(there: bool, engine: Any, tmp_path: 
     saved.set_attn_implementation("eager")
     transcoders = tiny_transcoders("relu", "gemma scope")
     config, tokens = read_config(tmp_path), prompt_tokens()
-    with opened(engine, tmp_path, config, device=CPU, dtype=torch.float32) as hf_model:
-        model = replacement_model(engine, hf_model, transcoders, "tiny", CPU, torch.float32)
+    hf_model = opened(engine, tmp_path, config, device=CPU, dtype=torch.float32)
+    model = replacement_model(engine, hf_model, transcoders, "tiny", CPU, torch.float32)
     with torch.no_grad():
         expected = saved(tokens[None]).logits[0, -1]
     ours = steering.next_token_logits(model, tokens.tolist())
@@ -151,7 +152,7 @@ def test_a_part_for_images_is_of_no_account(there: bool, engine: Any, tmp_path: 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_start_fails_with_their_names(engine: Any, tmp_path: Path) -> None:
-    demo = Path(model_loader.DEMO.model)
+    demo = Path(DEMO.model)
     for file in demo.iterdir():
         (tmp_path / file.name).symlink_to(file)
     tensors = load_file(demo / SINGLE_FILE)
@@ -161,7 +162,7 @@ def test_the_start_fails_with_their_names(engine: Any, tmp_path: Path) -> None:
     settings = demo_settings(
         model_engine=engine,
         model_id=str(tmp_path),
-        transcoder_set=model_loader.DEMO.transcoder_set,
+        transcoder_set=DEMO.transcoder_set,
     )
     with pytest.raises(ModelLoadError, match="down_proj"):
         model_loader.load(settings)

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 import model_loader
+from loading.registry import DEMO
 from serving import fitness
 from serving.fitness import UnfitError
 from tests.support.control_plane import ControlPlane, running_worker
@@ -193,7 +194,7 @@ def test_a_disk_without_room_for_a_graph_is_unfit(tmp_path, monkeypatch):
 def demo_with_nan(tmp_path):
     """The demo model's directory with one weight spoilt."""
     directory = tmp_path / "model"
-    shutil.copytree(model_loader.DEMO.model, directory)
+    shutil.copytree(DEMO.model, directory)
     weights = load_file(directory / "model.safetensors")
     weights["model.layers.1.mlp.up_proj.weight"][3, 5] = torch.nan
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
@@ -214,7 +215,7 @@ def assert_ends_before_any_job(plane, worker, check, words):
 
 
 def test_a_worker_whose_weights_are_damaged_ends_before_it_takes_a_job(tmp_path, demo_with_nan):
-    names = {"MODEL_ID": str(demo_with_nan), "TRANSCODER_SET": model_loader.DEMO.transcoder_set}
+    names = {"MODEL_ID": str(demo_with_nan), "TRANSCODER_SET": DEMO.transcoder_set}
     with ControlPlane() as plane, running_worker(plane, tmp_path, **names) as worker:
         plane.submit(FORWARD)
         assert_ends_before_any_job(plane, worker, "weights", "blocks.1.mlp.old_mlp.W_in")

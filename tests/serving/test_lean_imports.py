@@ -135,7 +135,8 @@ import pandas, transformer_lens.patching
 print(json.dumps(transformer_lens.patching.pd.DataFrame({{"a": [1]}}).equals(
     pandas.DataFrame({{"a": [1]}}))))
 import torch, transformers
-from model_loader import DEMO, get_model
+from loading.registry import DEMO
+from model_loader import get_model
 from tests.support.demo_worker import demo_settings
 hugging_face = transformers.AutoModelForCausalLM.from_pretrained(DEMO.model)
 loaded = get_model(demo_settings())

@@ -14,6 +14,7 @@ import model_loader
 from attribution.sweep import attribution_rows
 from errors import Cancelled, DeadlineExceeded, Internal, OutOfMemory, WorkerError
 from graphs import document as graph_document
+from loading.registry import DEMO
 from prompting import prompts
 from tests.support.demo_worker import (
     FORWARD,
@@ -221,10 +222,10 @@ def test_an_exception_between_two_batches_of_attribution_is_internal(monkeypatch
 def transcoder_files(tmp_path):
     """A copy of the demo's transcoders that the process's model reads when it needs them."""
     directory = tmp_path / "demo" / "transcoders"
-    shutil.copytree(model_loader.DEMO.transcoder_set, directory)
+    shutil.copytree(DEMO.transcoder_set, directory)
     before = model_loader.get_model(demo_settings())
     settings = demo_settings(
-        model_id=model_loader.DEMO.model,
+        model_id=DEMO.model,
         transcoder_set=str(directory),
         lazy_encoder=True,
         lazy_decoder=True,

@@ -19,7 +19,7 @@ from tests.support.tiny_sets import (
     random_transcoder,
     write_listed,
 )
-from tests.support.weight_files import places
+from tests.support.weight_files import storage
 
 CPU = torch.device("cpu")
 EAGER = {"lazy_encoder": False, "lazy_decoder": False}
@@ -56,11 +56,11 @@ LAYOUTS = {"npz": npz_set, "Scope 2": scope_2_set, "Scope 2 cross-layer": scope_
 
 
 def located(directory, caches) -> sources.TranscoderFiles:
-    return sources.transcoder_files(str(directory), places(caches), N_LAYERS)
+    return sources.transcoder_files(str(directory), storage(caches), N_LAYERS)
 
 
 def convert(directory, caches) -> sources.TranscoderFiles:
-    return conversion.convert(located(directory, caches), places(caches))
+    return conversion.convert(located(directory, caches), storage(caches))
 
 
 def read(files, dtype=torch.float32, **lazy):

@@ -57,15 +57,16 @@ def _serve() -> None:
 
     for line in sys.stdin:
         request = json.loads(line)
-        places = sources.places_of(Settings(_env_file=None, **request["settings"]))
+        storage = sources.storage_of(Settings(_env_file=None, **request["settings"]))
         try:
             if request["what"] == "model":
-                found = sources.model(request["reference"], places)
+                found = sources.model_files(request["reference"], storage)
                 answer: dict[str, Any] = {"folder": str(found.folder), "source": found.source}
             else:
-                files = sources.transcoder_files(request["reference"], places, request["n_layers"])
-                layers = [str(path) for path in files.layers]
+                files = sources.transcoder_files(request["reference"], storage, request["n_layers"])
+                layers = [str(path) for path in files.paths]
                 answer = {"folder": str(files.folder), "source": files.source, "layers": layers}
+                answer["revisions"] = files.revisions
         except WeightsError as error:
             answer = {"error": str(error), "kind": type(error).__name__}
         answer["torch"] = "torch" in sys.modules

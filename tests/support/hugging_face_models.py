@@ -16,7 +16,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from loading.engines import replacement_model
+from loading.build import replacement_model
 from loading.entry import Engine
 from tests.support.tiny_models import D_MODEL, D_VOCAB, N_LAYERS, tiny_transcoders, word_tokenizer
 

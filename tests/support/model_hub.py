@@ -33,6 +33,10 @@ class ModelHub:
     break_after: dict[str, int] = field(default_factory=dict)
     # How often the hub answers 503 before it works again.
     failures: int = 0
+    # Set while files are sent; cleared, their bytes wait.
+    sends: threading.Event = field(default_factory=threading.Event)
+    # How often the hub lists files before it answers 503 to that.
+    listings_left: int = 10**6
 
 
 def etag(content: bytes) -> str:
@@ -42,6 +46,7 @@ def etag(content: bytes) -> str:
 @contextmanager
 def running_hub() -> Iterator[ModelHub]:
     hub = ModelHub()
+    hub.sends.set()
     handler = type("Handler", (_Handler,), {"hub": hub})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
@@ -74,7 +79,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.hub.failures > 0:
             self.hub.failures -= 1
             self._refuse(503, None)
+        elif path.startswith("/api/models/") and self.hub.listings_left <= 0:
+            self._refuse(503, None)
         elif path.startswith("/api/models/"):
+            self.hub.listings_left -= 1
             self._list(*path.removeprefix("/api/models/").split("/revision/"))
         else:
             name, _, rest = path.removeprefix("/").partition("/resolve/")
@@ -149,6 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if not with_body:
             return
+        self.hub.sends.wait(60)
         broken_at = self.hub.break_after.pop(file, None)
         self.wfile.write(content[start:broken_at])
         if broken_at is not None:

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformer_lens import HookedTransformerConfig
 from transformers import PreTrainedTokenizerFast
 
-from loading.skip_connections import take_skip_inputs_of_any_dtype
+from loading.input_dtypes import cast_skip_inputs
 
 # PyPI's name, and upstream's.
 load_transcoder = getattr(single_layer_transcoder, "load_relu_transcoder", None) or (
@@ -101,7 +101,7 @@ def tiny_model(
     )
     transcoders = tiny_transcoders(dictionary, hooks, skip=skip, lazy_in=lazy_in)
     model = TransformerLensReplacementModel.from_config(cfg, transcoders)
-    take_skip_inputs_of_any_dtype(transcoders)
+    cast_skip_inputs(transcoders)
     for name, parameter in model.named_parameters():
         if "transcoders" not in name:
             _randomise_weight(name, parameter)

@@ -65,10 +65,10 @@ def empty_caches(directory: Path) -> dict[str, Any]:
     }
 
 
-def places(caches: dict[str, Any]) -> sources.Places:
-    return sources.places_of(Settings(_env_file=None, **caches))
+def storage(caches: dict[str, Any]) -> sources.Storage:
+    return sources.storage_of(Settings(_env_file=None, **caches))
 
 
 def cache_paths(caches: dict[str, Any]) -> list[Path]:
     """The image's, Runpod's and HF_HOME's."""
-    return [cache.path for cache in places(caches).caches]
+    return [cache.path for cache in storage(caches).caches]

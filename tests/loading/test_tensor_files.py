@@ -1,5 +1,6 @@
-"""Arrays of `.npz` files are those that numpy saved, and never in memory in another dtype too."""
+"""Tensors are those that were saved, never in memory in another dtype too; damage is named."""
 
+import json
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -11,16 +12,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
+from safetensors.torch import save_file
 
-from loading.npz_files import _PIECE, read_arrays
+from loading import WeightsError
+from loading.tensor_files import _PIECE_BYTES, read_tensor, tensors_in
 
-CPU = torch.device("cpu")
 NUMBERS = st.sampled_from(["<f2", "<f4", ">f4", "<f8", "<i4"])
 
 
 def read(path: Path, name: str = "a", dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    (tensor,) = read_arrays(path, [name], device=CPU, dtype=dtype)
-    return tensor
+    return read_tensor(path, name, dtype=dtype)
 
 
 @settings(deadline=None)
@@ -44,13 +45,13 @@ def test_whatever_numbers_numpy_saved_are_read(
 @pytest.fixture
 def large(tmp_path: Path) -> Path:
     """An array of several pieces, the last one short."""
-    array = np.arange(5 * _PIECE // 4 + 100, dtype=np.float32)
+    array = np.arange(5 * _PIECE_BYTES // 4 + 100, dtype=np.float32)
     np.savez(tmp_path / "large.npz", a=array)
     return tmp_path / "large.npz"
 
 
 def test_an_array_of_many_pieces_is_whole(large: Path) -> None:
-    assert torch.equal(read(large), torch.arange(5 * _PIECE // 4 + 100, dtype=torch.float32))
+    assert torch.equal(read(large), torch.arange(5 * _PIECE_BYTES // 4 + 100, dtype=torch.float32))
 
 
 def test_no_more_than_a_few_pieces_are_in_memory_beside_the_tensor(large: Path) -> None:
@@ -60,7 +61,7 @@ def test_no_more_than_a_few_pieces_are_in_memory_beside_the_tensor(large: Path) 
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 4.5 * _PIECE
+    assert peak < 4.5 * _PIECE_BYTES
 
 
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="Linux counts what is read")
@@ -79,7 +80,7 @@ def test_a_flipped_bit_is_found(large: Path) -> None:
     content = bytearray(large.read_bytes())
     content[-1000] ^= 1
     large.write_bytes(content)
-    with pytest.raises(zipfile.BadZipFile, match="CRC"):
+    with pytest.raises(WeightsError, match=r"large\.npz is damaged.*CRC"):
         read(large)
 
 
@@ -92,13 +93,58 @@ def test_more_or_fewer_numbers_than_the_header_says_are_an_error(
     content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("a.npy", content + bytes(4 * shape[0]))
-    with pytest.raises(ValueError, match="than 8 numbers"):
+    with pytest.raises(WeightsError, match="than 8 numbers"):
         read(tmp_path / "a.npz")
 
 
 def test_an_array_that_is_not_there_and_one_of_no_numbers_are_errors(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", a=np.array([{}], dtype=object))
-    with pytest.raises(KeyError, match=r"b\.npy"):
+    with pytest.raises(WeightsError, match=r"b\.npy"):
         read(tmp_path / "a.npz", "b")
-    with pytest.raises((TypeError, ValueError)):
+    with pytest.raises(WeightsError, match=r"a\.npz is damaged"):
         read(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_an_array_s_own_dtype_is_kept_where_none_is_asked_for(dtype: Any, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", a=np.ones(3, np.float16))
+    save_file({"a": torch.ones(3, dtype=torch.float16)}, tmp_path / "a.safetensors")
+    for path in tmp_path.iterdir():
+        assert read_tensor(path, "a", dtype=dtype).dtype == (dtype or torch.float16)
+        assert tensors_in(path)["a"] == ("F16", (3,))
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    save_file({"a": torch.ones(2, 3)}, tmp_path / "x.safetensors")
+    return tmp_path / "x.safetensors"
+
+
+@pytest.mark.parametrize("change", [lambda b: b[:-1], lambda b: b + b"0", lambda b: b[:4]])
+def test_a_safetensors_file_that_is_not_whole_is_named(change: Any, small: Path) -> None:
+    small.write_bytes(change(small.read_bytes()))
+    with pytest.raises(WeightsError, match=r"x\.safetensors is damaged: replace it"):
+        tensors_in(small)
+    with pytest.raises(WeightsError, match=r"x\.safetensors is damaged: replace it"):
+        read_tensor(small, "a")
+
+
+def test_a_shape_that_is_not_that_of_the_bytes_is_refused(small: Path) -> None:
+    text = json.dumps({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}).encode()
+    small.write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
+    with pytest.raises(WeightsError, match=r"is damaged: .*invalid shape"):
+        tensors_in(small)
+
+
+def test_a_header_that_is_larger_than_the_format_allows_is_not_read(small: Path) -> None:
+    with small.open("wb") as file:
+        file.write((100_000_001).to_bytes(8, "little"))
+        file.truncate(200_000_000)  # takes no room
+    with pytest.raises(WeightsError, match="header too large"):
+        tensors_in(small)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    for name in ("none.safetensors", "none.npz"):
+        with pytest.raises(WeightsError, match=f"{name} can't be read: No such file"):
+            tensors_in(tmp_path / name)
