@@ -112,7 +112,7 @@ FAULTS = {
         (attribution.expansion.Expansion, "_adjacency"),
     ),
     "graph, prune": (OTHER_GRAPH, (attribution.pruning, "_drop_dead_ends")),
-    "graph, encode": (OTHER_GRAPH, (graph_document, "_weights_text")),
+    "graph, encode": (OTHER_GRAPH, (graph_document, "_link_chunks")),
     "graph, upload": (UPLOADED, (sys.modules["delivery.upload"], "put")),
     "steer, tokenise": (STEER, (prompts, "token_strings")),
     "steer, activations": (STEER, 1),
