@@ -16,7 +16,7 @@ from loading.model_config import read_config
 from loading.sources import Weights, places_of
 from loading.tokenizer import read_tokenizer
 from loading.transcoders import transcoders
-from prompting.naming import circuit_tracer_name
+from prompting.gemma_3_chat import circuit_tracer_name
 from settings import Settings
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from delivery.spooling import MEMORY_LIMIT_BYTES, spool
 from errors import NotFinite
 from model_loader import LoadedModel, get_model
 from prompting import prompts
-from prompting.naming import is_gemma_3_it
+from prompting.chat_template import render_messages
+from prompting.gemma_3_chat import is_gemma_3_it
 from settings import Settings
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def _tokens(loaded: LoadedModel) -> list[int]:
 
 def _text(loaded: LoadedModel) -> str:
     if is_gemma_3_it(loaded.name):  # which attribution takes as a chat only
-        return prompts.render_messages([{"role": "user", "content": _TEXT}], loaded.tokenizer)
+        return render_messages([{"role": "user", "content": _TEXT}], loaded.tokenizer)
     return _TEXT
 
 
