@@ -13,14 +13,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from errors import InvalidInput, WorkerError
-from prompting.chat_template import ROLES, apply_template, render_messages, strip_bos
+from prompting.chat_template import (
+    ROLES,
+    Message,
+    apply_template,
+    render_messages,
+    strip_bos,
+)
 from prompting.prompts import tokenize, unsteerable_positions
 from prompting.template_grammar import DATE, ByRole, Grammar, learn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Turn = dict[str, str]  # a message: `role` and `content`
 
 # No date is longer; a bound keeps matching linear.
 _ANY_DATE = r"([^\n]{0,64}?)"
@@ -36,7 +40,7 @@ class ParsedPrompt:
     `prompts.tokenize` gives them (none when it can't be tokenised).
     """
 
-    messages: list[Turn] | None
+    messages: list[Message] | None
     is_chat: bool
     prompt: str
     unsteerable_positions: list[int]
@@ -45,9 +49,9 @@ class ParsedPrompt:
 def parse(prompt: str, tokenizer: PreTrainedTokenizerBase, model_name: str = "") -> ParsedPrompt:
     """Read a prompt back into the messages that render to it, the last turn open or closed.
 
-    Never raises. Roles are canonical: `assistant`, whatever the template calls it. Where several
-    lists of messages render alike, text that is a joint is taken for one, and what the template
-    adds of its own (a system block, an empty think block) is left out.
+    Never raises. The answering role is `assistant`, whatever the template calls it. Where several
+    lists of messages render alike, text that looks like a joint counts as one, and what the
+    template adds of its own (a system block, an empty think block) is left out.
     """
     text = strip_bos(prompt, tokenizer)
     messages = _read(text, tokenizer)
@@ -59,7 +63,7 @@ def parse(prompt: str, tokenizer: PreTrainedTokenizerBase, model_name: str = "")
     return ParsedPrompt(messages, messages is not None, text, positions)
 
 
-def _read(text: str, tokenizer: PreTrainedTokenizerBase) -> list[Turn] | None:
+def _read(text: str, tokenizer: PreTrainedTokenizerBase) -> list[Message] | None:
     grammar = learn(tokenizer)
     openings = _longest_first(_patterns(grammar.openings))
     for opening, role in openings:
@@ -92,9 +96,9 @@ def _longest_first(patterns: list[tuple[str, str]]) -> list[tuple[str, str]]:
 def _boundary(
     role: str, after_first: bool, grammar: Grammar, *, by_header: bool
 ) -> re.Pattern[str]:
-    """What ends a turn of this role. The name of the group that matches begins with the next role.
+    """What ends a turn of this role: a joint, and `by_header` a header, with or without a closing.
 
-    A joint does; `by_header`, a header does too, with or without the closing before it.
+    The name of the group that matches begins with the role of the next turn.
     """
     patterns = _patterns(grammar.joints[after_first, role])
     if by_header:
@@ -110,25 +114,25 @@ def _boundary(
 
 def _cut(
     text: str, start: int, role: str, grammar: Grammar, *, by_header: bool = False
-) -> list[Turn]:
-    """Turns from `start` on: each ends at the first joint, or else at the first header.
+) -> list[Message]:
+    """Messages from `start` on. Each ends at the first joint, or `by_header` at the first header.
 
-    The last one's content still has its closing, if there is one.
+    The content of the last one still has its closing, if there is one.
     """
     boundaries = {
         (after_first, known): _boundary(known, after_first, grammar, by_header=by_header)
         for after_first in (True, False)
         for known in ROLES
     }
-    turns: list[Turn] = []
+    turns: list[Message] = []
     while end := boundaries[not turns, role].search(text, start):
         turns.append({"role": role, "content": text[start : end.start()]})
         role, start = str(end.lastgroup).partition("_")[0], end.end()
     return [*turns, {"role": role, "content": text[start:]}]
 
 
-def _finished(turns: list[Turn], grammar: Grammar) -> Iterator[list[Turn]]:
-    """The turns with the last one's closing off or on, and decorations off or on."""
+def _finished(turns: list[Message], grammar: Grammar) -> Iterator[list[Message]]:
+    """The messages with and without the last one's closing, and decorations removed or kept."""
     *earlier, last = turns
     role, content = last["role"], last["content"]
     if earlier and role == "assistant" and not content:
@@ -147,8 +151,8 @@ def _finished(turns: list[Turn], grammar: Grammar) -> Iterator[list[Turn]]:
         yield [*earlier, opened]
 
 
-def _undecorated(turn: Turn, grammar: Grammar) -> Iterator[Turn]:
-    """The turn without each decoration that its content begins with, then as it is."""
+def _undecorated(turn: Message, grammar: Grammar) -> Iterator[Message]:
+    """The message without each decoration that its content begins with, then as it is."""
     role, content = turn["role"], turn["content"]
     for decoration in sorted(grammar.decorations[role], key=len, reverse=True):
         if content.startswith(decoration):
@@ -166,7 +170,7 @@ def _without_closing(content: str, closings: set[str]) -> str:
 
 
 def _renders_to(
-    text: str, messages: list[Turn], date: str | None, tokenizer: PreTrainedTokenizerBase
+    text: str, messages: list[Message], date: str | None, tokenizer: PreTrainedTokenizerBase
 ) -> bool:
     """Whether the messages render to the text, with the last turn open or closed."""
     variables = None if date is None else {"strftime_now": lambda _format: date}

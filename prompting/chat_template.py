@@ -13,7 +13,7 @@ from errors import InvalidInput
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Message = Mapping[str, str]  # `role` and `content`
+Message = dict[str, str]  # `role` and `content`
 
 ROLES = ("system", "user", "assistant")
 
@@ -79,7 +79,7 @@ def apply_template(
         raise InvalidInput("messages: the loaded model has no chat template; send prompt instead")
     try:
         rendered = tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
+            list(messages),
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             **(template_variables or {}),

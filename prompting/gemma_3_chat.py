@@ -19,8 +19,7 @@ def is_gemma_3_it(model_name: str) -> bool:
 def circuit_tracer_name(name: str, hf_config: Any, *, has_chat_template: bool) -> str:
     """The name by which circuit-tracer treats a model as what its configuration says it is.
 
-    That is the model's own name, or where this one misleads, the same with a suffix: a directory
-    may have any name.
+    A suffix is added where the model's own name misleads: a directory may have any name.
 
     Args:
         name: Hugging Face id, or the name of a directory.

@@ -33,7 +33,7 @@ MAX_CHARACTERS_PER_TOKEN = 256
 
 @dataclass(frozen=True)
 class Prompt:
-    """A checked prompt: `text` as given or rendered, and its n tokens, the leading one included."""
+    """A checked prompt: its text as given or rendered, and its tokens with the leading one."""
 
     text: str
     ids: list[int]
@@ -82,11 +82,11 @@ def prepare(
 def tokenize(prompt: str, tokenizer: PreTrainedTokenizerBase, model_name: str = "") -> list[int]:
     """The n token ids of a prompt, the first always a special token.
 
-    As `ensure_tokenized` of circuit_tracer/replacement_model/common.py: a special token that the
-    text begins with is kept; otherwise the first there is of BOS, pad, EOS and any other goes in
-    front. Different from it where that is wrong: an id of 0 counts, empty text is that token
-    alone, and a chat prompt that lost the BOS its template writes gets it back, so that positions
-    are those of the graph.
+    The rules are those of `ensure_tokenized` in circuit_tracer/replacement_model/common.py. A
+    special token that the text begins with is kept. Otherwise the BOS goes in front, or if there
+    is none, the pad, EOS or any other special token. Three cases differ, where the library is
+    wrong: an id of 0 counts, empty text is that token alone, and a chat prompt that lost the BOS
+    its template writes gets it back, so that positions are those of the graph.
 
     Raises InvalidInput for text that isn't Unicode, and for a Gemma 3 it prompt that doesn't begin
     with its user turn; Internal when the tokenizer has no special token.
@@ -102,7 +102,7 @@ def tokenize(prompt: str, tokenizer: PreTrainedTokenizerBase, model_name: str = 
 def unsteerable_positions(ids: Sequence[int], model_name: str = "") -> list[int]:
     """The positions whose features circuit-tracer holds at zero (its models' `zero_positions`).
 
-    The leading special token; for Gemma 3 it models the four tokens of their required prefix.
+    That is the leading special token, or for Gemma 3 chat models all four of their prefix.
     """
     is_gemma_3_it = gemma_3_chat.is_gemma_3_it(model_name)
     return list(range(len(ids)))[: len(gemma_3_chat.PREFIX) if is_gemma_3_it else 1]
@@ -148,6 +148,6 @@ def _lost_its_bos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Special tokens, those with a role and those only marked as special (Llama 3's headers)."""
+    """Special tokens: those with a role (BOS), and those marked as such (Llama 3's headers)."""
     marked = {n for n, token in tokenizer.added_tokens_decoder.items() if token.special}
     return marked | set(tokenizer.all_special_ids)

@@ -46,7 +46,7 @@ def _by_role() -> ByRole:
 
 @dataclass
 class Grammar:
-    """The texts around contents. Those before a content are by its role, closings by the last."""
+    """The texts around contents, by the role of the turn: the last for closings, else the next."""
 
     openings: ByRole = field(default_factory=_by_role)
     # By whether it follows the first turn, and by the role before it.
@@ -136,10 +136,10 @@ def _learn_generation_prompt(tokenizer: PreTrainedTokenizerBase, grammar: Gramma
 
 
 def _drop_ambiguous(known: ByRole) -> None:
-    """Drop texts that don't identify a role: blank ones, and those of a role already seen.
+    """Drop texts that don't identify a role: blank ones, and those that an earlier role has too.
 
-    The user's and the assistant's come first: a template without a system role may put the system
-    text into the first user turn, where it looks like the user's own.
+    The user and the assistant come before the system: a template without a system role may put
+    the system text into the first user turn, where it looks like the user's own.
     """
     seen: set[str] = set()
     for role in ("user", "assistant", "system"):

@@ -56,7 +56,7 @@ class TokenText:
         return list(map(self.single, token_ids))
 
     def strings(self, token_ids: Sequence[int]) -> list[str]:
-        """The token strings of a text from its beginning; `joined` makes `text` of them."""
+        """The token strings of a text from its beginning; `joined` turns them into `text`."""
         return list(map(_string_of, self._parts(token_ids)))
 
     def text(self, token_ids: Sequence[int], start: int = 0) -> str:
