@@ -152,7 +152,7 @@ class Settings(BaseSettings):
         """
         threads = self.cpu_threads or available
         if threads is not None and not os.environ.get("OMP_NUM_THREADS"):
-            os.environ["OMP_NUM_THREADS"] = str(threads)  # numpy's and pyarrow's as well
+            os.environ["OMP_NUM_THREADS"] = str(threads)  # numpy's as well
         if not any(os.environ.get(name) for name in _WAITING_VARIABLES):
             os.environ["OMP_WAIT_POLICY"] = "passive"
 

@@ -26,7 +26,7 @@ def run(request: ForwardPassRequest, loaded: LoadedModel, job: Job) -> ForwardPa
     ]
     return ForwardPassResponse(
         prompt=prompt.text,
-        input_tokens=prompt.tokens,
+        input_tokens=loaded.token_text.strings(prompt.ids),
         salient_logits=named,
         total_salient_tokens=len(named),
         cumulative_probability=float(salient.probabilities.sum()),

@@ -1,18 +1,14 @@
 """generate-graph: attribute a prompt's next-token prediction, prune, write it out, upload it."""
 
-import hashlib
-import re
-import time
-from collections.abc import Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 import attribution
 import delivery
+from actions.graph_metadata import metadata
 from actions.job import Job, check_max_n_logits, prepare_prompt
-from attribution.provenance import circuit_tracer_in_use
 from delivery import Spooled, spool
 from errors import InvalidInput, UploadFailed
 from graphs import document as graph_document
@@ -24,8 +20,6 @@ from schemas import GenerateGraphRequest, UploadReceipt
 if TYPE_CHECKING:
     from circuit_tracer.graph import Graph
 
-GENERATOR = graph_document.Generator(**asdict(circuit_tracer_in_use()))
-ANONYMOUS = "Anonymous"
 # Of the time of a job of some seconds; `upload` counts only where there is one.
 _SHARES = {"tokenise": 1.0, "attribute": 80.0, "prune": 5.0, "encode": 10.0}
 
@@ -45,13 +39,14 @@ def run(request: GenerateGraphRequest, loaded: LoadedModel, job: Job) -> Spooled
     with job.stage("tokenise"):
         prompt = prepare_prompt(request, loaded, job)
         targets = _target_ids(request.attribution_targets, loaded)
-    graph, is_kept = _attribution(request, loaded, job, prompt, targets)
+    settings = _attribution_settings(request, job)
+    graph, is_kept = _attribution(prompt, targets, settings, loaded, job)
     job.counts["active_features"] = len(graph.active_features)
     with job.stage("prune"):
         pruned = attribution.prune(graph, request.node_threshold, request.edge_threshold)
     with job.stage("encode"):
-        info = _document_info(request, loaded, job, prompt, graph)
-        document = graph_document.build(pruned, info)
+        fields = metadata(request, loaded, job, prompt, pruned, settings)
+        document = graph_document.build(pruned, fields, _logit_tokens(graph, loaded))
         job.counts |= {"nodes": document.num_nodes, "links": document.num_links}
         spooled = spool(
             document.encode(),
@@ -61,15 +56,7 @@ def run(request: GenerateGraphRequest, loaded: LoadedModel, job: Job) -> Spooled
     if target is None:
         return spooled
     with spooled:
-        try:
-            _upload(spooled, target, job)
-        except UploadFailed as error:
-            if not is_kept:
-                raise
-            raise UploadFailed(
-                f"{error.sentence}; the attribution is kept, so the same request with a fresh "
-                "signed_url is answered without computing it again"
-            ) from None
+        _upload(spooled, target, job, is_kept=is_kept)
         return UploadReceipt(
             url=target.object_url,
             bytes=spooled.size,
@@ -83,7 +70,7 @@ def run(request: GenerateGraphRequest, loaded: LoadedModel, job: Job) -> Spooled
 
 
 def _target_ids(targets: Sequence[str] | None, loaded: LoadedModel) -> list[int] | None:
-    """The token of each attribution target, which is given as a document shows it."""
+    """The id of each attribution target, which is given as a token string of a document."""
     if targets is None:
         return None
     ids: dict[int, None] = {}
@@ -116,25 +103,30 @@ def _no_token(field: str, target: str, loaded: LoadedModel) -> str:
     )
 
 
+def _attribution_settings(request: GenerateGraphRequest, job: Job) -> dict[str, Any]:
+    """What decides, besides the tokens, what `attribution.attribute` computes.
+
+    Batch size and update interval belong here: they decide when features are ranked, and so which
+    are selected.
+    """
+    return {
+        "max_n_logits": request.max_n_logits,
+        "desired_logit_prob": request.desired_logit_prob,
+        "batch_size": request.batch_size,
+        "max_feature_nodes": request.max_feature_nodes or job.settings.max_feature_nodes,
+        "update_interval": job.settings.update_interval,
+    }
+
+
 def _attribution(
-    request: GenerateGraphRequest,
-    loaded: LoadedModel,
-    job: Job,
     prompt: Prompt,
     targets: list[int] | None,
+    settings: Mapping[str, Any],
+    loaded: LoadedModel,
+    job: Job,
 ) -> tuple["Graph", bool]:
     """The attribution that was kept for these inputs or a new one, and whether it is kept now."""
-    max_feature_nodes = request.max_feature_nodes or job.settings.max_feature_nodes
-    key = (
-        tuple(prompt.ids),
-        None if targets is None else tuple(targets),
-        request.max_n_logits,
-        request.desired_logit_prob,
-        max_feature_nodes,
-        # Both decide when features are ranked, and so which are selected.
-        request.batch_size,
-        job.settings.update_interval,
-    )
+    key = (tuple(prompt.ids), None if targets is None else tuple(targets), *settings.values())
     kept = loaded.graphs.get(key)
     if kept is not None:
         return kept, True
@@ -143,11 +135,7 @@ def _attribution(
             torch.tensor(prompt.ids),
             loaded.model,
             attribution_targets=None if targets is None else torch.tensor(targets),
-            max_n_logits=request.max_n_logits,
-            desired_logit_prob=request.desired_logit_prob,
-            batch_size=request.batch_size,
-            max_feature_nodes=max_feature_nodes,
-            update_interval=job.settings.update_interval,
+            **settings,
             on_progress=lambda done, total: job.report(
                 "attribute", done / max(total, 1), f"{done} of {total} feature nodes"
             ),
@@ -160,55 +148,10 @@ def _attribution(
     return graph, loaded.graphs.put(key, graph)
 
 
-def _document_info(
-    request: GenerateGraphRequest,
-    loaded: LoadedModel,
-    job: Job,
-    prompt: Prompt,
-    graph: "Graph",
-) -> graph_document.DocumentInfo:
-    entry = loaded.entry
-    return graph_document.DocumentInfo(
-        slug=request.slug_identifier or _made_up_slug(prompt, loaded),
-        scan=entry.neuronpedia_id,
-        # What the model saw, the leading special token included, as the library writes it.
-        prompt=loaded.token_text.text(prompt.ids),
-        prompt_tokens=prompt.tokens,
-        logit_tokens=_logit_tokens(graph, loaded),
-        node_threshold=request.node_threshold,
-        edge_threshold=request.edge_threshold,
-        generation_settings={
-            "max_n_logits": request.max_n_logits,
-            "desired_logit_prob": request.desired_logit_prob,
-            "batch_size": request.batch_size,
-            "max_feature_nodes": request.max_feature_nodes or job.settings.max_feature_nodes,
-            "update_interval": job.settings.update_interval,
-            "attribution_method": attribution.method_for(loaded.model),
-        },
-        transcoder_set=entry.transcoder_label,
-        generator=GENERATOR,
-        create_time_ms=int(time.time() * 1000),
-        source_urls=entry.source_urls,
-        weight_revisions=loaded.revisions or None,
-        creator_name=request.user_id or ANONYMOUS,
-        creator_url="https://www.neuronpedia.org",
-        neuronpedia_source_set=entry.source_set,
-        timings_ms=dict(job.timings_ms),
-    )
-
-
 def _logit_tokens(graph: "Graph", loaded: LoadedModel) -> dict[int, str]:
-    """The token of each logit node that is one, as it stands in a text."""
+    """The token string of each logit node that stands for a token."""
     ids = [target.vocab_idx for target in graph.logit_targets]
     return {n: loaded.token_text.single(n) for n in ids if n < loaded.d_vocab}
-
-
-def _made_up_slug(prompt: Prompt, loaded: LoadedModel) -> str:
-    """A readable name from the prompt's letters and the time."""
-    text = loaded.token_text.text(prompt.ids, start=1)
-    words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60]
-    digest = hashlib.sha256(prompt.text.encode()).hexdigest()[:8]
-    return f"{words.strip('-') or digest}-{int(time.time())}"
 
 
 def _target(request: GenerateGraphRequest, job: Job) -> delivery.Target | None:
@@ -223,12 +166,20 @@ def _target(request: GenerateGraphRequest, job: Job) -> delivery.Target | None:
     )
 
 
-def _upload(spooled: Spooled, target: delivery.Target, job: Job) -> None:
-    with job.stage("upload"):
-        delivery.upload(
-            spooled,
-            target,
-            timeout_s=job.settings.upload_timeout_s,
-            deadline=job.deadline,
-            check=job.check,
-        )
+def _upload(spooled: Spooled, target: delivery.Target, job: Job, *, is_kept: bool) -> None:
+    try:
+        with job.stage("upload"):
+            delivery.upload(
+                spooled,
+                target,
+                timeout_s=job.settings.upload_timeout_s,
+                deadline=job.deadline,
+                check=job.check,
+            )
+    except UploadFailed as error:
+        if not is_kept:
+            raise
+        raise UploadFailed(
+            f"{error.sentence}; the attribution is kept, so the same request with a fresh "
+            "signed_url is answered without computing it again"
+        ) from None

@@ -93,8 +93,7 @@ def prepare_prompt(
     """Check the request's model and turn its prompt or messages into tokens."""
     check_model(request.model_id, loaded)
     prompt = prompts.prepare(
-        request.prompt,
-        request.messages,
+        request.prompt or [message.model_dump() for message in request.messages or ()],
         loaded.tokenizer,
         token_limit=min(job.settings.token_limit, loaded.n_context),
         model_name=loaded.name,

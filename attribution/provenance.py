@@ -1,7 +1,7 @@
 """Which circuit-tracer is in use: its own repository's, PyPI's fork of it, or another.
 
-All call themselves circuit-tracer. Where an installation says where it came from, that is taken;
-a source tree on the path, or a wheel that says nothing, is known by its modules.
+Each of them calls itself circuit-tracer. An installation may record where it came from. A source
+tree on the path, and a wheel without such a record, are recognised by their modules.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Provenance:
 
 
 def circuit_tracer_in_use() -> Provenance:
-    """The circuit-tracer that `import circuit_tracer` gives; it isn't imported for that."""
+    """The circuit-tracer that `import circuit_tracer` would give, found without importing it."""
     spec = find_spec("circuit_tracer")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("circuit_tracer is not installed", name="circuit_tracer")
@@ -47,12 +47,14 @@ def provenance_of(package: Path, installed: Iterable[Distribution]) -> Provenanc
     """The provenance of the circuit-tracer whose modules are in `package`.
 
     Args:
-        installed: distributions of that name, of which one may have put it there, or none.
+        installed: distributions named circuit-tracer. The package may belong to one or to none.
     """
     own = next((d for d in installed if _has_installed(d, package)), None)
     version = own.version if own else _version_of_source(package)
-    commit = _origin(own).get("vcs_info", {}).get("commit_id", "") if own else ""
-    url = (_url_of(own) if own else None) or _url_by_modules(package)
+    origin = _origin(own) if own else {}
+    commit = origin.get("vcs_info", {}).get("commit_id", "")
+    by_modules = UPSTREAM if (package / _ONLY_UPSTREAM).exists() else PYPI_FORK
+    url = _public(origin.get("url", "")) or _public(_homepage(own) if own else "") or by_modules
     return Provenance(
         name=_AUTHORS if url == UPSTREAM else f"{_AUTHORS} (fork)",
         version=f"{version}+{commit[:7]}" if commit and "+" not in version else version,
@@ -71,14 +73,9 @@ def _has_installed(distribution: Distribution, package: Path) -> bool:
 
 
 def _origin(distribution: Distribution) -> dict[str, Any]:
-    """What an installation from elsewhere than an index says of it (PEP 610)."""
+    """What pip recorded of an installation that came from a URL or a folder (PEP 610)."""
     origin: dict[str, Any] = json.loads(distribution.read_text("direct_url.json") or "{}")
     return origin
-
-
-def _url_of(distribution: Distribution) -> str | None:
-    """The public address that the distribution was installed from, or calls its home."""
-    return _public(_origin(distribution).get("url", "")) or _public(_homepage(distribution))
 
 
 def _homepage(distribution: Distribution) -> str:
@@ -90,9 +87,9 @@ def _homepage(distribution: Distribution) -> str:
 
 
 def _public(url: str) -> str | None:
-    """A repository's address in one form; None for a path of this machine and for no address.
+    """A repository's address in one form, or None for a local path and for no address.
 
-    A user's name or token in it is left out: what this returns is published with each graph.
+    It has no user name or token, because it is published with each graph.
     """
     on_github = re.search(r"github\.com[:/]([\w.-]+)/([\w.-]+)", url)
     if on_github:
@@ -103,17 +100,13 @@ def _public(url: str) -> str | None:
     return f"https://{parts.hostname}{parts.path}" if is_web else None
 
 
-def _url_by_modules(package: Path) -> str:
-    return UPSTREAM if (package / _ONLY_UPSTREAM).exists() else PYPI_FORK
-
-
 def _version_of_source(package: Path) -> str:
-    """The version that the source tree around the package, or a file of the package, says."""
+    """The version in the `pyproject.toml` beside the package or in the package's own file."""
     project = package.resolve().parent / "pyproject.toml"
-    own = package / "_version.py"
     if project.exists():
         version = tomllib.loads(project.read_text("utf-8")).get("project", {}).get("version")
         if version is not None:
             return str(version)
+    own = package / "_version.py"
     found = re.search(r'__version__ = "(.+)"', own.read_text("utf-8")) if own.exists() else None
     return found[1] if found else "unknown"

@@ -77,9 +77,9 @@ def encode_as_library(pruned: Any, edge_mask: Any, path: Path) -> None:
 def encode(pruned: Any, path: Path) -> None:
     from delivery import spool
     from graphs import document as graph_document
-    from tests.support.synthetic_graph import make_info
+    from tests.support.synthetic_graph import make_metadata
 
-    document = graph_document.build(pruned, make_info(N_POS))
+    document = graph_document.build(pruned, make_metadata(N_POS), {})
     with spool(document.encode(), compress=True) as spooled, path.open("wb") as file:
         file.writelines(spooled.chunks())
 

@@ -19,7 +19,7 @@ from loading.selection import Selection
 from loading.sources import Storage, Weights
 from loading.tokenizer import read_tokenizer
 from loading.transcoders import transcoders
-from prompting.naming import circuit_tracer_name
+from prompting.gemma_3_chat import circuit_tracer_name
 from settings import Settings
 
 if TYPE_CHECKING:

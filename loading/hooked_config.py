@@ -41,7 +41,7 @@ def hooked_config(
         hf_config: a `transformers` configuration with `architectures` set; of a multimodal model,
             its language model is converted.
         model_name: kept as `cfg.model_name`, by which circuit-tracer tells Gemma 3 chat models
-            (see `prompting.naming`).
+            (see `prompting.gemma_3_chat`).
 
     Raises:
         UnsupportedArchitectureError: no conversion for this architecture, or for a value of the

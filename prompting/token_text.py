@@ -1,14 +1,14 @@
-"""How a token stands in its text, and which token a shown one is.
+"""Token strings: what each token adds to a text, and which token has a given string.
 
-A tokenizer's `decode([id])` doesn't say: with `clean_up_tokenization_spaces` it turns " ." into
+A tokenizer's `decode([id])` isn't that: with `clean_up_tokenization_spaces` it turns " ." into
 ".", decoders of the sentencepiece kind drop the leading space of whatever comes first, and part of
-a character becomes U+FFFD. Here a token is what the tokenizer's own decoder adds between two other
-tokens, so that the tokens of a prompt, joined, are the prompt as the model saw it. What a
-normalizer changed on the way in stays changed.
+a character becomes U+FFFD. Here a token's string is what the tokenizer's own decoder adds between
+two other tokens, so that the strings of a prompt, joined, are the prompt as the model saw it. What
+a normalizer changed before stays changed.
 
-A token that isn't whole characters is shown as its bytes, `<0xF0><0x9F>`, and `joined` takes them
-back. A token that is whole characters is shown as those, even where the vocabulary calls it
-`<0x0A>`. A token without text shows `<id 7>`.
+A token that isn't whole characters has its bytes as its string, `<0xF0><0x9F>`, and `joined`
+reads them as bytes again. A token that is whole characters has these, even where the vocabulary
+spells it `<0x0A>`. A token without text is `<id 7>`.
 
 Knows a Hugging Face tokenizer and no model; imports neither transformers nor torch.
 """
@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from functools import cache, cached_property
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken
@@ -28,68 +29,66 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _REPLACEMENT = "\ufffd"
 
 
-def joined(shown: Iterable[str]) -> str:
-    """The text of shown tokens in their order; bytes that are no character become U+FFFD."""
-    return b"".join(map(_from_shown, shown)).decode("utf-8", "replace")
+def joined(token_strings: Iterable[str]) -> str:
+    """The text of tokens in their order; bytes that are no character become U+FFFD."""
+    return b"".join(map(_bytes_of, token_strings)).decode("utf-8", "replace")
 
 
 class TokenText:
-    """The tokens of one tokenizer as they stand in a text; each is worked out once."""
+    """The token strings of one tokenizer. Each is computed once."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._decode = _decoder_of(tokenizer)
         self._added = tokenizer.added_tokens_decoder
-        # An ordinary token to stand beside the others: a letter, where there is one.
+        # An ordinary token to put beside the others: a letter, where there is one.
         self._anchor = [*tokenizer.all_special_ids, *self._encode("a a")][-1:]
         self._head = self._decode(self._anchor)
         self._tail = self._decode(self._anchor * 2).removeprefix(self._head)
-        self._bytes = _Memo(self._as_bytes)
-        self._shown = _Memo(lambda token_id: _as_shown(self._bytes[token_id]))
-        self._ids: dict[str, int] | None = None
+        self._bytes = cache(self._text_bytes)
 
     def single(self, token_id: int) -> str:
-        """A token as it stands after others."""
-        return self._shown[token_id]
+        """The string of a token that comes after others."""
+        return _string_of(self._bytes(token_id))
 
     def singles(self, token_ids: Iterable[int]) -> list[str]:
-        """Tokens, each as it stands after others."""
-        return list(map(self._shown.__getitem__, token_ids))
+        """The strings of tokens, each as if it came after others."""
+        return list(map(self.single, token_ids))
 
     def strings(self, token_ids: Sequence[int]) -> list[str]:
-        """The tokens of a text from its beginning; `joined` gives `text` of them."""
-        leading = [_as_shown(self._as_bytes(n, leading=True)) for n in token_ids[:1]]
-        return leading + self.singles(token_ids[1:])
+        """The token strings of a text from its beginning; `joined` turns them into `text`."""
+        return list(map(_string_of, self._parts(token_ids)))
 
     def text(self, token_ids: Sequence[int], start: int = 0) -> str:
         """The text of tokens, of which the first begins it, from the token at `start` on."""
-        leading = [self._as_bytes(n, leading=True) for n in token_ids[:1]]
-        parts = leading + [self._bytes[n] for n in token_ids[1:]]
-        return b"".join(parts[start:]).decode("utf-8", "replace")
+        return b"".join(self._parts(token_ids)[start:]).decode("utf-8", "replace")
 
-    def id_of(self, shown: str) -> int | None:
-        """The token that is shown so, or that the tokenizer reads this text as; None if there is
-        no such token, or the text is several.
+    def id_of(self, string: str) -> int | None:
+        """The token with this string, or the one token that the tokenizer reads it as, or None.
 
-        Of tokens that show the same it is the one that the tokenizer gives for that text, alone or
-        within a line, and failing that the first. Text comes before bytes: where "<0xF0>" itself is
-        one token, it is meant.
+        Of several tokens with one string it is the one that the tokenizer gives for that text,
+        alone or within a line, and if it gives none the first. Text comes before bytes: where
+        "<0xF0>" itself is one token, it is meant.
         """
-        read = self._encode(shown)
-        for ids in (read, self._encode_within(shown)):
-            if len(ids) == 1 and self.single(ids[0]) == shown:
+        read = self._encode(string)
+        for ids in (read, self._encode_within(string)):
+            if len(ids) == 1 and self.single(ids[0]) == string:
                 return ids[0]
-        by_shown = self._by_shown()
-        if shown in by_shown:
-            return by_shown[shown]
-        byte = self._named(shown) if _BYTE.fullmatch(shown) else None
-        if byte is not None and self._bytes[byte] == _from_shown(shown):
+        if string in self._id_by_string:
+            return self._id_by_string[string]
+        byte = self._spelt(string) if _BYTE.fullmatch(string) else None
+        if byte is not None and self._bytes(byte) == _bytes_of(string):
             return byte
-        return read[0] if len(read) == 1 and not self._is_unknown(read[0], shown) else None
+        return read[0] if len(read) == 1 and not self._is_unknown(read[0], string) else None
 
     def read_as(self, text: str) -> list[str]:
-        """The tokens that the tokenizer reads a text as, as they are shown."""
+        """The strings of the tokens that the tokenizer reads a text as."""
         return self.singles(self._encode(text))
+
+    def _parts(self, token_ids: Sequence[int]) -> list[bytes]:
+        """What each token of a text, from its beginning, adds to it."""
+        leading = [self._bytes(n, leading=True) for n in token_ids[:1]]
+        return leading + [self._bytes(n) for n in token_ids[1:]]
 
     def _is_unknown(self, read: int, text: str) -> bool:
         """Whether text is read as a special token that it doesn't spell."""
@@ -104,8 +103,8 @@ class TokenText:
         before, whole = self._encode("\n"), self._encode("\n" + text)
         return whole[len(before) :] if whole[: len(before)] == before else []
 
-    def _named(self, name: str) -> int | None:
-        """The token that the vocabulary spells so."""
+    def _spelt(self, name: str) -> int | None:
+        """The token that the vocabulary spells like this."""
         found = self._tokenizer.convert_tokens_to_ids(name)
         return found if found is not None and self._name(found) == name else None
 
@@ -113,23 +112,22 @@ class TokenText:
         """A token as the vocabulary spells it, None where it has none."""
         return self._tokenizer.convert_ids_to_tokens(token_id)
 
-    def _by_shown(self) -> dict[str, int]:
-        """The first id of each shown token, for the whole vocabulary.
+    @cached_property
+    def _id_by_string(self) -> dict[str, int]:
+        """The first id of each token string of the vocabulary.
 
-        Made when first needed, for what no encoding gives: seconds for a large vocabulary.
+        Only needed for strings that no encoding gives: a large vocabulary takes seconds.
         """
-        if self._ids is None:
-            ids = sorted(self._tokenizer.get_vocab().values(), reverse=True)
-            self._ids = {_as_shown(self._as_bytes(n)): n for n in ids}
-        return self._ids
+        ids = sorted(self._tokenizer.get_vocab().values(), reverse=True)
+        return {_string_of(self._text_bytes(n)): n for n in ids}
 
-    def _as_bytes(self, token_id: int, *, leading: bool = False) -> bytes:
+    def _text_bytes(self, token_id: int, *, leading: bool = False) -> bytes:
         """What a token adds to a text, in UTF-8; never nothing."""
         name = self._name(token_id)
         if not name:
             return f"<id {token_id}>".encode()
         text = self._between(token_id, leading=leading) or name
-        if token_id in self._added and self._is_spoilt(self._added[token_id], text):
+        if token_id in self._added and _is_spoilt(self._added[token_id], text):
             return name.encode()
         if _REPLACEMENT not in text:
             return text.encode()
@@ -143,30 +141,14 @@ class TokenText:
         around = self._decode([*([] if leading else self._anchor), token_id, *self._anchor])
         return around.removeprefix("" if leading else self._head).removesuffix(self._tail)
 
-    @staticmethod
-    def _is_spoilt(added: AddedToken, text: str) -> bool:
-        """Whether a decoder, made for the vocabulary's spelling, changed an added token's text.
 
-        A token that isn't special may well be spelt as the vocabulary does, as Gemma's runs of
-        spaces are.
-        """
-        lost = _REPLACEMENT in text and _REPLACEMENT not in added.content
-        return lost or (added.special and text.removeprefix(" ") != added.content)
+def _is_spoilt(added: AddedToken, text: str) -> bool:
+    """Whether a decoder, made for the vocabulary's spelling, changed an added token's text.
 
-
-_Value = TypeVar("_Value")
-
-
-class _Memo(dict[int, _Value]):
-    """Values by token id, each made when it is first asked for."""
-
-    def __init__(self, make: Callable[[int], _Value]) -> None:
-        super().__init__()
-        self._make = make
-
-    def __missing__(self, token_id: int) -> _Value:
-        value = self[token_id] = self._make(token_id)
-        return value
+    A token that isn't special may be spelt as the vocabulary does, as Gemma's runs of spaces are.
+    """
+    lost = _REPLACEMENT in text and _REPLACEMENT not in added.content
+    return lost or (added.special and text.removeprefix(" ") != added.content)
 
 
 def _decoder_of(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], str]:
@@ -179,23 +161,23 @@ def _decoder_of(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], str
     )
 
 
-def _as_shown(data: bytes) -> str:
+def _string_of(data: bytes) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError:
         return "".join(f"<0x{byte:02X}>" for byte in data)
 
 
-def _from_shown(shown: str) -> bytes:
-    if _BYTES.fullmatch(shown):
-        return bytes(int(digits, 16) for digits in _BYTE.findall(shown))
-    return shown.encode()
+def _bytes_of(string: str) -> bytes:
+    if _BYTES.fullmatch(string):
+        return bytes(int(digits, 16) for digits in _BYTE.findall(string))
+    return string.encode()
 
 
 def _bytes_named(name: str) -> bytes | None:
     """The bytes that a vocabulary spells `<0xF0>`, or as byte-level ones do."""
     if _BYTE.fullmatch(name):
-        return _from_shown(name)
+        return _bytes_of(name)
     try:
         return bytes(_BYTE_OF_CHARACTER[character] for character in name)
     except KeyError:

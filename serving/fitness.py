@@ -17,7 +17,8 @@ from errors import NotFinite
 from loading.loaded_model import LoadedModel
 from model_loader import get_model
 from prompting import prompts
-from prompting.naming import is_gemma_3_it
+from prompting.chat_template import render_messages
+from prompting.gemma_3_chat import is_gemma_3_it
 from settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ def _tokens(loaded: LoadedModel) -> list[int]:
 
 def _text(loaded: LoadedModel) -> str:
     if is_gemma_3_it(loaded.name):  # which attribution takes as a chat only
-        return prompts.render_messages([{"role": "user", "content": _TEXT}], loaded.tokenizer)
+        return render_messages([{"role": "user", "content": _TEXT}], loaded.tokenizer)
     return _TEXT
 
 

@@ -93,7 +93,7 @@ def feature_page(metadata: Metadata) -> str | None:
 
 
 def cantor_unpairing(number: int) -> tuple[int, int]:
-    """The inverse of `graphs.document.cantor_pairing`: layer and index."""
+    """The inverse of `graphs.nodes.cantor_pairing`: layer and index."""
     diagonal = (math.isqrt(8 * number + 1) - 1) // 2
     index = number - diagonal * (diagonal + 1) // 2
     return diagonal - index, index

@@ -2,12 +2,14 @@
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
+import model_loader
 from attribution.provenance import circuit_tracer_in_use
 from errors import InvalidInput, ModelNotLoaded, PromptTooLong
+from model_loader import get_model
 from tests.support.demo_worker import FORWARD, GRAPH, PROMPT, ask, demo_settings
 
 
@@ -69,6 +71,55 @@ def test_the_metadata_credits_the_circuit_tracer_in_use(graph):
     credited = graph["metadata"]["info"]["generator"]
     assert credited == asdict(circuit_tracer_in_use())
     assert credited["version"][0].isdigit()
+
+
+@pytest.fixture
+def source_set(monkeypatch):
+    """The demo model, as if Neuronpedia had its transcoders under this name."""
+    loaded = get_model(demo_settings())
+    entry = replace(loaded.entry, source_set="4-demo")
+    monkeypatch.setattr(model_loader, "_loaded", replace(loaded, entry=entry))
+    return "4-demo"
+
+
+def test_the_metadata_is_the_contract_s(source_set):
+    metadata = ask({**GRAPH, "user_id": "Ada"})["metadata"]
+    assert metadata["info"].pop("create_time_ms") > 1_700_000_000_000
+    assert set(metadata["info"].pop("timings_ms")) >= {"tokenise", "prune"}
+    scores = metadata.pop("graph_scores")
+    assert list(scores) == ["replacement_score", "completeness_score"]
+    assert metadata == {
+        "slug": "test",
+        "scan": "demo",
+        "transcoder_list": [],
+        "prompt_tokens": ["<|bos|>", "Michael", " Jordan", " joue", " au"],
+        "prompt": f"<|bos|>{PROMPT}",
+        "node_threshold": 0.8,
+        "schema_version": 1,
+        "info": {
+            "creator_name": "Ada",
+            "creator_url": "https://www.neuronpedia.org",
+            "source_urls": [f"https://neuronpedia.org/demo/{source_set}"],
+            "transcoder_set": "demo/transcoders",
+            "generator": asdict(circuit_tracer_in_use()),
+        },
+        "generation_settings": {
+            "max_n_logits": 10,
+            "desired_logit_prob": 0.95,
+            "batch_size": 48,
+            "max_feature_nodes": 10_000,
+            "update_interval": 4,
+            "attribution_method": "explicit sweep",
+        },
+        "pruning_settings": {"node_threshold": 0.8, "edge_threshold": 0.98},
+        "feature_details": {"neuronpedia_source_set": source_set},
+    }
+
+
+def test_what_is_unknown_is_left_out_and_not_null(graph):
+    """The webapp's schema has strings there, and refuses null."""
+    assert "feature_details" not in graph["metadata"]
+    assert "null" not in json.dumps(graph["metadata"])
 
 
 def test_query_parameters_start_empty(graph):

@@ -20,6 +20,7 @@ from loading.loaded_model import LoadedModel
 from loading.model_config import read_config
 from model_loader import ModelLoadError
 from prompting import chat_prompt, prompts
+from prompting.chat_template import render_messages
 from serving import fitness
 from settings import Settings
 from steering import Intervention, Options
@@ -178,7 +179,7 @@ def test_all_four_actions_agree(
 )
 def test_messages_are_read_back_from_their_prompt(messages: list[dict[str, str]]) -> None:
     words = gpt_oss.tokenizer()
-    rendered = prompts.render_messages(messages, words)
+    rendered = render_messages(messages, words)
     assert chat_prompt.parse(rendered, words).messages == messages
 
 

@@ -101,7 +101,7 @@ print(json.dumps({
 PRINT_GENERATOR = """
 import dataclasses, json
 import circuit_tracer
-from actions.generate_graph import GENERATOR
+from actions.graph_metadata import GENERATOR
 
 print(json.dumps({**dataclasses.asdict(GENERATOR), "library": circuit_tracer.__file__}))
 """

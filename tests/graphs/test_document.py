@@ -18,12 +18,16 @@ from hypothesis import strategies as st
 from attribution import prune
 from errors import Internal, InvalidInput, NotFinite
 from graphs import document as graph_document
-from tests.support.synthetic_graph import make_graph, make_info, make_pruned
+from tests.support.synthetic_graph import make_graph, make_metadata, make_pruned
 
 
-def decode(pruned, info=None):
-    info = info or make_info(pruned.graph.n_pos)
-    return json.loads(b"".join(graph_document.build(pruned, info).encode()), parse_constant=fail)
+def build(pruned, *, logit_tokens=None, **metadata):
+    fields = make_metadata(pruned.graph.n_pos, **metadata)
+    return graph_document.build(pruned, fields, logit_tokens or {})
+
+
+def decode(pruned, **given):
+    return json.loads(b"".join(build(pruned, **given).encode()), parse_constant=fail)
 
 
 def fail(constant):
@@ -105,7 +109,7 @@ def test_every_end_of_a_link_is_a_node(pruned):
 
 
 def test_the_counts_are_known_before_anything_is_encoded(pruned):
-    document = graph_document.build(pruned, make_info())
+    document = build(pruned)
     decoded = decode(pruned)
     assert document.num_nodes == len(decoded["nodes"])
     assert document.num_links == len(decoded["links"]) > 0
@@ -126,7 +130,7 @@ def test_features_and_errors_without_a_link_are_left_out():
 def test_links_of_a_node_that_was_pruned_away_are_left_out():
     pruned = make_pruned(make_graph(), 500)
     pruned.node_mask[:20] = False
-    document = graph_document.build(pruned, make_info())
+    document = build(pruned)
     kept = (pruned.edge_targets >= 20) & (pruned.edge_sources >= 20)
     assert document.num_links == kept.sum() < 500
     assert len(decode(pruned)["links"]) == document.num_links
@@ -140,8 +144,8 @@ def test_a_graph_with_no_link_is_a_document():
 
 def test_blocks_join_without_a_seam():
     """More links and nodes than a block, one block of links with nothing kept, a short last one."""
-    block = graph_document.LINKS_PER_BLOCK
-    graph = make_graph(n_features=graph_document.NODES_PER_BLOCK + 10)
+    block = graph_document.ITEMS_PER_CHUNK
+    graph = make_graph(n_features=block + 10)
     pruned = make_pruned(graph, 3 * block + 7)
     pruned.node_mask[0] = False
     pruned.edge_sources[block : 2 * block] = 0
@@ -166,15 +170,15 @@ SMALL = make_graph(n_features=3)
 def test_a_weight_has_no_digit_more_than_its_float32_needs():
     pruned = make_pruned(SMALL, 1)
     pruned.edge_weights[0] = 0.1
-    assert b'"weight":0.1}' in b"".join(graph_document.build(pruned, make_info()).encode())
+    assert b'"weight":0.1}' in b"".join(build(pruned).encode())
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_text_comes_back_as_it_was(text):
     graph = make_graph(n_features=3)
     graph.logit_targets[0] = LogitTarget(text, 7)
-    info = make_info(prompt=text, prompt_tokens=[text] * 5, creator_name=text)
-    document = decode(make_pruned(graph, 9), info)
+    fields = {"prompt": text, "prompt_tokens": [text] * 5, "info": {"creator_name": text}}
+    document = decode(make_pruned(graph, 9), **fields)
     assert document["metadata"]["prompt"] == text
     assert document["metadata"]["prompt_tokens"] == [text] * 5
     assert document["metadata"]["info"]["creator_name"] == text
@@ -183,11 +187,11 @@ def test_any_text_comes_back_as_it_was(text):
 
 def test_half_a_surrogate_pair_is_refused_before_the_first_byte():
     with pytest.raises(InvalidInput, match="surrogate"):
-        graph_document.build(make_pruned(SMALL, 9), make_info(creator_name="\ud83d"))
+        build(make_pruned(SMALL, 9), info={"creator_name": "\ud83d"})
     graph = make_graph(n_features=3)
     graph.logit_targets[0] = LogitTarget("\ud83d", 7)
     with pytest.raises(InvalidInput, match="surrogate"):
-        graph_document.build(make_pruned(graph, 9), make_info())
+        build(make_pruned(graph, 9))
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
@@ -201,18 +205,18 @@ def test_a_number_that_json_lacks_is_refused_before_the_first_byte(where, number
         getattr(pruned, where)[17] = number
         pruned.edge_sources[0] = 17
     with pytest.raises(NotFinite, match=f"{where} of the graph are not finite numbers in float32"):
-        graph_document.build(pruned, make_info())
+        build(pruned)
 
 
 def test_activations_and_probabilities_that_json_lacks_are_refused_too():
     graph = make_graph()
     graph.activation_values[:] = float("inf")
     with pytest.raises(NotFinite, match="activation_values"):
-        graph_document.build(make_pruned(graph, 50), make_info())
+        build(make_pruned(graph, 50))
     graph = make_graph()
     graph.logit_probabilities[0] = float("nan")
     with pytest.raises(NotFinite, match="logit_probabilities"):
-        graph_document.build(make_pruned(graph, 50), make_info())
+        build(make_pruned(graph, 50))
 
 
 def test_a_target_that_is_no_token_has_an_id_of_its_own():
@@ -225,8 +229,8 @@ def test_a_target_that_is_no_token_has_an_id_of_its_own():
 
 
 def test_a_logit_shows_its_token_as_the_caller_has_it():
-    info = make_info(logit_tokens={8: " as it stands"})
-    logits = of_type(decode(make_pruned(make_graph(), 50), info), "logit")
+    pruned = make_pruned(make_graph(), 50)
+    logits = of_type(decode(pruned, logit_tokens={8: " as it stands"}), "logit")
     assert [node["clerp"].split('"')[1] for node in logits] == [
         *(" word0", " as it stands", " word2", " word3")
     ]
@@ -236,7 +240,7 @@ def test_one_target_given_twice_is_refused():
     graph = make_graph()
     graph.logit_targets[3] = graph.logit_targets[0]
     with pytest.raises(InvalidInput, match=r"4_7_4.*attribution_targets"):
-        graph_document.build(make_pruned(graph, 50), make_info())
+        build(make_pruned(graph, 50))
 
 
 def test_activations_of_sixteen_bits_are_written_as_what_they_are():
@@ -246,62 +250,29 @@ def test_activations_of_sixteen_bits_are_written_as_what_they_are():
     assert features[0]["activation"] == float(graph.activation_values[graph.selected_features[0]])
 
 
-def test_the_metadata_is_the_contract_s():
-    metadata = decode(make_pruned(SMALL, 9), make_info(neuronpedia_source_set="set"))["metadata"]
-    assert metadata == {
-        "slug": "a-slug",
-        "scan": "synthetic",
-        "transcoder_list": [],
-        "prompt_tokens": [" a", " b", " c", " d", " e"],
-        "prompt": "a b c d e",
-        "node_threshold": 0.8,
-        "schema_version": 1,
-        "info": {
-            "source_urls": [],
-            "transcoder_set": "synthetic-set",
-            "generator": {
-                "name": "worker",
-                "version": "1.2.3",
-                "url": "https://example.org/worker",
-            },
-            "create_time_ms": 1_700_000_000_000,
-        },
-        "generation_settings": {"max_n_logits": 10, "batch_size": 48},
-        "pruning_settings": {"node_threshold": 0.8, "edge_threshold": 0.98},
-        "graph_scores": {"replacement_score": 0.75, "completeness_score": 0.875},
-        "feature_details": {"neuronpedia_source_set": "set"},
-    }
-
-
-def test_what_is_unknown_is_left_out_and_not_null():
-    """The webapp's schema has strings there, and refuses null."""
-    metadata = decode(make_pruned(SMALL, 9), make_info(creator_name="anyone"))["metadata"]
-    assert "feature_details" not in metadata
-    assert "creator_url" not in metadata["info"]
-    assert metadata["info"]["creator_name"] == "anyone"
-
-
 def test_prompt_tokens_must_fit_the_positions():
     with pytest.raises(Internal, match="4 prompt_tokens, the graph 5 positions"):
-        graph_document.build(make_pruned(SMALL, 9), make_info(4))
+        build(make_pruned(SMALL, 9), prompt_tokens=["a"] * 4)
 
 
 ENCODE_AND_MEASURE = """
 import re
 from graphs import document as graph_document
 from delivery import spool
-from tests.support.synthetic_graph import make_graph, make_info, make_pruned
+from tests.support.synthetic_graph import make_graph, make_metadata, make_pruned
 
 def status(field):
     return int(re.search(field + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) // 1024
 
-warm_up = make_pruned(make_graph(), 1000)
-spool(graph_document.build(warm_up, make_info()).encode(), compress=True).close()
+def build(pruned):
+    return graph_document.build(pruned, make_metadata(), {})
+
+spool(build(make_pruned(make_graph(), 1000)).encode(), compress=True).close()
 pruned = make_pruned(make_graph(n_features=10_000), 3_000_000)
 for compress in (False, True):
     open("/proc/self/clear_refs", "w").write("5")  # start the high-water mark anew
     before = status("VmRSS")
-    with spool(graph_document.build(pruned, make_info()).encode(), compress=compress) as spooled:
+    with spool(build(pruned).encode(), compress=compress) as spooled:
         print(spooled.size >> 20, status("VmHWM") - before)
 """
 

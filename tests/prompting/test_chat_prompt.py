@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prompting import chat_prompt, prompts
+from prompting import chat_prompt, chat_template
 from tests.support import tiny_tokenizers
 from tests.support.chat_messages import assistant, system, user
 from tests.support.conversations import CHAT, FRAGMENTS, TOKENIZERS, Message, rendered
@@ -66,7 +66,7 @@ def test_a_generation_prompt_with_thinking_off_renders_again_as_it_was() -> None
     messages = parse(prompt, "qwen3")
 
     assert messages == [user("hi"), assistant("<think>\n\n</think>\n\n")]
-    assert prompts.render_messages(messages, tokenizer) == prompt
+    assert chat_template.render_messages(messages, tokenizer) == prompt
 
 
 def test_an_open_think_block_of_the_generation_prompt_is_the_templates_own() -> None:
@@ -76,7 +76,7 @@ def test_an_open_think_block_of_the_generation_prompt_is_the_templates_own() -> 
     )
     messages = [user("hi"), assistant("")]
 
-    prompt = prompts.render_messages(messages, tokenizer)
+    prompt = chat_template.render_messages(messages, tokenizer)
 
     assert prompt.endswith("<think>\n")
     assert chat_prompt.parse(prompt, tokenizer).messages == messages
@@ -91,7 +91,7 @@ def test_a_template_may_both_decorate_and_want_strict_alternation(turns: int) ->
     ) + tokenizer.chat_template
     messages = [(user, assistant)[i % 2](str(i)) for i in range(turns)]
 
-    prompt = prompts.render_messages(messages, tokenizer)
+    prompt = chat_template.render_messages(messages, tokenizer)
 
     assert chat_prompt.parse(prompt, tokenizer).messages == messages
 
@@ -120,7 +120,7 @@ def test_a_system_message_is_told_from_the_templates_own_words(family: str) -> N
     ],
 )
 def test_a_prompt_rendered_on_another_day_is_read_all_the_same(messages: list[Message]) -> None:
-    prompt = prompts.apply_template(
+    prompt = chat_template.apply_template(
         messages,
         TOKENIZERS["llama3"],
         template_variables={"strftime_now": lambda _format: "01 Jan 2025"},
@@ -266,12 +266,12 @@ def test_any_text_is_answered_and_none_of_it_invented(
 
     parsed = chat_prompt.parse(text, TOKENIZERS[family])
 
-    assert parsed.prompt == prompts.strip_bos(text, TOKENIZERS[family])
+    assert parsed.prompt == chat_template.strip_bos(text, TOKENIZERS[family])
     assert parsed.is_chat == (parsed.messages is not None)
     assert set(parsed.unsteerable_positions) <= {0}
     place = 0
     for message in parsed.messages or []:
-        assert message["role"] in prompts.ROLES
+        assert message["role"] in chat_template.ROLES
         place = parsed.prompt.index(message["content"], place) + len(message["content"])
 
 

@@ -57,4 +57,4 @@ def test_positions_are_the_same_for_the_prompt_given_back(
 
     ids = prompts.tokenize(prompt, tokenizer)
     assert prompts.tokenize(parsed.prompt, tokenizer) == ids
-    assert parsed.unsteerable_positions == prompts.unsteerable_positions(ids, tokenizer)
+    assert parsed.unsteerable_positions == prompts.unsteerable_positions(ids)

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from errors import Internal, InvalidInput, PromptTooLong
-from prompting import prompts
+from prompting import chat_template, prompts
+from prompting.token_text import TokenText
 from tests.support import tiny_tokenizers
 from tests.support.chat_messages import assistant, system, user
 from tests.support.tiny_tokenizers import BASE_FAMILIES, CHAT_FAMILIES
@@ -106,17 +107,17 @@ def test_a_tokenizer_without_bos_leads_with_its_pad_token() -> None:
 def test_a_chat_prompt_of_such_a_tokenizer_leads_with_its_turn_marker() -> None:
     tokenizer = TOKENIZERS["qwen3"]
 
-    ids = prompts.tokenize(prompts.render_messages([user("hi")], tokenizer), tokenizer)
+    ids = prompts.tokenize(chat_template.render_messages([user("hi")], tokenizer), tokenizer)
 
-    assert prompts.token_strings(ids, tokenizer)[0] == "<|im_start|>"
+    assert TokenText(tokenizer).strings(ids)[0] == "<|im_start|>"
 
 
 @pytest.mark.parametrize("family", CHAT)
 def test_a_chat_prompt_has_the_same_tokens_with_and_without_its_bos(family: str) -> None:
     tokenizer = TOKENIZERS[family]
-    rendered = prompts.render_messages([user("hi"), assistant("yo")], tokenizer)
+    rendered = chat_template.render_messages([user("hi"), assistant("yo")], tokenizer)
 
-    stripped = prompts.strip_bos(rendered, tokenizer)
+    stripped = chat_template.strip_bos(rendered, tokenizer)
 
     assert prompts.tokenize(stripped, tokenizer) == prompts.tokenize(rendered, tokenizer)
 
@@ -126,7 +127,7 @@ def test_a_base_model_keeps_a_turn_marker_as_leading_token() -> None:
 
     ids = prompts.tokenize("<start_of_turn>user", tokenizer)
 
-    assert prompts.token_strings(ids, tokenizer)[0] == "<start_of_turn>"
+    assert TokenText(tokenizer).strings(ids)[0] == "<start_of_turn>"
 
 
 def test_ids_are_plain_ints() -> None:
@@ -172,18 +173,18 @@ def test_gemma_3_it_refuses_other_prompts_and_says_what_to_send(text: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("prompt", "messages"),
+    "prompt",
     [
-        ("<start_of_turn>user\n\nhi", None),
-        ("<bos><start_of_turn>user\n\n\nhi", None),
-        (None, [system(""), user("hi")]),
+        "<start_of_turn>user\n\nhi",
+        "<bos><start_of_turn>user\n\n\nhi",
+        [system(""), user("hi")],
     ],
 )
 def test_a_line_break_that_joins_gemma_3_it_s_prefix_is_told(
-    prompt: str | None, messages: list[dict[str, str]] | None
+    prompt: str | list[dict[str, str]],
 ) -> None:
     with pytest.raises(InvalidInput, match=r"begins with a line break.*remove it"):
-        prompts.prepare(prompt, messages, TOKENIZERS["gemma3"], token_limit=64, model_name=GEMMA_3)
+        prompts.prepare(prompt, TOKENIZERS["gemma3"], token_limit=64, model_name=GEMMA_3)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -191,7 +192,7 @@ def test_token_strings_joined_are_the_prompt(family: str) -> None:
     tokenizer = TOKENIZERS[family]
     ids = prompts.tokenize("the  capital .", tokenizer)
 
-    shown = prompts.token_strings(ids, tokenizer)
+    shown = TokenText(tokenizer).strings(ids)
 
     assert "".join(shown) == tokenizer.convert_ids_to_tokens(ids[0]) + "the  capital ."
 
@@ -206,7 +207,7 @@ def test_unsteerable_positions_are_those_the_library_holds_at_zero(
     tokenizer = TOKENIZERS["gemma3"]
     ids = prompts.tokenize("<bos><start_of_turn>user\nhi", tokenizer, model_name)
 
-    assert prompts.unsteerable_positions(ids, tokenizer, model_name) == expected
+    assert prompts.unsteerable_positions(ids, model_name) == expected
 
 
 # Checking a prompt
@@ -216,9 +217,9 @@ def test_a_prompt_at_the_limit_passes_and_one_token_more_does_not() -> None:
     tokenizer = TOKENIZERS["gpt2"]
     n = len(prompts.tokenize("The capital of France is", tokenizer))
 
-    assert len(prompts.prepare("The capital of France is", None, tokenizer, token_limit=n).ids) == n
+    assert len(prompts.prepare("The capital of France is", tokenizer, token_limit=n).ids) == n
     with pytest.raises(PromptTooLong) as refused:
-        prompts.prepare("The capital of France is", None, tokenizer, token_limit=n - 1)
+        prompts.prepare("The capital of France is", tokenizer, token_limit=n - 1)
     assert str(refused.value) == (
         f"prompt_too_long: the prompt has {n} tokens, the limit is {n - 1}"
     )
@@ -226,17 +227,17 @@ def test_a_prompt_at_the_limit_passes_and_one_token_more_does_not() -> None:
 
 def test_megabytes_are_refused_by_their_characters() -> None:
     with pytest.raises(PromptTooLong, match="5000000 characters, the limit is 64 tokens"):
-        prompts.prepare("hello" * 1_000_000, None, TOKENIZERS["gpt2"], token_limit=64)
+        prompts.prepare("hello" * 1_000_000, TOKENIZERS["gpt2"], token_limit=64)
 
 
 def test_prepared_prompts_carry_text_tokens_and_positions() -> None:
     tokenizer = TOKENIZERS["gemma3"]
 
-    prompt = prompts.prepare(None, [user("hi")], tokenizer, token_limit=64, model_name=GEMMA_3)
+    prompt = prompts.prepare([user("hi")], tokenizer, token_limit=64, model_name=GEMMA_3)
 
     assert prompt.text == "<bos><start_of_turn>user\nhi"
-    assert prompt.tokens == ["<bos>", "<start_of_turn>", "user", "\n", "h", "i"]
-    assert len(prompt.ids) == 6
+    tokens = TokenText(tokenizer).strings(prompt.ids)
+    assert tokens == ["<bos>", "<start_of_turn>", "user", "\n", "h", "i"]
     assert prompt.unsteerable_positions == [0, 1, 2, 3]
 
 
@@ -244,12 +245,14 @@ def test_prepared_prompts_carry_text_tokens_and_positions() -> None:
 def test_white_space_is_a_prompt(text: str) -> None:
     tokenizer = TOKENIZERS["gpt2"]
 
-    assert "".join(prompts.prepare(text, None, tokenizer, token_limit=64).tokens[1:]) == text
+    ids = prompts.prepare(text, tokenizer, token_limit=64).ids
+
+    assert "".join(TokenText(tokenizer).strings(ids[1:])) == text
 
 
 def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(InvalidInput, match="prompt is empty"):
-        prompts.prepare("", None, TOKENIZERS["gpt2"], token_limit=64)
+        prompts.prepare("", TOKENIZERS["gpt2"], token_limit=64)
 
 
 @pytest.mark.parametrize(
@@ -265,20 +268,29 @@ def test_an_empty_prompt_is_refused() -> None:
 )
 def test_a_prompt_of_only_special_tokens_is_refused(family: str, text: str) -> None:
     with pytest.raises(InvalidInput, match="only special tokens"):
-        prompts.prepare(text, None, TOKENIZERS[family], token_limit=64)
+        prompts.prepare(text, TOKENIZERS[family], token_limit=64)
 
 
 def test_the_required_prefix_of_gemma_3_it_alone_is_refused() -> None:
     with pytest.raises(InvalidInput, match="only special tokens"):
-        prompts.prepare(None, [user("")], TOKENIZERS["gemma3"], token_limit=64, model_name=GEMMA_3)
+        prompts.prepare([user("")], TOKENIZERS["gemma3"], token_limit=64, model_name=GEMMA_3)
 
 
-@pytest.mark.parametrize(("prompt", "messages"), [(None, None), ("hi", [user("hi")])])
-def test_exactly_one_of_prompt_and_messages_is_taken(
-    prompt: str | None, messages: list[dict[str, str]] | None
+@pytest.mark.parametrize(
+    ("messages", "sentence"),
+    [
+        ([user("hi")] * 65, "there are 65 messages, the limit is 64 tokens"),
+        ([user("a" * 10_000), assistant("b" * 10_000)], "20000 characters, the limit is 64 tokens"),
+    ],
+)
+def test_long_conversations_are_refused_before_the_template_renders_them(
+    messages: list[dict[str, str]], sentence: str
 ) -> None:
-    with pytest.raises(InvalidInput, match="exactly one of prompt and messages"):
-        prompts.prepare(prompt, messages, TOKENIZERS["chatml"], token_limit=64)
+    tokenizer = tiny_tokenizers.chatml()
+    tokenizer.chat_template = "{{ 1 / 0 }}"
+
+    with pytest.raises(PromptTooLong, match=sentence):
+        prompts.prepare(messages, tokenizer, token_limit=64)
 
 
 def test_importing_loads_neither_transformers_nor_torch() -> None:

@@ -57,7 +57,7 @@ def test_joined_tokens_are_what_the_model_saw(kind: str, text: str) -> None:
     tokenizer = TOKENIZERS[kind]
     ids = prompts.tokenize(text, tokenizer)
 
-    shown = prompts.token_strings(ids, tokenizer)
+    shown = TokenText(tokenizer).strings(ids)
 
     assert joined(shown) == TEXTS[kind].text(ids) == plain_decode(ids, tokenizer)
     assert len(shown) == len(ids)
@@ -75,7 +75,7 @@ def test_joined_tokens_after_the_leading_one_are_the_text(kind: str, text: str) 
 
     ids = prompts.tokenize(text, tokenizer)
 
-    assert joined(prompts.token_strings(ids, tokenizer)[1:]) == text
+    assert joined(TokenText(tokenizer).strings(ids)[1:]) == text
     assert TEXTS[kind].text(ids, start=1) == text
 
 
@@ -89,7 +89,7 @@ def test_text_that_looks_like_bytes_is_text(kind: str, texts: list[str]) -> None
     if kind in SPELT_WITH_BARS:
         text = text.replace("▁", " ")
 
-    shown = prompts.token_strings(prompts.tokenize(text, tokenizer), tokenizer)
+    shown = TokenText(tokenizer).strings(prompts.tokenize(text, tokenizer))
 
     assert joined(shown[1:]) == text
 
@@ -143,7 +143,7 @@ def test_any_tokens_joined_are_their_text(kind: str, data: st.DataObject) -> Non
 def test_a_token_is_shown_as_it_stands(kind: str, text: str, expected: list[str]) -> None:
     tokenizer = TOKENIZERS[kind]
 
-    shown = prompts.token_strings(prompts.tokenize(text, tokenizer), tokenizer)
+    shown = TokenText(tokenizer).strings(prompts.tokenize(text, tokenizer))
 
     assert [token for token in shown if token in expected] == expected
 
@@ -172,7 +172,7 @@ def test_the_leading_token_is_shown_without_what_stands_before_it_elsewhere() ->
     tokenizer = TOKENIZERS["WordPiece"]
     ids = prompts.tokenize("the", tokenizer)
 
-    assert prompts.token_strings(ids, tokenizer) == ["[CLS]", " the"]
+    assert TokenText(tokenizer).strings(ids) == ["[CLS]", " the"]
     assert TEXTS["WordPiece"].id_of("[CLS]") == ids[0]
 
 
@@ -209,7 +209,7 @@ def test_every_token_of_a_prompt_is_found_by_what_it_shows(kind: str, text: str)
     tokenizer = TOKENIZERS[kind]
     ids = prompts.tokenize(text, tokenizer)
 
-    shown = prompts.token_strings(ids, tokenizer)
+    shown = TokenText(tokenizer).strings(ids)
 
     assert [TEXTS[kind].id_of(token) for token in shown] == ids
 
@@ -295,8 +295,8 @@ def test_a_slow_tokenizer_shows_the_same(tmp_path) -> None:
     ids = prompts.tokenize(text, fast)
 
     assert prompts.tokenize(text, slow) == ids
-    assert prompts.token_strings(ids, slow) == prompts.token_strings(ids, fast)
-    assert [TokenText(slow).id_of(t) for t in prompts.token_strings(ids, slow)] == ids
+    assert TokenText(slow).strings(ids) == TokenText(fast).strings(ids)
+    assert [TokenText(slow).id_of(t) for t in TokenText(slow).strings(ids)] == ids
 
 
 def test_a_slow_sentencepiece_tokenizer_shows_its_spaces_and_special_tokens(tmp_path) -> None:
@@ -315,7 +315,7 @@ def test_a_slow_sentencepiece_tokenizer_shows_its_spaces_and_special_tokens(tmp_
     slow = LlamaTokenizer(str(tmp_path / "tokenizer.model"), legacy=True)
     ids = prompts.tokenize("the city . 🦜 <s>the\n", slow)
 
-    shown = prompts.token_strings(ids, slow)
+    shown = TokenText(slow).strings(ids)
 
     assert joined(shown) == "<s> the city . 🦜 <s> the\n"
     assert [TokenText(slow).id_of(token) for token in shown] == ids

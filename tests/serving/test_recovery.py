@@ -104,7 +104,7 @@ def test_refused_requests_leave_nothing_behind():
 
 # Where a fault strikes: the request, then a function of the code or a run of the model.
 FAULTS = {
-    "graph, tokenise": (OTHER_GRAPH, (prompts, "token_strings")),
+    "graph, tokenise": (OTHER_GRAPH, (prompts, "tokenize")),
     "graph, attribute, the model": (OTHER_GRAPH, 1),
     "graph, attribute, the sweep": (OTHER_GRAPH, (attribution.expansion, "attribution_rows")),
     "graph, attribute, the matrix": (
@@ -112,14 +112,14 @@ FAULTS = {
         (attribution.expansion.Expansion, "_adjacency"),
     ),
     "graph, prune": (OTHER_GRAPH, (attribution.pruning, "_drop_dead_ends")),
-    "graph, encode": (OTHER_GRAPH, (graph_document, "_weights_text")),
+    "graph, encode": (OTHER_GRAPH, (graph_document, "_link_chunks")),
     "graph, upload": (UPLOADED, (sys.modules["delivery.upload"], "put")),
-    "steer, tokenise": (STEER, (prompts, "token_strings")),
+    "steer, tokenise": (STEER, (prompts, "tokenize")),
     "steer, activations": (STEER, 1),
     "steer, prompt": (STEER, 2),
     "steer, both generations": (STEER, 5),
     "steer, steered generation": ({**SAMPLED, "steered_output_only": True}, 5),
-    "forward-pass, tokenise": (FORWARD, (prompts, "token_strings")),
+    "forward-pass, tokenise": (FORWARD, (prompts, "tokenize")),
     "forward-pass, the model": (FORWARD, 1),
 }
 

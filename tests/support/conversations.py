@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from prompting import prompts
+from prompting import chat_template
 from tests.support.chat_messages import system
 from tests.support.tiny_tokenizers import BASE_FAMILIES, CHAT_FAMILIES
 
@@ -25,7 +25,7 @@ TEXT = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=8), max_size=6).ma
 
 
 def rendered(messages: list[Message], family: str, *, closed: bool) -> str:
-    render = prompts.apply_template if closed else prompts.render_messages
+    render = chat_template.apply_template if closed else chat_template.render_messages
     return render(messages, TOKENIZERS[family])
 
 

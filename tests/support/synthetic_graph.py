@@ -6,7 +6,6 @@ from circuit_tracer.graph import Graph
 from circuit_tracer.utils.tl_nnsight_mapping import UnifiedConfig
 
 from attribution import PrunedGraph
-from graphs.document import DocumentInfo, Generator
 
 D_VOCAB = 256
 D_TRANSCODER = 16_384
@@ -69,17 +68,14 @@ def make_pruned(graph, n_links, *, seed=0):
     )
 
 
-def make_info(n_pos=5, **changes):
-    fields = {
+def make_metadata(n_pos=5, **changes):
+    return {
         "slug": "a-slug",
         "scan": "synthetic",
-        "prompt": "a b c d e",
+        "transcoder_list": [],
         "prompt_tokens": [f" {chr(97 + at % 26)}" for at in range(n_pos)],
+        "prompt": "a b c d e",
         "node_threshold": 0.8,
-        "edge_threshold": 0.98,
-        "generation_settings": {"max_n_logits": 10, "batch_size": 48},
-        "transcoder_set": "synthetic-set",
-        "generator": Generator("worker", "1.2.3", "https://example.org/worker"),
-        "create_time_ms": 1_700_000_000_000,
+        "schema_version": 1,
+        **changes,
     }
-    return DocumentInfo(**{**fields, **changes})

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from demo.corpus import all_facts
 from demo.facts import ATHLETES
-from graphs.document import cantor_pairing
+from graphs.nodes import cantor_pairing
 from tests.support.demo_worker import ask
 from viewer import feature_panels
 

@@ -5,8 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from errors import InvalidInput
-from prompting import prompts
-from schemas import ChatMessage
+from prompting import chat_template
 from tests.support import tiny_tokenizers
 from tests.support.chat_messages import assistant, system, user
 from tests.support.tiny_tokenizers import BASE_FAMILIES, CHAT_FAMILIES
@@ -31,7 +30,9 @@ TEXT = st.lists(st.text() | st.sampled_from([*MARKERS, "<bos>", "user", "\n", " 
     ],
 )
 def test_the_last_turn_is_left_open(family: str, expected: str) -> None:
-    assert prompts.render_messages([user("hi"), assistant("yo")], TOKENIZERS[family]) == expected
+    assert (
+        chat_template.render_messages([user("hi"), assistant("yo")], TOKENIZERS[family]) == expected
+    )
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,7 @@ def test_the_last_turn_is_left_open(family: str, expected: str) -> None:
     ],
 )
 def test_a_last_user_turn_is_left_open_too(family: str, expected: str) -> None:
-    assert prompts.render_messages([user("hi")], TOKENIZERS[family]) == expected
+    assert chat_template.render_messages([user("hi")], TOKENIZERS[family]) == expected
 
 
 @pytest.mark.parametrize("family", CHAT)
@@ -51,7 +52,7 @@ def test_a_last_user_turn_is_left_open_too(family: str, expected: str) -> None:
 def test_a_blank_last_assistant_turn_is_the_generation_prompt(family: str, blank: str) -> None:
     tokenizer = TOKENIZERS[family]
 
-    rendered = prompts.render_messages([user("hi"), assistant(blank)], tokenizer)
+    rendered = chat_template.render_messages([user("hi"), assistant(blank)], tokenizer)
 
     assert rendered == tokenizer.apply_chat_template(
         [user("hi")], tokenize=False, add_generation_prompt=True
@@ -65,7 +66,7 @@ def test_an_open_turn_is_what_transformers_continues(family: str, content: str) 
     tokenizer = TOKENIZERS[family]
     messages = [user("hi"), assistant(content)]
 
-    rendered = prompts.render_messages(messages, tokenizer)
+    rendered = chat_template.render_messages(messages, tokenizer)
 
     assert rendered == tokenizer.apply_chat_template(
         messages, tokenize=False, continue_final_message=True
@@ -75,7 +76,7 @@ def test_an_open_turn_is_what_transformers_continues(family: str, content: str) 
 @pytest.mark.parametrize("content", ["", " ", "\n"])
 def test_a_blank_user_turn_keeps_its_header_whole(content: str) -> None:
     # transformers' own continuation would cut the newline of the header, which Gemma 3 requires.
-    assert prompts.render_messages([user(content)], TOKENIZERS["gemma3"]) == (
+    assert chat_template.render_messages([user(content)], TOKENIZERS["gemma3"]) == (
         "<bos><start_of_turn>user\n"
     )
 
@@ -83,18 +84,12 @@ def test_a_blank_user_turn_keeps_its_header_whole(content: str) -> None:
 def test_contents_may_hold_the_marks_that_rendering_uses() -> None:
     content = "\ue000\ue001 and \ue000\ue001\ue000\ue001"
 
-    assert prompts.render_messages([user(content)], TOKENIZERS["chatml"]).endswith(content)
-
-
-def test_messages_may_be_objects() -> None:
-    message = ChatMessage(role="user", content="hi")
-
-    assert prompts.render_messages([message], TOKENIZERS["chatml"]) == "<|im_start|>user\nhi"
+    assert chat_template.render_messages([user(content)], TOKENIZERS["chatml"]).endswith(content)
 
 
 def test_a_model_without_a_template_asks_for_prompt() -> None:
     with pytest.raises(InvalidInput, match=r"messages: .* no chat template; send prompt instead"):
-        prompts.render_messages([user("hi")], TOKENIZERS["gpt2"])
+        chat_template.render_messages([user("hi")], TOKENIZERS["gpt2"])
 
 
 @pytest.mark.parametrize(
@@ -109,7 +104,7 @@ def test_turns_that_the_template_refuses_are_answered_with_what_to_do(
     messages: list[dict[str, str]], sentence: str
 ) -> None:
     with pytest.raises(InvalidInput, match=f"^invalid_input: messages: .*{sentence}"):
-        prompts.render_messages(messages, TOKENIZERS["gemma2"])
+        chat_template.render_messages(messages, TOKENIZERS["gemma2"])
 
 
 @pytest.mark.parametrize("template", ["{{ 1 / 0 }}", "{{ nothing.at_all }}", "{% if %}"])
@@ -118,7 +113,7 @@ def test_a_template_that_fails_shows_nothing_of_its_failure(template: str) -> No
     tokenizer.chat_template = template
 
     with pytest.raises(InvalidInput, match=r"template refuses them; send prompt instead$"):
-        prompts.render_messages([user("hi")], tokenizer)
+        chat_template.render_messages([user("hi")], tokenizer)
 
 
 def test_a_template_that_hides_the_last_message_is_refused() -> None:
@@ -128,7 +123,7 @@ def test_a_template_that_hides_the_last_message_is_refused() -> None:
     )
 
     with pytest.raises(InvalidInput, match="does not show the last message"):
-        prompts.render_messages([user("hi"), system("S")], tokenizer)
+        chat_template.render_messages([user("hi"), system("S")], tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -143,4 +138,4 @@ def test_a_template_that_hides_the_last_message_is_refused() -> None:
 )
 def test_a_wrong_message_is_named(messages: list[dict[str, str]], sentence: str) -> None:
     with pytest.raises(InvalidInput, match=sentence):
-        prompts.render_messages(messages, TOKENIZERS["chatml"])
+        chat_template.render_messages(messages, TOKENIZERS["chatml"])

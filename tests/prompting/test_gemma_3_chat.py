@@ -3,7 +3,7 @@
 import pytest
 from transformers import Gemma3Config, Gemma3TextConfig, LlamaConfig
 
-from prompting.naming import circuit_tracer_name, is_gemma_3_it
+from prompting.gemma_3_chat import circuit_tracer_name, is_gemma_3_it
 
 GEMMA_3 = Gemma3TextConfig()
 
