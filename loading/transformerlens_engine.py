@@ -1,5 +1,7 @@
 """A Hugging Face model and its transcoders, as circuit-tracer's TransformerLens model."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,9 @@ from circuit_tracer.replacement_model.replacement_model_transformerlens import (
     TransformerLensReplacementModel,
 )
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformer_lens import HookedTransformerConfig
+from transformer_lens.components import PosEmbed
 from transformer_lens.loading_from_pretrained import get_pretrained_state_dict
 
 from loading import UnsupportedArchitectureError, WeightsMismatchError
@@ -97,24 +101,50 @@ def hooked_model(
 
 
 def _build(cls: Any, cfg: HookedTransformerConfig) -> Any:
-    """A model of parameters without memory, and with masks and rotary embeddings.
+    """A model without weights, whose layers share masks and rotary embeddings by kind.
 
-    TransformerLens makes these for each layer, which takes longer than to read the layer's weights.
-    Here all local layers share theirs, and all global ones.
+    TransformerLens makes masks of n_ctx x n_ctx for each layer, which takes longer than to read
+    the layer's weights. So it is built for one position, and the rest is made once a kind.
     """
-    with torch.device("meta"):
+    n_ctx, cfg.n_ctx = cfg.n_ctx, 1
+    with _matrices_without_memory():
         model = cls(cfg, move_to_device=False)
-    buffers: dict[str, dict[str, torch.Tensor]] = {}
-    for block in model.blocks:
-        kind = block.attn.attn_type
-        if kind not in buffers:
-            attention = type(block.attn)(cfg, kind, block.attn.layer_id)
-            made = attention.named_buffers(recurse=False)
-            # On the device here: moved with the model later, each layer would get a copy.
-            buffers[kind] = {name: buffer.to(cfg.device) for name, buffer in made}
-        for name, buffer in buffers[kind].items():
-            setattr(block.attn, name, buffer)
+        cfg.n_ctx = n_ctx
+        if hasattr(model, "pos_embed"):
+            model.pos_embed = PosEmbed(cfg)
+        buffers: dict[str, dict[str, torch.Tensor]] = {}
+        for block in model.blocks:
+            kind = block.attn.attn_type
+            if kind not in buffers:
+                attention = type(block.attn)(cfg, kind, block.attn.layer_id)
+                made = attention.named_buffers(recurse=False)
+                # On the device here: moved with the model later, each layer would get a copy.
+                buffers[kind] = {name: buffer.to(cfg.device) for name, buffer in made}
+            for name, buffer in buffers[kind].items():
+                setattr(block.attn, name, buffer)
+    model.setup()
     return model
+
+
+@contextmanager
+def _matrices_without_memory() -> Iterator[None]:
+    """Modules built meanwhile have matrices on the meta device, and buffers that are real.
+
+    With the whole model on the meta device `torch.tril` would import torch._dynamo, in 0.8 s.
+    """
+
+    def without_memory(
+        _module: nn.Module, _name: str, parameter: nn.Parameter
+    ) -> nn.Parameter | None:
+        if parameter.ndim < 2:
+            return None
+        return nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+
+    hook = register_module_parameter_registration_hook(without_memory)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _set_parameters(model: nn.Module, state: dict[str, torch.Tensor], device: torch.device) -> None:
