@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil, log
 
+from attribution.patterns import BLOCK_LENGTH
 from benchmarks.families import share_above
 from benchmarks.reference_workload import Workload
 
@@ -224,17 +225,27 @@ def _attention(s: Shapes, n_pos: int, joined: int, layer: int) -> Cost:
     rounded = 6 * vectors * s.d_model * (b == 2)
     writes = b * s.d_model * (vectors + s.results) + 4 * vectors * s.results
     together = 8 * vectors * s.results
-    cut = 8 * s.n_heads * n_pos**2 * (n_pos < s.n_pos)  # the patterns of the first positions
-    mixed = 4 * (s.n_heads * n_pos**2 + vectors * (s.results + s.values))
     brought = (4 + (b if layer else 4)) * vectors * s.values
-    flop, n_bytes = 2 * vectors * s.d_model * s.results, rounded + writes + together + cut
-    launches = 4 + (b == 2) + (n_pos < s.n_pos)
+    flop, n_bytes = 2 * vectors * s.d_model * s.results, rounded + writes + together + brought
+    launches = 2 + (b == 2)
+    mixed = _patterns(s, n_pos, joined)
     if layer:
         flop += 2 * vectors * s.values * s.d_model
         read = b * s.values * (vectors + s.d_model) + 8 * vectors * s.d_model
         n_bytes, launches = n_bytes + read, launches + 1
-    cost = _in_dtype(s, flop, n_bytes + mixed + brought, launches)
-    return cost + Cost(flop_float32=2 * joined * n_pos**2 * s.results)
+    return _in_dtype(s, flop, n_bytes, launches) + mixed
+
+
+def _patterns(s: Shapes, n_pos: int, joined: int) -> Cost:
+    """Products with each block of a pattern, and the copies that bring their results together."""
+    cost = Cost(launches=n_pos > BLOCK_LENGTH["cuda"])  # memory for the copies
+    for start in range(0, n_pos, BLOCK_LENGTH["cuda"]):
+        attended, attending = min(BLOCK_LENGTH["cuda"], n_pos - start), n_pos - start
+        entries = s.n_heads * attended * attending
+        vectors = joined * (attending * s.results + attended * s.values)
+        flop = 2 * joined * attended * attending * s.results
+        cost += Cost(flop_float32=flop, n_bytes=4 * (entries + vectors), launches=2)
+    return cost
 
 
 def _dots(n_pos: int, n: int, d: int) -> Cost:
