@@ -88,7 +88,6 @@ class LocalReplacementModel:
             n_layers=self.n_layers,
             n_pos=self.n_pos,
             d_model=self.tokens.shape[1],
-            n_heads=attention.pattern.n_values * attention.pattern.n_grouped,
             d_results=weights.shape[0],
             d_values=attention.reads.shape[0],
             n_active=self.n_active,
@@ -97,7 +96,6 @@ class LocalReplacementModel:
             bfloat16=weights.dtype == torch.bfloat16,
             cross_layer=self.is_cross_layer,
             skip=self.skips[0] is not None,
-            encoders_copied=self.features.encoders_are_active,
             padding=kept / max(1, self.n_active),
         )
 

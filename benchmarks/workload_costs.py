@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil, log
 
+from attribution.memory import Shape, targets_at_once
 from attribution.patterns import BLOCK_LENGTH
 from benchmarks.families import share_above
 from benchmarks.reference_workload import Workload
 
 N_LOGITS, INTERVAL = 10, 4
-_SHARE_OF_BATCH = 0.5  # of free memory, as in `attribution.expansion`
 # TransformerLens's elementwise operations a layer, as passes over its activations: read or written.
 _PASSES_OF_STREAM, _PASSES_OF_HEADS, _PASSES_OF_MLP, _PASSES_OF_PATTERNS = 60, 24, 12, 12
 # By bytes of a number: launches of a layer, and those beside the layers.
@@ -137,9 +137,7 @@ def _even_intervals(w: Workload, s: Shapes, free_bytes: float) -> list[list[Batc
     """Logits, and feature nodes spread evenly, in batches of as many as the device has room for."""
     all_layers = [N_LOGITS] * s.n_layers
     intervals = [[Batch(N_LOGITS, s.n_pos, all_layers, all_layers)]]
-    of_target = 4 * (s.n_pos * (3 * s.d_model + 2 * s.results + 2 * s.values) + s.n_sources)
-    at_once = min(INTERVAL * w.batch_size, int(_SHARE_OF_BATCH * free_bytes / of_target))
-    at_once = max(w.batch_size, at_once)
+    at_once = targets_at_once(memory_shape(s), w.batch_size, INTERVAL, free_bytes=free_bytes)
     left = min(w.max_feature_nodes, s.n_active)
     while left:
         queue = min(INTERVAL * w.batch_size, left)
@@ -153,6 +151,22 @@ def _even_intervals(w: Workload, s: Shapes, free_bytes: float) -> list[list[Batc
         intervals.append(batches)
         left -= queue
     return intervals
+
+
+def memory_shape(s: Shapes) -> Shape:
+    """What a sweep's memory follows from."""
+    return Shape(
+        n_layers=s.n_layers,
+        n_pos=s.n_pos,
+        d_model=s.d_model,
+        d_results=s.results,
+        d_values=s.values,
+        n_active=s.n_active,
+        number=s.itemsize,
+        on_cuda=True,
+        bfloat16=s.itemsize == 2,
+        padding=sum(s.most) * s.n_pos / s.n_active,
+    )
 
 
 def forward_pass(s: Shapes) -> Cost:

@@ -78,7 +78,7 @@ def test_circuit_tracer_moves_more_than_the_sweep_on_every_workload():
         for cost in library_stages(shapes, w.batch_size).values():
             theirs += cost
         assert theirs.n_bytes > 3 * ours.n_bytes
-        assert theirs.launches > 3 * ours.launches
+        assert theirs.launches > 2 * ours.launches
 
 
 def test_tables_are_markdown_with_a_row_a_stage_or_a_card():
