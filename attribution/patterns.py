@@ -78,12 +78,15 @@ class FrozenPattern:
 
     def columns(self, where: torch.Tensor, n_pos: int) -> torch.Tensor:
         """The part (n_values, n_pos, n, n_grouped) with which positions `where` (n,) attend."""
-        columns = self.blocks[0].new_zeros(self.n_values, n_pos, len(where), self.n_grouped)
+        columns = []
         for at, block in self._blocks_of(n_pos):
             by_position = block.unflatten(2, (-1, self.n_grouped))
-            attending = (where >= at.start) & (where < at.start + by_position.shape[2])
-            columns[:, at, attending] = by_position[:, :, where[attending] - at.start]
-        return columns
+            nth, n_attending = where - at.start, by_position.shape[2]
+            column = by_position[:, :, nth.clamp(0, n_attending - 1)]
+            if n_attending < n_pos:
+                column *= ((nth >= 0) & (nth < n_attending))[:, None]
+            columns.append(column)
+        return columns[0] if len(columns) == 1 else torch.cat(columns, 1)
 
     def _blocks_of(self, n_pos: int) -> Iterator[tuple[slice, torch.Tensor]]:
         """Each block's positions and entries, but for what lies behind the first `n_pos`."""

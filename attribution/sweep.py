@@ -169,5 +169,5 @@ def _values_of_single(
     pattern = attention.pattern
     single = gradients[torch.arange(n, device=where.device), where]
     results = product(single, attention.writes.T).view(n, pattern.n_values, pattern.n_grouped, -1)
-    mixed = torch.einsum("vpng,nvgd->npvd", pattern.columns(where, n_pos), results)
-    return mixed.reshape(n, n_pos, -1)
+    mixed = pattern.columns(where, n_pos).permute(2, 0, 1, 3) @ results
+    return mixed.transpose(1, 2).reshape(n, n_pos, -1)
