@@ -189,16 +189,21 @@ class Expansion:
 
     def _adjacency(self, rows: torch.Tensor, expanded: torch.Tensor) -> torch.Tensor:
         """Put rows, logits first and then features as expanded, in the graph's order."""
-        n_logits = len(self._targets)
+        n_logits, n_active = len(self._targets), self._local.n_active
         selected, order = expanded.sort()
-        columns = torch.cat([selected, torch.arange(self._local.n_active, rows.shape[1])])
-        columns, order = columns.to(rows.device), order.to(rows.device) + n_logits
-        n_nodes = len(columns) + n_logits
-        adjacency = _host_zeros(n_nodes, n_nodes)
-        for start in range(0, len(order), _ROWS_AT_ONCE):
-            block = rows[order[start : start + _ROWS_AT_ONCE, None], columns]
-            adjacency[start : start + len(block), : len(columns)] = block
-        adjacency[-n_logits:, : len(columns)] = rows[:n_logits, columns]
+        # A row is zero from its own layer's features on: how many of the selected come before.
+        layers = self._layers[selected]
+        before = torch.searchsorted(layers, layers)
+        n_selected, n_columns = len(selected), len(selected) + rows.shape[1] - n_active
+        columns, order = selected.to(rows.device), order.to(rows.device) + n_logits
+        adjacency = _host_zeros(n_columns + n_logits, n_columns + n_logits)
+        adjacency[-n_logits:, :n_selected] = rows[:n_logits, columns]
+        adjacency[-n_logits:, n_selected:n_columns] = rows[:n_logits, n_active:]
+        for start in range(0, n_selected, _ROWS_AT_ONCE):
+            at = slice(start, min(start + _ROWS_AT_ONCE, n_selected))
+            below = int(before[at][-1])
+            adjacency[at, :below] = rows[order[at, None], columns[:below]]
+            adjacency[at, n_selected:n_columns] = rows[order[at], n_active:]
         return adjacency
 
 

@@ -10,7 +10,7 @@ from math import inf
 
 # Of a block of rows that is made absolute: on a CPU it stays in the cache, on a GPU it is large
 # enough for a launch to be worth it.
-ENTRIES_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 26}
+ENTRIES_AT_ONCE = {"cpu": 1 << 19, "cuda": 1 << 26}
 # Targets that go through a layer's attention at once on a CPU: what they need stays in its cache.
 TARGETS_IN_CACHE = 24
 # What targets beyond one batch may take: these bytes, as larger products are no faster, and on a

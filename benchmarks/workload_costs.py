@@ -7,8 +7,10 @@ matrix products, apart for those in the model's dtype and in float32.
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from math import ceil, log
 
 from attribution.memory import Shape, targets_at_once
@@ -17,12 +19,13 @@ from benchmarks.families import share_above
 from benchmarks.reference_workload import Workload
 
 N_LOGITS, INTERVAL = 10, 4
+_ROWS_AT_ONCE = 256  # of the matrix that goes to the host
 # TransformerLens's elementwise operations a layer, as passes over its activations: read or written.
 _PASSES_OF_STREAM, _PASSES_OF_HEADS, _PASSES_OF_MLP, _PASSES_OF_PATTERNS = 60, 24, 12, 12
 # By bytes of a number: launches of a layer, and those beside the layers.
 _FORWARD_LAUNCHES = {2: (93, 18), 4: (85, 13)}
 _ENCODING_LAUNCHES = {2: (41, 16), 4: (32, 14)}
-_RANKING_LAUNCHES, _LAUNCHES_OF_BLOCK, _ENTRIES_OF_BLOCK = 18, 2, 1 << 26
+_RANKING_LAUNCHES, _LAUNCHES_OF_BLOCK, _ENTRIES_OF_BLOCK = 20, 2, 1 << 26
 
 
 @dataclass(frozen=True)
@@ -281,12 +284,14 @@ def ranking(s: Shapes) -> Cost:
     cost, before, n_rows = Cost(), 0, s.n_logits
     for i, batches in enumerate(s.intervals[1:]):
         new = n_rows - before
-        norms = 4 * new * 3 * s.n_sources
+        # Of the new rows: features as far as the highest target's, then errors and tokens.
+        reach = sum(s.active[: _top_layer(s.intervals[i], s.n_layers)])
+        norms = 4 * new * 3 * (reach + s.n_sources - s.n_active)
         # Edges between rows' own nodes: gathered, absolute, over the norm, put in their block.
         between = 4 * 8 * (n_rows * new + new * before * (i > 1)) * (i > 0)
         paths = (s.n_layers + 1) * 4 * (n_rows**2 + 5 * n_rows)
         spread = 4 * 3 * n_rows * s.n_active
-        blocks = ceil(new * s.n_sources / _ENTRIES_OF_BLOCK)
+        blocks = 1 + ceil(new * s.n_active / _ENTRIES_OF_BLOCK)
         blocks += ceil(n_rows * s.n_active / _ENTRIES_OF_BLOCK)
         flop = 2 * n_rows * ((s.n_layers + 1) * n_rows + s.n_active)
         cost += Cost(
@@ -299,21 +304,32 @@ def ranking(s: Shapes) -> Cost:
     return cost
 
 
+def _top_layer(batches: Sequence[Batch], n_layers: int) -> int:
+    """The layer of the highest target; a logit's is `n_layers`."""
+    first = batches[0]
+    return n_layers if first.above[-1] else sum(joined > 0 for joined in first.joined) - 1
+
+
 def the_rest(s: Shapes) -> Cost:
     """Memory for the rows, what targets read, and the graph's matrix to the host."""
     n_rows, n_columns = s.n_features + s.n_logits, s.n_nodes - s.n_logits
     rows = 4 * (n_rows * s.n_sources + n_rows**2)
     reads = s.n_features * s.d_model * (4 * s.itemsize + 28)
     unembedding = 2 * s.itemsize * s.d_vocab * s.d_model
-    matrix = 4 * n_rows * n_columns
-    batches = [batch for interval in s.intervals[1:] for batch in interval]
-    layers_met = sum(
-        joined > above
-        for batch in batches
-        for joined, above in zip(batch.joined, batch.above, strict=True)
-    )
+    layers_met, nodes = 0, [0] * s.n_layers  # feature nodes of each layer
+    for batch in (batch for interval in s.intervals[1:] for batch in interval):
+        for layer, (joined, above) in enumerate(zip(batch.joined, batch.above, strict=True)):
+            layers_met += joined > above
+            nodes[layer] += joined - above
+    # The matrix by blocks of rows, each up to the features below the layer of its last row.
+    starts, entries = list(accumulate(nodes, initial=0)), s.n_logits * n_columns
+    for start in range(0, s.n_features, _ROWS_AT_ONCE):
+        end = min(start + _ROWS_AT_ONCE, s.n_features)
+        below = starts[bisect(starts, end - 1) - 1]
+        entries += (end - start) * (below + n_columns - s.n_features)
+    matrix = 4 * entries
     ordered = 20 * s.n_active * (len(s.intervals) - 1)
-    launches = 2 * layers_met + 8 * len(s.intervals) + 2 * (n_rows // 256) + 20
+    launches = 2 * layers_met + 8 * len(s.intervals) + 3 * (n_rows // _ROWS_AT_ONCE) + 22
     to_host = matrix + 8 * s.n_active * (len(s.intervals) + 2)
     return Cost(0, 0, rows + reads + unembedding + ordered + 3 * matrix, launches, to_host)
 
