@@ -31,6 +31,9 @@ from attribution.memory import (
 from attribution.patterns import BLOCK_LENGTH
 
 _INDEX = 8  # bytes
+# Larger blocks glibc gives back when they are freed. Of what building frees a part stays in pieces
+# that are too small for a batch: as measured, this share of building's peak.
+_LARGEST_KEPT, _FRAGMENTS = 32 << 20, 0.1
 
 
 @dataclass(frozen=True)
@@ -140,9 +143,11 @@ def peak(
     sweep = frozen_bytes(shape) + sweep_bytes(shape, n_targets, rows_on_host=rows_on_host)
     before = max(forward_bytes(shape), building_bytes(shape))
     if not shape.on_cuda:
-        # An allocator keeps what building frees, in pieces that are too small for a batch.
         batch = sweep - frozen_bytes(shape)
-        return Peak(0, before + batch + rows * reached + between + graph)
+        # A large batch is given back before the graph is put together, a small one is kept.
+        is_large = n_targets * target_bytes(shape) > _LARGEST_KEPT
+        last = max(batch, graph) if is_large else batch + graph
+        return Peak(0, before * (1 + _FRAGMENTS) + last + rows * reached + between)
     if rows_on_host:
         return Peak(max(before, sweep), rows * reached + between + max(ranking, graph))
     device = max(sweep, frozen_bytes(shape) + ranking) + rows + between
