@@ -6,11 +6,12 @@ activation) through the Jacobian of the residual stream, against the target's re
 everything nonlinear frozen `J` is a product of a few matrices a layer, so a target's gradient is
 carried down the layers once, without autograd; at each layer it meets what sources write there.
 
-Four things keep this near the least arithmetic there is:
+Five things keep this near the least arithmetic there is:
 
 - features of one position meet the same gradient, so their edges are one matrix product;
 - a target is carried from its own layer down, over positions no later than its batch's last;
 - until its first attention a target's gradient is at a single position;
+- attention patterns are multiplied in blocks, without those that causality makes zero;
 - below the last attention there are only tokens, whose edges are read off its heads' values.
 """
 
