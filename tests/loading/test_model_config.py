@@ -30,7 +30,8 @@ from loading.model_config import read_config
 from loading.registry import DEMO
 from loading.transformerlens_engine import hooked_model
 from model_loader import ModelLoadError
-from tests.loading.test_hooked_config import (
+from tests.support.demo_worker import demo_settings
+from tests.support.model_configs import (
     CONFIGS,
     GEMMA3,
     GPT2_SHAPE,
@@ -44,7 +45,6 @@ from tests.loading.test_hooked_config import (
     hugging_face_model,
     prompt_tokens,
 )
-from tests.support.demo_worker import demo_settings
 
 CPU = torch.device("cpu")
 # No interpolation would be left of a longer context's.

@@ -2,7 +2,6 @@
 
 import socket
 import threading
-import time
 from contextlib import contextmanager
 
 import requests
@@ -11,13 +10,14 @@ import schemas
 import start
 from model_loader import get_model
 from serving import http_docs
-from tests.support.demo_worker import demo_settings, without_times
+from tests.support.demo_worker import demo_settings
 
 ACTIONS = list(schemas.REQUESTS)
 FORWARD = http_docs.EXAMPLES["forward-pass"]
 GRAPH = http_docs.EXAMPLES["generate-graph"]
 PARSE = http_docs.EXAMPLES["parse-chat-prompt"]
 STEER = http_docs.EXAMPLES["steer"]
+SECRET = "correct horse battery staple"
 
 
 @contextmanager
@@ -51,10 +51,6 @@ def assert_error(response, status, code):
     assert response.headers["Content-Type"] == "application/json"
 
 
-def comparable(output):
-    return without_times(output) if "nodes" in output else output
-
-
 @contextmanager
 def raw_request(server, action, body, length=None):
     """A connection on which a request has been sent and no answer read."""
@@ -66,11 +62,3 @@ def raw_request(server, action, body, length=None):
     with socket.create_connection((host, int(port)), timeout=60) as connection:
         connection.sendall(head.encode() + body)
         yield connection
-
-
-def wait_until(condition):
-    for _ in range(600):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it never came about")
