@@ -41,12 +41,8 @@ _ADVICE = {
     "NoSuchBucket": "the bucket does not exist; create it or sign a URL of another",
     "EntityTooLarge": "ask for less with node_threshold and edge_threshold, or set compress",
 }
-_ADVICE_BY_STATUS = {
-    401: _ADVICE["AccessDenied"],
-    403: _ADVICE["AccessDenied"],
-    404: _ADVICE["NoSuchBucket"],
-    413: _ADVICE["EntityTooLarge"],
-}
+# What a status means without one of these codes.
+_CODES = {401: "AccessDenied", 403: "AccessDenied", 404: "NoSuchBucket", 413: "EntityTooLarge"}
 
 
 @dataclass(frozen=True)
@@ -187,7 +183,7 @@ def _judge(answer: Answer, size: int) -> None:
             f"the store answered {said}, and redirects are not followed; sign a URL of the "
             "bucket's own region and endpoint"
         )
-    advice = _ADVICE.get(code) or _ADVICE_BY_STATUS.get(answer.status)
+    advice = _ADVICE.get(code) or _ADVICE.get(_CODES.get(answer.status, ""))
     advice = advice or "check signed_url and signed_headers, and sign a new URL"
     raise UploadFailed(f"the store refused the graph of {size} bytes with {said}: {advice}")
 

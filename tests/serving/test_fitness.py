@@ -16,7 +16,7 @@ from loading.registry import DEMO
 from serving import fitness
 from serving.fitness import UnfitError
 from tests.support.control_plane import ControlPlane, running_worker
-from tests.support.demo_worker import FORWARD, demo_settings
+from tests.support.demo_worker import FORWARD, demo_settings, settings_at
 from tests.support.programs import ROOT, run
 from tests.support.tiny_families import FAMILIES, write_family
 
@@ -93,12 +93,10 @@ def test_a_threshold_of_infinity_is_no_fault(loaded):
 def test_a_gemma_3_chat_model_is_asked_in_a_chat(tmp_path):
     family = FAMILIES["Gemma 3 chat, affine in a folder"]
     write_family(tmp_path / "hub", family)
-    settings = demo_settings(
+    settings = settings_at(
+        tmp_path,
         model_id=family.model,
         transcoder_set=family.transcoder_set,
-        hf_home=str(tmp_path),
-        image_weights=str(tmp_path / "none"),
-        runpod_model_cache=str(tmp_path / "none"),
         model_dtype="bfloat16",
     )
     fitness.check_model(model_loader.load(settings))

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from pathlib import Path
 from typing import Any
 
 import model_loader
@@ -20,6 +21,14 @@ PARSE = {"action": "parse-chat-prompt", "prompt": PROMPT}
 def demo_settings(**changed: Any) -> Settings:
     """The settings of the demo model, whatever the environment says."""
     return Settings(_env_file=None, device="cpu", **changed)
+
+
+def settings_at(home: Path, **changed: Any) -> Settings:
+    """The settings of a worker that has weights in this home of Hugging Face's and nowhere else."""
+    absent = str(home / "none")
+    return demo_settings(
+        hf_home=str(home), image_weights=absent, runpod_model_cache=absent, **changed
+    )
 
 
 def ask(

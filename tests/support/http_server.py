@@ -1,7 +1,6 @@
 """The HTTP door with the demo model, running in this process, and requests to it."""
 
 import socket
-import threading
 from contextlib import contextmanager
 
 import requests
@@ -11,6 +10,7 @@ import start
 from model_loader import get_model
 from serving import http_docs
 from tests.support.demo_worker import demo_settings
+from tests.support.uvicorn_thread import in_a_thread
 
 ACTIONS = list(schemas.REQUESTS)
 FORWARD = http_docs.EXAMPLES["forward-pass"]
@@ -25,15 +25,8 @@ def serving(**settings):
     """A server in a thread of this process, on a free port of loopback."""
     chosen = demo_settings(**settings)
     server = start.server(chosen, get_model(chosen))
-    listener = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    server.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    try:
+    with in_a_thread(server) as server.url:
         yield server
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def post(server, action, body, **headers):
