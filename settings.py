@@ -120,9 +120,7 @@ class Settings(BaseSettings):
     @property
     def hub_cache(self) -> Path:
         """The directory that downloads are kept in."""
-        if self.hf_hub_cache is not None:
-            return Path(self.hf_hub_cache).expanduser()
-        return Path(self.hf_home).expanduser() / "hub"
+        return Path(self.hf_hub_cache or f"{self.hf_home}/hub").expanduser()
 
     def hub_token(self) -> str | None:
         """The Hugging Face token, from the environment or its file."""
