@@ -119,7 +119,7 @@ def test_a_cancelled_job_ends_and_the_next_is_answered():
         return await door.handler({"id": "next", "input": FORWARD})
 
     output = asyncio.run(cancel_then_ask())
-    assert len(get_model(demo_settings()).graphs) == 0
+    assert len(get_model(demo_settings()).graphs.kept) == 0
     assert output == ask(FORWARD)
 
 

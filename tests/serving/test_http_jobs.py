@@ -75,7 +75,7 @@ def test_a_client_that_hangs_up_cancels_its_job(server, held_model):
     go_on.set()
     until(lambda: not get(server, "/check-busy").json()["busy"])
     assert get(server, "/health").json()["jobs"]["failed"] == failed + 1
-    assert len(get_model(demo_settings()).graphs) == 0
+    assert len(get_model(demo_settings()).graphs.kept) == 0
     expected = ask({"action": "generate-graph", **GRAPH})
     assert comparable(post(server, "generate-graph", GRAPH).json()) == comparable(expected)
 
@@ -90,7 +90,7 @@ def test_a_server_told_to_stop_cancels_the_job_that_takes_too_long_to_end(held_m
             # uvicorn's last word on the request, after which it waits for the thread.
             until(lambda: "Exception in ASGI application" in caplog.text)
             go_on.set()
-    assert len(get_model(demo_settings()).graphs) == 0
+    assert len(get_model(demo_settings()).graphs.kept) == 0
     assert ask({"action": "forward-pass", **FORWARD})["salient_logits"]
 
 
