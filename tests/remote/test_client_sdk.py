@@ -9,10 +9,11 @@ import pytest
 
 from client import Client, main
 from remote.errors import Unreachable, WorkerFailure, WrongTarget
-from tests.support.demo_worker import PROMPT, ROOT, ask, without_times
-from tests.support.http_server import STEER, wait_until
+from tests.support.demo_worker import PROMPT, ask, without_times
+from tests.support.http_server import STEER
+from tests.support.polling import until
+from tests.support.programs import ROOT, free_port
 from tests.support.sdk_jobs import LONG_GRAPH
-from tests.test_start import free_port
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def url(tmp_path_factory):
         )
     url = f"http://localhost:{port}"
     try:
-        wait_until(lambda: answers(url) or process.poll() is not None)
+        until(lambda: answers(url) or process.poll() is not None)
         yield url
     finally:
         os.killpg(process.pid, signal.SIGKILL)  # the SDK pings from a process of its own
