@@ -31,7 +31,7 @@ from transformers import PreTrainedTokenizerFast
 
 import steering
 from benchmarks.measure import Cost, machine, measure, medians
-from loading.weight_layout import lay_out_weights
+from loading.transformerlens_engine import lay_out_weights
 from steering import Intervention, Options
 
 D_VOCAB, TOP_K = 8000, 5

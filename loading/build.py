@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from graphs.cache import GraphCache
+from loading import WeightsError
 from loading.checkpoint import open_checkpoint
-from loading.config_json import read_json, stored_dtype
-from loading.conversion import prepared
+from loading.converted import prepared
 from loading.entry import Engine
-from loading.inspection import check_fits
+from loading.folders import read_json
+from loading.inspection import Contents, inspect
 from loading.loaded_model import LoadedModel
-from loading.model_config import read_config
+from loading.pretrained import read_config, read_tokenizer
 from loading.selection import Selection
 from loading.sources import Storage, Weights
-from loading.tokenizer import read_tokenizer
 from loading.transcoders import transcoders
 from prompting.gemma_3_chat import circuit_tracer_name
 from settings import Settings
@@ -42,17 +42,18 @@ def build(
         WeightsMismatchError: the weights aren't those of its configuration.
         Exception: whatever the libraries raise for files that are unreadable.
     """
-    # What can't be served is refused before gigabytes are read.
-    check_fits(weights)
     directory = weights.model
     config, tokenizer = read_config(directory), read_tokenizer(directory)
+    # What can't be served is refused before gigabytes are read.
+    contents = inspect(weights.transcoders)
+    check_fits(contents, config)
 
     device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    on_gpu = selection.dtype_on_gpu or stored_dtype(directory)
+    on_gpu = selection.dtype_on_gpu or stored_dtype(config)
     dtype = getattr(torch, on_gpu if device.type == "cuda" else selection.dtype_on_cpu)
     lazy = selection.lazy_encoder or selection.lazy_decoder
     features = transcoders(
-        prepared(weights.transcoders, storage, lazy=lazy),
+        prepared(contents, storage, lazy=lazy),
         device=device,
         dtype=dtype,
         lazy_encoder=selection.lazy_encoder,
@@ -74,6 +75,32 @@ def build(
         GraphCache(settings.graph_cache_bytes),
         weights.revisions,
     )
+
+
+def check_fits(contents: Contents, config: Any) -> None:
+    """Raise WeightsError unless transcoders have as many layers as the model, of its width.
+
+    Args:
+        config: the model's `transformers` configuration.
+    """
+    text = config.get_text_config()
+    layers, width = getattr(text, "num_hidden_layers", None), getattr(text, "hidden_size", None)
+    if layers not in (None, len(contents.layers)):
+        raise WeightsError(
+            f"the model has {layers} layers, its transcoders cover {len(contents.layers)}: name "
+            "the set that was trained on it"
+        )
+    if width not in (None, contents.d_model):
+        raise WeightsError(
+            f"d_model of the model is {width}, that of its transcoders {contents.d_model}: name "
+            "the set that was trained on it"
+        )
+
+
+def stored_dtype(config: Any) -> str:
+    """The dtype that a model's configuration names; bfloat16 where it names none that is served."""
+    named = str(config.get_text_config().dtype or config.dtype).removeprefix("torch.")
+    return named if named in {"float32", "float16", "bfloat16"} else "bfloat16"
 
 
 def opened(

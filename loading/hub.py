@@ -32,7 +32,7 @@ from huggingface_hub.utils import disable_progress_bars
 
 from loading import WeightsError, room
 from loading.download_progress import arrived, logged
-from loading.layouts import Needs
+from loading.folders import Needs
 from loading.references import Reference, download_folder
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, Mxfp4Config
 
 from loading import UnsupportedArchitectureError, WeightsMismatchError
 from loading.checkpoint import absent, of_the_language_model, unread
-from loading.model_config import check_served, rope_type
+from loading.pretrained import check_served, rope_type
 
 # Settings that transformers' own classes leave unread, by the model's type, with what is served.
 _ONLY_SERVED: dict[str, dict[str, Any]] = {

@@ -10,8 +10,8 @@ from circuit_tracer.utils.tl_nnsight_mapping import UnifiedConfig, get_mapping
 from nnsight.intervention.interleaver import Cancelation
 
 from loading import UnsupportedArchitectureError
-from loading.input_dtypes import cast_inputs
 from loading.mapped_architectures import mapped_architectures
+from loading.transcoders import cast_inputs
 
 
 @dataclass

@@ -9,17 +9,17 @@ import torch
 from circuit_tracer.replacement_model.replacement_model_transformerlens import (
     TransformerLensReplacementModel,
 )
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformer_lens import HookedTransformerConfig
-from transformer_lens.components import PosEmbed
+from transformer_lens.components import PosEmbed, Unembed
+from transformer_lens.components.abstract_attention import AbstractAttention
+from transformer_lens.components.mlps.gated_mlp import GatedMLP
 from transformer_lens.loading_from_pretrained import get_pretrained_state_dict
 
 from loading import UnsupportedArchitectureError, WeightsMismatchError
 from loading.checkpoint import Module, unread
 from loading.hooked_config import hooked_config
-from loading.input_dtypes import cast_skip_inputs
-from loading.weight_layout import lay_out_weights
 
 # Where transcoders usually read and write, for messages.
 _USUAL_HOOKS = {
@@ -56,7 +56,6 @@ def replacement_model(
     # What circuit-tracer's own from_pretrained does with a model that has its weights: from_config
     # would wrap the MLPs first, and the converted weights' names don't fit wrapped ones.
     model._configure_replacement_model(transcoders)
-    cast_skip_inputs(transcoders)
     return model
 
 
@@ -112,7 +111,7 @@ def _build(cls: Any, cfg: HookedTransformerConfig) -> Any:
         cfg.n_ctx = n_ctx
         if hasattr(model, "pos_embed"):
             model.pos_embed = PosEmbed(cfg)
-        buffers: dict[str, dict[str, torch.Tensor]] = {}
+        buffers: dict[str, dict[str, Tensor]] = {}
         for block in model.blocks:
             kind = block.attn.attn_type
             if kind not in buffers:
@@ -147,7 +146,7 @@ def _matrices_without_memory() -> Iterator[None]:
         hook.remove()
 
 
-def _set_parameters(model: nn.Module, state: dict[str, torch.Tensor], device: torch.device) -> None:
+def _set_parameters(model: nn.Module, state: dict[str, Tensor], device: torch.device) -> None:
     """Make the tensors of `state` the model's parameters, each in its parameter's dtype."""
     parameters = dict(model.named_parameters())
     bias = "unembed.b_U"  # the one that converters leave out, where a model has none
@@ -161,3 +160,31 @@ def _set_parameters(model: nn.Module, state: dict[str, torch.Tensor], device: to
     for name in list(state):
         state[name] = state[name].to(device, parameters[name].dtype)
     model.load_state_dict(state, strict=False, assign=True)
+
+
+def lay_out_weights(model: Any) -> None:
+    """Put a HookedTransformer's weights into the memory order in which it multiplies with them.
+
+    TransformerLens 3 transposes the weights of gated MLPs, attention and unembedding into fresh
+    memory in every forward pass, which for a few tokens takes longer than the pass. A parameter
+    whose memory has the transposed order already isn't copied: the same parameters, the same
+    kernels, the same bits. Shapes and values stay.
+
+    Takes memory for one more copy of the largest weight meanwhile.
+    """
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if isinstance(module, GatedMLP | Unembed) and weight.ndim == 2:
+                weight.data = _in_order(weight.detach(), 1, 0)
+            elif isinstance(module, AbstractAttention) and name == "W_O":
+                # (n_heads, d_head, d_model), used as (d_model, n_heads * d_head)
+                weight.data = _in_order(weight.detach(), 2, 0, 1)
+            elif isinstance(module, AbstractAttention) and weight.ndim == 3:
+                # W_Q, W_K, W_V, (n_heads, d_model, d_head), used as (n_heads * d_head, d_model)
+                weight.data = _in_order(weight.detach(), 0, 2, 1)
+
+
+def _in_order(weight: Tensor, *dimensions: int) -> Tensor:
+    """The same tensor, contiguous in memory when its dimensions are permuted so."""
+    back = [dimensions.index(dimension) for dimension in range(weight.ndim)]
+    return weight.permute(dimensions).contiguous().permute(back)

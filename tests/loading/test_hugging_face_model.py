@@ -15,7 +15,7 @@ from transformers import (
 
 from loading import UnsupportedArchitectureError
 from loading.hugging_face_model import read_model
-from loading.model_config import read_config
+from loading.pretrained import read_config
 from tests.loading.test_hooked_config import (
     GEMMA3,
     LONG,

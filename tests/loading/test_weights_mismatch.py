@@ -13,8 +13,8 @@ import model_loader
 import steering
 from loading import WeightsMismatchError
 from loading.build import opened, replacement_model
-from loading.layouts import SINGLE_FILE
-from loading.model_config import read_config
+from loading.folders import SINGLE_FILE
+from loading.pretrained import read_config
 from loading.registry import DEMO
 from model_loader import ModelLoadError
 from tests.loading.test_hooked_config import GEMMA3, SHAPE
