@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from graphs.cache import GraphCache
 from loading import WeightsError
-from loading.checkpoint import open_checkpoint
 from loading.converted import prepared
 from loading.entry import Engine
 from loading.folders import read_json
@@ -59,11 +59,12 @@ def build(
         lazy_encoder=selection.lazy_encoder,
         lazy_decoder=selection.lazy_decoder,
     )
-    name = circuit_tracer_name(
-        _model_name(selection.entry.model), config, has_chat_template=bool(tokenizer.chat_template)
-    )
-    hf_model = opened(selection.engine, directory, config, device=device, dtype=dtype)
-    model = replacement_model(selection.engine, hf_model, features, name, device, dtype)
+    named = selection.entry.model
+    name = Path(named).name if Path(named).is_dir() else named.partition("@")[0]
+    name = circuit_tracer_name(name, config, has_chat_template=bool(tokenizer.chat_template))
+    engine = engine_of(selection.engine)
+    hf_model = engine.open_model(directory, config, device=device, dtype=dtype)
+    model = engine.replacement_model(hf_model, features, name, device, dtype)
     model.tokenizer = tokenizer
     # With "left" TransformerLens masks a leading pad token, which Qwen3's leading token is.
     tokenizer.padding_side = "right"
@@ -73,7 +74,7 @@ def build(
         tokenizer,
         _stop_ids(directory, config, tokenizer),
         GraphCache(settings.graph_cache_bytes),
-        weights.revisions,
+        tuple(filter(None, (weights.model_revision, *weights.transcoders.revisions))),
     )
 
 
@@ -103,55 +104,19 @@ def stored_dtype(config: Any) -> str:
     return named if named in {"float32", "float16", "bfloat16"} else "bfloat16"
 
 
-def opened(
-    engine: Engine, directory: Path, hf_config: Any, *, device: torch.device, dtype: torch.dtype
-) -> Any:
-    """A model's files as `replacement_model` takes them: TransformerLens needs the weights alone.
+def engine_of(engine: Engine) -> ModuleType:
+    """The module of an engine. It takes seconds to import, and a worker has one engine.
 
-    Args:
-        directory: configuration and safetensors.
-        hf_config: its `transformers` configuration.
-
-    Raises:
-        UnsupportedArchitectureError: the configuration has a value that the engine doesn't serve.
-        WeightsMismatchError: the weights aren't those of the configuration's model.
+    Its `open_model` opens a model's directory, and its `replacement_model` makes circuit-tracer's
+    model of that, or of a Hugging Face model, and transcoders.
     """
-    if engine == "nnsight":
-        from loading.hugging_face_model import read_model
-
-        return read_model(directory, hf_config, dtype, device)
-    return open_checkpoint(directory, hf_config, device=device, dtype=dtype)
-
-
-def replacement_model(
-    engine: Engine,
-    hf_model: Any,
-    transcoders: Any,
-    name: str,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Any:
-    """circuit-tracer's replacement model of a Hugging Face model and its transcoders.
-
-    Args:
-        hf_model: a Hugging Face model; for TransformerLens its checkpoint does as well.
-        name: kept as `cfg.model_name`; circuit-tracer goes by it for Gemma 3's prefix.
-
-    Raises:
-        UnsupportedArchitectureError: the engine doesn't run this model with these transcoders.
-    """
-    # Either library takes seconds to import, and a worker has one engine.
     if engine == "nnsight":
         from loading import nnsight_engine
 
-        return nnsight_engine.replacement_model(hf_model, transcoders, name, device, dtype)
+        return nnsight_engine
     from loading import transformerlens_engine
 
-    return transformerlens_engine.replacement_model(hf_model, transcoders, name, device, dtype)
-
-
-def _model_name(model: str) -> str:
-    return Path(model).name if Path(model).is_dir() else model.partition("@")[0]
+    return transformerlens_engine
 
 
 def _stop_ids(directory: Path, config: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

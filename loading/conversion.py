@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import IO
 from uuid import uuid4
 
-from loading import WeightsError, room, safetensors_writer
+from loading import WeightsError, room
 from loading.folders import CONFIG
 from loading.inspection import Contents
 from loading.layers import CIRCUIT_TRACERS_OWN, Layer, file_of
 from loading.read_ahead import read_ahead
 from loading.room import gigabytes
-from loading.tensor_files import ITEM_BYTES, Spec, tensors_in
+from loading.tensor_files import ITEM_BYTES, Spec, tensors_in, write_safetensors
 
 logger = logging.getLogger(__name__)
 
@@ -98,10 +98,7 @@ class _ConvertedFile:
     path: Path
     layer: Layer
     names: Mapping[str, str]  # circuit-tracer's names of its tensors, by those in the file
-
-    @property
-    def specs(self) -> dict[str, Spec]:
-        return {stored: self.layer.spec(name) for stored, name in self.names.items()}
+    specs: Mapping[str, Spec]  # by those in the file too
 
     @property
     def n_bytes(self) -> int:
@@ -119,9 +116,7 @@ class _ConvertedFile:
         originals = {self.layer.stored[name].path for name in self.names.values()}
         read_ahead(sorted(originals))
         with _whole_file(self.path) as opened:
-            safetensors_writer.write(
-                opened, self.specs, lambda stored: self.layer.read(self.names[stored])
-            )
+            write_safetensors(opened, self.specs, lambda name: self.layer.read(self.names[name]))
 
 
 def _plan(contents: Contents, directory: Path) -> list[_ConvertedFile]:
@@ -139,7 +134,8 @@ def _plan(contents: Contents, directory: Path) -> list[_ConvertedFile]:
         stored = own.names(layer.number)
         for path in paths:
             names = {stored[name]: name for name in layer.stored if file_of(name, paths) == path}
-            planned.append(_ConvertedFile(path, layer, names))
+            specs = {inside: layer.spec(name) for inside, name in names.items()}
+            planned.append(_ConvertedFile(path, layer, names, specs))
     return planned
 
 

@@ -14,7 +14,7 @@ import logging
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
@@ -34,17 +34,6 @@ FORMAT = 1
 
 # Hugging Face's cache: models--owner--name/snapshots/commit/path.
 _IN_CACHE = re.compile(r"(?:.*/)?models--([^/]+)/snapshots/([^/]+)/?(.*)")
-
-
-class Origin(NamedTuple):
-    """A file or folder of a repository, by the commit that a cache holds of it."""
-
-    repository: str
-    commit: str
-    path: str
-
-    def __str__(self) -> str:
-        return f"{self.repository}@{self.commit}/{self.path}"
 
 
 def prepared(contents: Contents, storage: Storage, *, lazy: bool) -> Contents:
@@ -112,12 +101,12 @@ def home(files: TranscoderFiles, cache: Cache) -> Path:
     identities = [_identity(path) for path in files.paths]
     identity = json.dumps([FORMAT, files.config.kind, identities])
     digest = hashlib.sha256(identity.encode()).hexdigest()
-    origin = _origin(files.folder)
-    if origin is None:
-        name = f"{files.folder.resolve().name}@{digest[:12]}"
+    if origin := _origin(files.folder):
+        repository, commit, path = origin
+        names = filter(None, [*repository.split("/"), *path.split("/")])
+        name = f"{'--'.join(names)}@{commit[:12]}-{digest[:8]}"
     else:
-        names = [*origin.repository.split("/"), *origin.path.split("/")]
-        name = f"{'--'.join(filter(None, names))}@{origin.commit[:12]}-{digest[:8]}"
+        name = f"{files.folder.resolve().name}@{digest[:12]}"
     return cache.path.parent / "converted" / name
 
 
@@ -141,27 +130,29 @@ def _configuration(files: TranscoderFiles) -> str:
     settings: dict[str, Any] = yaml.safe_load((files.folder / CONFIG).read_text())
     settings.pop("transcoders", None)
     source: dict[str, Any] = {"converted": FORMAT}
-    origin = _origin(files.folder)
-    if origin is None:
-        source["directory"] = str(files.folder.resolve())
+    if origin := _origin(files.folder):
+        named = zip(("repository", "revision", "folder"), origin, strict=True)
+        source |= {name: value for name, value in named if value}
     else:
-        source |= {"repository": origin.repository, "revision": origin.commit}
-        if origin.path:
-            source["folder"] = origin.path
-    source["files"] = [str(_origin(path) or path.resolve()) for path in files.paths]
+        source["directory"] = str(files.folder.resolve())
+    source["files"] = [_address(path) or str(path.resolve()) for path in files.paths]
     return yaml.safe_dump(settings | {"source": source}, sort_keys=False)
 
 
 def _identity(path: Path) -> str:
     """What identifies a file: its commit, or its path, size and time of change."""
-    origin = _origin(path)
-    if origin is not None:
-        return str(origin).lower()  # Runpod writes names in small letters
+    if address := _address(path):
+        return address.lower()  # Runpod writes names in small letters
     status = path.stat()
     return f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
 
 
-def _origin(path: Path) -> Origin | None:
-    """The repository of a path in Hugging Face's cache; None of any other path."""
+def _address(path: Path) -> str | None:
+    origin = _origin(path)
+    return origin and "{}@{}/{}".format(*origin)
+
+
+def _origin(path: Path) -> tuple[str, str, str] | None:
+    """Repository, commit and path in it of a path in Hugging Face's cache; None of any other."""
     match = _IN_CACHE.fullmatch(path.as_posix())
-    return match and Origin(match[1].replace("--", "/"), match[2], match[3])
+    return match and (match[1].replace("--", "/"), match[2], match[3])

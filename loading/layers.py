@@ -6,14 +6,12 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 from loading.tensor_files import Spec, read_tensor
 
 if TYPE_CHECKING:
     import torch
-
-_File = TypeVar("_File")
 
 Kind = Literal["transcoder_set", "cross_layer_transcoder"]
 
@@ -86,7 +84,7 @@ def layout_of(kind: Kind, file: Path, names: Collection[str]) -> TensorLayout:
     return GEMMA_SCOPE_2_CROSS_LAYER if kind == "cross_layer_transcoder" else GEMMA_SCOPE_2
 
 
-def file_of(tensor: str, files: Sequence[_File]) -> _File:
+def file_of(tensor: str, files: Sequence[Path]) -> Path:
     """Of a layer's files, the one that a tensor is in: where there are two, decoders have one."""
     return files[-1] if tensor == "W_dec" else files[0]
 

@@ -11,8 +11,7 @@ tokenizer.json, which both versions read with the same library.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -219,18 +218,12 @@ def read_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
             f"{file} was saved by transformers 5 ({backend or name}), and of such tokenizers the "
             "worker reads only those with a tokenizer.json: save it anew as a fast tokenizer"
         )
-    # Not the class that the file names: version 4's may change what tokenizer.json says.
-    with _class_warning_silenced():
-        return PreTrainedTokenizerFast.from_pretrained(directory, **special)
-
-
-@contextmanager
-def _class_warning_silenced() -> Iterator[None]:
-    """Silence transformers' warning that the class is not the one that the file names."""
+    # Not the class that the file names, of which transformers warns: version 4's may change what
+    # tokenizer.json says.
     logger = logging.getLogger("transformers.tokenization_utils_base")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        return PreTrainedTokenizerFast.from_pretrained(directory, **special)
     finally:
         logger.setLevel(level)

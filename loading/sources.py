@@ -8,7 +8,7 @@ this module imports no torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,8 +26,6 @@ from loading.folders import (
 from loading.layers import CIRCUIT_TRACERS_OWN
 from loading.references import Cache, Found, Reference, cached, found_in
 from settings import Settings
-
-_ADDRESS = "hf://"
 
 
 class NotHereError(WeightsError):
@@ -68,16 +66,6 @@ class Weights(NamedTuple):
     model: Path
     transcoders: TranscoderFiles
     model_revision: str = ""  # owner/name@commit; "" of a directory
-
-    @property
-    def files(self) -> list[Path]:
-        """The tensors, in the order in which they are loaded."""
-        return [*self.transcoders.paths, *sorted(self.model.glob("*.safetensors"))]
-
-    @property
-    def revisions(self) -> tuple[str, ...]:
-        """owner/name[/folder]@commit of each repository that files are from."""
-        return tuple(filter(None, (self.model_revision, *self.transcoders.revisions)))
 
 
 def storage_of(settings: Settings) -> Storage:
@@ -128,8 +116,10 @@ def transcoder_files(name: str, storage: Storage, n_layers: int | None = None) -
     else:
         layers, listed_revisions = _listed_files(found.folder, config.listed, storage)
         revisions += listed_revisions
-    # What circuit-tracer's own loader calls the set.
-    scan = Reference.parse(name).scan if found.revision else config.scan or found.folder.name
+    scan = config.scan or found.folder.name
+    if found.revision:  # circuit-tracer's own loader has `//` between a repository and a folder
+        reference = Reference.parse(name)
+        scan = str(reference).replace(f"{reference.repository}/", f"{reference.repository}//", 1)
     return TranscoderFiles(config, scan, found.folder, layers, found.source, tuple(revisions))
 
 
@@ -176,12 +166,10 @@ def _listed_files(
 
     Of each repository one commit is taken, which has all files that are listed of it.
     """
-    addresses = {
-        name: Reference.parse(name).split() for name in listed if name.startswith(_ADDRESS)
-    }
+    addresses = {name: Reference.parse(name) for name in listed if name.startswith("hf://")}
     names: dict[Reference, list[str]] = {}
-    for repository, path in addresses.values():
-        names.setdefault(repository, []).append(path)
+    for address in addresses.values():
+        names.setdefault(replace(address, path=""), []).append(address.path)
     found = {
         repository: _find_repository(repository, storage, NamedNeeds(tuple(paths)))
         for repository, paths in names.items()
@@ -190,8 +178,8 @@ def _listed_files(
     for name in listed:
         file = folder / Path(name).expanduser()
         if name in addresses:
-            repository, path = addresses[name]
-            file = found[repository].folder / path
+            address = addresses[name]
+            file = found[replace(address, path="")].folder / address.path
         if not file.exists():
             raise WeightsError(
                 f"{folder / CONFIG} lists {file}, which is not there: correct `transcoders`"

@@ -160,8 +160,19 @@ def cast_inputs(module: nn.Module, *methods: str, back: bool = False) -> None:
             module's parameters.
         back: cast the result to the dtype of the last argument.
     """
+
+    def casting(method: Any) -> Any:
+        @wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            dtype = next(module.parameters()).dtype
+            cast = [a.to(dtype) if torch.is_tensor(a) else a for a in args]
+            result = method(*cast, **kwargs)
+            return result.to(args[-1].dtype) if back else result
+
+        return call
+
     for name in methods:
-        setattr(module, name, _casting(module, getattr(module, name), back=back))
+        setattr(module, name, casting(getattr(module, name)))
 
 
 def cast_skip_inputs(transcoders: Any) -> None:
@@ -170,14 +181,3 @@ def cast_skip_inputs(transcoders: Any) -> None:
         cross_layer = isinstance(transcoders, CrossLayerTranscoder)
         for module in [transcoders] if cross_layer else transcoders:
             cast_inputs(module, "compute_skip", back=True)
-
-
-def _casting(module: nn.Module, method: Any, *, back: bool) -> Any:
-    @wraps(method)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        dtype = next(module.parameters()).dtype
-        cast = [a.to(dtype) if torch.is_tensor(a) else a for a in args]
-        result = method(*cast, **kwargs)
-        return result.to(args[-1].dtype) if back else result
-
-    return call

@@ -18,7 +18,7 @@ from transformer_lens.components.mlps.gated_mlp import GatedMLP
 from transformer_lens.loading_from_pretrained import get_pretrained_state_dict
 
 from loading import UnsupportedArchitectureError, WeightsMismatchError
-from loading.checkpoint import Module, unread
+from loading.checkpoint import Module, open_checkpoint, unread
 from loading.hooked_config import hooked_config
 
 # Where transcoders usually read and write, for messages.
@@ -26,6 +26,10 @@ _USUAL_HOOKS = {
     "feature_input_hook": "mlp.hook_in, ln2.hook_normalized, hook_resid_mid",
     "feature_output_hook": "mlp.hook_out, hook_mlp_out",
 }
+
+
+# How a model's directory is opened for `replacement_model`: its weights alone are needed.
+open_model = open_checkpoint
 
 
 class _ReplacementModel(TransformerLensReplacementModel):
@@ -45,6 +49,7 @@ def replacement_model(
     Args:
         hf_model: a Hugging Face model, or its checkpoint (checkpoint.py); weights on `device` and
             of `dtype` are taken as they are, not copied.
+        name: kept as `cfg.model_name`; circuit-tracer goes by it for Gemma 3's prefix.
 
     Raises:
         UnsupportedArchitectureError: hooked_config.py has no conversion for the model, or it lacks
@@ -89,11 +94,11 @@ def hooked_model(
     # The weights come from hf_model; the name only has to be a path that exists.
     any_path = str(Path(__file__).parent)
     state = get_pretrained_state_dict(any_path, cfg, hf_model=hf_model, dtype=dtype)
-    _set_parameters(model, state, device)
+    left: list[str] = []
     if isinstance(hf_model, Module):
-        left = sorted(hf_model.stored - hf_model.read)
-        tied = hf_model.config.tie_word_embeddings
-        WeightsMismatchError.check(unread=unread(left, tied=tied))
+        names = sorted(hf_model.stored - hf_model.read)
+        left = unread(names, tied=hf_model.config.tie_word_embeddings)
+    _set_parameters(model, state, left, device)
     lay_out_weights(model)
     # As a string: of a torch.device TransformerLens keeps the type alone, "cuda" for "cuda:1".
     return model.to(str(device), print_details=False).eval()
@@ -146,8 +151,14 @@ def _matrices_without_memory() -> Iterator[None]:
         hook.remove()
 
 
-def _set_parameters(model: nn.Module, state: dict[str, Tensor], device: torch.device) -> None:
-    """Make the tensors of `state` the model's parameters, each in its parameter's dtype."""
+def _set_parameters(
+    model: nn.Module, state: dict[str, Tensor], left: list[str], device: torch.device
+) -> None:
+    """Make the tensors of `state` the model's parameters, each in its parameter's dtype.
+
+    Raises:
+        WeightsMismatchError: they aren't those of the model, or `left` names some that it lacks.
+    """
     parameters = dict(model.named_parameters())
     bias = "unembed.b_U"  # the one that converters leave out, where a model has none
     state.setdefault(bias, torch.zeros(parameters[bias].shape))
@@ -156,6 +167,7 @@ def _set_parameters(model: nn.Module, state: dict[str, Tensor], device: torch.de
         misshapen=[
             n for n, t in state.items() if n in parameters and t.shape != parameters[n].shape
         ],
+        unread=left,
     )
     for name in list(state):
         state[name] = state[name].to(device, parameters[name].dtype)

@@ -195,7 +195,10 @@ def load(model, transcoders, **changed):
 @pytest.mark.parametrize("save", [save_transcoders, save_cross_layer_transcoder])
 def test_directories_load_as_they_were_saved(model_directory, tmp_path, save):
     loaded = load(model_directory, save(tmp_path / "set"))
-    assert (loaded.n_layers, loaded.n_features) == (N_LAYERS, N_FEATURES)
+    assert (loaded.model.cfg.n_layers, loaded.model.transcoders.d_transcoder) == (
+        N_LAYERS,
+        N_FEATURES,
+    )
     assert loaded.n_context == 64
     expected = Qwen3ForCausalLM.from_pretrained(model_directory)
     ids = [1, 5, 9, 700]

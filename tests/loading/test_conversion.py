@@ -9,7 +9,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from loading import WeightsError, converted, safetensors_writer, sources
+from loading import WeightsError, converted, sources, tensor_files
 from loading.inspection import inspect
 from tests.support.conversions import (
     FILES,
@@ -30,7 +30,7 @@ from tests.support.weight_files import storage
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     """Tensors are copied in pieces of a few rows, as large ones are."""
-    monkeypatch.setattr(safetensors_writer, "PIECE_BYTES", 3000)
+    monkeypatch.setattr(tensor_files, "WRITTEN_BYTES", 3000)
 
 
 @pytest.fixture(params=LAYOUTS)
