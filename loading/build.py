@@ -74,7 +74,7 @@ def build(
         tokenizer,
         _stop_ids(directory, config, tokenizer),
         GraphCache(settings.graph_cache_bytes),
-        tuple(filter(None, (weights.model_revision, *weights.transcoders.revisions))),
+        weights.revisions,
     )
 
 

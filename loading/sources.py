@@ -65,7 +65,7 @@ class Weights(NamedTuple):
 
     model: Path
     transcoders: TranscoderFiles
-    model_revision: str = ""  # owner/name@commit; "" of a directory
+    revisions: tuple[str, ...]  # owner/name[/folder]@commit of each repository they are from
 
 
 def storage_of(settings: Settings) -> Storage:
@@ -91,7 +91,8 @@ def locate(model: str, transcoder_set: str, storage: Storage) -> Weights:
     """
     found = model_files(model, storage)
     transcoders = transcoder_files(transcoder_set, storage, count_layers(found.folder))
-    return Weights(found.folder, transcoders, found.revision)
+    revisions = tuple(filter(None, (found.revision, *transcoders.revisions)))
+    return Weights(found.folder, transcoders, revisions)
 
 
 def model_files(name: str, storage: Storage) -> Found:
