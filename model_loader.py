@@ -89,7 +89,8 @@ def read_weights_ahead(settings: Settings) -> None:
     except Exception as error:
         logger.debug("no weights are read ahead: %s", type(error).__name__)
         return
-    files = weights._replace(transcoders=copy or weights.transcoders).files
+    tensors = sorted(weights.model.glob("*.safetensors"))
+    files = [*(copy or weights.transcoders).paths, *tensors]
     if selection.lazy_encoder or selection.lazy_decoder:
         files.sort(key=lambda file: file.parent != weights.model)
     read_ahead(files)

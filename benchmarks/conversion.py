@@ -20,7 +20,8 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.measure import machine, measure
-from loading import conversion, converted, sources
+from loading import converted, sources
+from loading.inspection import inspect
 from loading.transcoders import transcoders
 from settings import Settings
 
@@ -75,11 +76,15 @@ def measured(work: str, directory: Path, dtype: torch.dtype) -> tuple[float, flo
 
     def read() -> object:
         return transcoders(
-            files, device=torch.device("cpu"), dtype=dtype, lazy_encoder=lazy, lazy_decoder=lazy
+            inspect(files),
+            device=torch.device("cpu"),
+            dtype=dtype,
+            lazy_encoder=lazy,
+            lazy_decoder=lazy,
         )
 
     def convert() -> object:
-        return conversion.convert(files, storage)
+        return converted.convert(inspect(files), storage)
 
     cost = measure(convert if work == "convert" else read)
     return cost.seconds, cost.cpu_seconds, cost.peak_bytes

@@ -8,7 +8,7 @@ from circuit_tracer.transcoder.activation_functions import JumpReLU, TopK
 from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder
 from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder
 
-from loading.input_dtypes import cast_skip_inputs
+from loading.transcoders import cast_skip_inputs
 
 Dictionary = Literal["jump relu", "relu", "top k", "cross-layer relu", "cross-layer jump relu"]
 

@@ -24,6 +24,7 @@ from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTransco
 from attribution.features import find_active_features
 from benchmarks.measure import machine, measure, resident_bytes
 from loading import sources
+from loading.inspection import inspect
 from loading.transcoders import transcoders
 from settings import Settings
 
@@ -72,7 +73,7 @@ def load(directory: Path, lazy_encoder: bool, lazy_decoder: bool) -> dict[str, f
     files = sources.transcoder_files(str(directory), sources.storage_of(Settings()))
     before, started = resident_bytes(), time.perf_counter()
     loaded = transcoders(
-        files,
+        inspect(files),
         device=torch.device("cpu"),
         dtype=torch.float32,
         lazy_encoder=lazy_encoder,
@@ -80,7 +81,7 @@ def load(directory: Path, lazy_encoder: bool, lazy_decoder: bool) -> dict[str, f
     )
     seconds = time.perf_counter() - started
     loading = resident_bytes() - before
-    n_layers, d_model, _ = SHAPES[files.kind]
+    n_layers, d_model, _ = SHAPES[files.config.kind]
     inputs = torch.randn(n_layers, N_TOKENS, d_model)
     with torch.inference_mode():
         cost = measure(

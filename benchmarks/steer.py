@@ -8,7 +8,7 @@ the activations of six features, continue the prompt without and with them at fo
 have the predictions after every token. The library's way is `get_activations`, `generate`, a
 second pass over the default text for its logits, and `feature_intervention_generate`, which by
 default encodes every layer at every token; "lean" is without that (`return_activations=False`).
-Ours runs on weights in the order that `weight_layout` gives them, the same bits otherwise; in the
+Ours runs on weights in the order that `lay_out_weights` gives them, the same bits otherwise; in the
 column before it, on the weights as the library has them. The floor is the forward passes alone,
 on ours: the prompt once and each token once, for one side.
 """
@@ -31,7 +31,7 @@ from transformers import PreTrainedTokenizerFast
 
 import steering
 from benchmarks.measure import Cost, machine, measure, medians
-from loading.weight_layout import lay_out_weights
+from loading.transformerlens_engine import lay_out_weights
 from steering import Intervention, Options
 
 D_VOCAB, TOP_K = 8000, 5

@@ -32,14 +32,14 @@ def pick(loaded: LoadedModel, french: str, spanish: str, n: int) -> list[Interve
     last = len(french_ids) - 1
     in_french = _last_activations(loaded, french)
     in_spanish = _last_activations(loaded, spanish)
-    first_layer = loaded.n_layers - LAYERS
+    first_layer = loaded.model.cfg.n_layers - LAYERS
     difference = in_french - in_spanish
     chosen: list[Intervention] = []
     for index in difference.flatten().topk(n).indices.tolist():
-        layer, feature = divmod(index, loaded.n_features)
+        layer, feature = divmod(index, loaded.model.transcoders.d_transcoder)
         chosen.append((first_layer + layer, last, feature, 0.0))
     for index in (-difference).flatten().topk(n).indices.tolist():
-        layer, feature = divmod(index, loaded.n_features)
+        layer, feature = divmod(index, loaded.model.transcoders.d_transcoder)
         value = STRENGTH * float(in_spanish[layer, feature])
         chosen.append((first_layer + layer, last, feature, value))
     return chosen

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from graphs.cache import GraphCache
-from loading.checkpoint import open_checkpoint
-from loading.config_json import read_json, stored_dtype
-from loading.conversion import prepared
+from loading import WeightsError
+from loading.converted import prepared
 from loading.entry import Engine
-from loading.inspection import check_fits
+from loading.folders import read_json
+from loading.inspection import Contents, inspect
 from loading.loaded_model import LoadedModel
-from loading.model_config import read_config
+from loading.pretrained import read_config, read_tokenizer
 from loading.selection import Selection
 from loading.sources import Storage, Weights
-from loading.tokenizer import read_tokenizer
 from loading.transcoders import transcoders
 from prompting.gemma_3_chat import circuit_tracer_name
 from settings import Settings
@@ -42,27 +42,29 @@ def build(
         WeightsMismatchError: the weights aren't those of its configuration.
         Exception: whatever the libraries raise for files that are unreadable.
     """
-    # What can't be served is refused before gigabytes are read.
-    check_fits(weights)
     directory = weights.model
     config, tokenizer = read_config(directory), read_tokenizer(directory)
+    # What can't be served is refused before gigabytes are read.
+    contents = inspect(weights.transcoders)
+    check_fits(contents, config)
 
     device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    on_gpu = selection.dtype_on_gpu or stored_dtype(directory)
+    on_gpu = selection.dtype_on_gpu or stored_dtype(config)
     dtype = getattr(torch, on_gpu if device.type == "cuda" else selection.dtype_on_cpu)
     lazy = selection.lazy_encoder or selection.lazy_decoder
     features = transcoders(
-        prepared(weights.transcoders, storage, lazy=lazy),
+        prepared(contents, storage, lazy=lazy),
         device=device,
         dtype=dtype,
         lazy_encoder=selection.lazy_encoder,
         lazy_decoder=selection.lazy_decoder,
     )
-    name = circuit_tracer_name(
-        _model_name(selection.entry.model), config, has_chat_template=bool(tokenizer.chat_template)
-    )
-    hf_model = opened(selection.engine, directory, config, device=device, dtype=dtype)
-    model = replacement_model(selection.engine, hf_model, features, name, device, dtype)
+    named = selection.entry.model
+    name = Path(named).name if Path(named).is_dir() else named.partition("@")[0]
+    name = circuit_tracer_name(name, config, has_chat_template=bool(tokenizer.chat_template))
+    engine = engine_of(selection.engine)
+    hf_model = engine.open_model(directory, config, device=device, dtype=dtype)
+    model = engine.replacement_model(hf_model, features, name, device, dtype)
     model.tokenizer = tokenizer
     # With "left" TransformerLens masks a leading pad token, which Qwen3's leading token is.
     tokenizer.padding_side = "right"
@@ -76,55 +78,45 @@ def build(
     )
 
 
-def opened(
-    engine: Engine, directory: Path, hf_config: Any, *, device: torch.device, dtype: torch.dtype
-) -> Any:
-    """A model's files as `replacement_model` takes them: TransformerLens needs the weights alone.
+def check_fits(contents: Contents, config: Any) -> None:
+    """Raise WeightsError unless transcoders have as many layers as the model, of its width.
 
     Args:
-        directory: configuration and safetensors.
-        hf_config: its `transformers` configuration.
-
-    Raises:
-        UnsupportedArchitectureError: the configuration has a value that the engine doesn't serve.
-        WeightsMismatchError: the weights aren't those of the configuration's model.
+        config: the model's `transformers` configuration.
     """
-    if engine == "nnsight":
-        from loading.hugging_face_model import read_model
+    text = config.get_text_config()
+    layers, width = getattr(text, "num_hidden_layers", None), getattr(text, "hidden_size", None)
+    if layers not in (None, len(contents.layers)):
+        raise WeightsError(
+            f"the model has {layers} layers, its transcoders cover {len(contents.layers)}: name "
+            "the set that was trained on it"
+        )
+    if width not in (None, contents.d_model):
+        raise WeightsError(
+            f"d_model of the model is {width}, that of its transcoders {contents.d_model}: name "
+            "the set that was trained on it"
+        )
 
-        return read_model(directory, hf_config, dtype, device)
-    return open_checkpoint(directory, hf_config, device=device, dtype=dtype)
+
+def stored_dtype(config: Any) -> str:
+    """The dtype that a model's configuration names; bfloat16 where it names none that is served."""
+    named = str(config.get_text_config().dtype or config.dtype).removeprefix("torch.")
+    return named if named in {"float32", "float16", "bfloat16"} else "bfloat16"
 
 
-def replacement_model(
-    engine: Engine,
-    hf_model: Any,
-    transcoders: Any,
-    name: str,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Any:
-    """circuit-tracer's replacement model of a Hugging Face model and its transcoders.
+def engine_of(engine: Engine) -> ModuleType:
+    """The module of an engine. It takes seconds to import, and a worker has one engine.
 
-    Args:
-        hf_model: a Hugging Face model; for TransformerLens its checkpoint does as well.
-        name: kept as `cfg.model_name`; circuit-tracer goes by it for Gemma 3's prefix.
-
-    Raises:
-        UnsupportedArchitectureError: the engine doesn't run this model with these transcoders.
+    Its `open_model` opens a model's directory, and its `replacement_model` makes circuit-tracer's
+    model of that, or of a Hugging Face model, and transcoders.
     """
-    # Either library takes seconds to import, and a worker has one engine.
     if engine == "nnsight":
         from loading import nnsight_engine
 
-        return nnsight_engine.replacement_model(hf_model, transcoders, name, device, dtype)
+        return nnsight_engine
     from loading import transformerlens_engine
 
-    return transformerlens_engine.replacement_model(hf_model, transcoders, name, device, dtype)
-
-
-def _model_name(model: str) -> str:
-    return Path(model).name if Path(model).is_dir() else model.partition("@")[0]
+    return transformerlens_engine
 
 
 def _stop_ids(directory: Path, config: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

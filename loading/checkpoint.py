@@ -14,8 +14,7 @@ from typing import Any
 import torch
 
 from loading import WeightsMismatchError
-from loading.config_json import read_json
-from loading.layouts import INDEX, SINGLE_FILE
+from loading.folders import INDEX, SINGLE_FILE, read_json
 from loading.tensor_files import read_tensor, tensors_in
 
 # How a multimodal checkpoint's names differ from those of its language model alone, `model.layers`:

@@ -1,28 +1,34 @@
 """Converted copies of transcoders, in `$HF_HOME/converted` beside the downloads.
 
-A copy's directory is called after the set and its commit, with a digest of the files it was made
-from, so that it is never taken for a copy of others. Its `config.yaml` is written last: a copy that
-has one is complete. Importing this module imports no torch.
+A copy is in circuit-tracer's own layout, which is the only one that can stay on the disk. Its
+directory is called after the set and its commit, with a digest of the files it was made from, so
+that it is never taken for a copy of others. Its `config.yaml` is written last: a copy that has one
+is complete. Importing this module imports no torch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
-from loading.inspection import can_be_lazy
-from loading.layouts import TranscoderNeeds
+from loading.conversion import VolumeError, one_writer, write
+from loading.folders import CONFIG, TranscoderNeeds
+from loading.inspection import Contents, inspect
+from loading.layers import CIRCUIT_TRACERS_OWN
 from loading.references import Cache
 from loading.sources import Storage, TranscoderFiles
-from loading.tensor_layouts import CIRCUIT_TRACERS_OWN
-from loading.transcoder_config import CONFIG
 
+logger = logging.getLogger(__name__)
+
+# What a start leaves free on the volume that it converts on.
+MARGIN = 2_000_000_000
 # Version of what a copy holds. Copies of another version are not found.
 FORMAT = 1
 
@@ -30,90 +36,123 @@ FORMAT = 1
 _IN_CACHE = re.compile(r"(?:.*/)?models--([^/]+)/snapshots/([^/]+)/?(.*)")
 
 
-class Origin(NamedTuple):
-    """A file or folder of a repository, by the commit that a cache holds of it."""
+def prepared(contents: Contents, storage: Storage, *, lazy: bool) -> Contents:
+    """The set that a start reads: the copy where there is one, which is read faster too.
 
-    repository: str
-    commit: str
-    path: str
+    Args:
+        lazy: whether encoders or decoders are to stay on the disk. A set that can't is converted
+            then, where the volume has room; else it is read whole, and a warning says why.
 
-    def __str__(self) -> str:
-        return f"{self.repository}@{self.commit}/{self.path}"
+    Raises:
+        WeightsError: a file is damaged.
+    """
+    if contents.can_be_lazy:
+        return contents
+    copy = find(contents.files, storage)
+    if copy is None and lazy:
+        try:
+            copy = convert(contents, storage, margin=MARGIN)
+        except VolumeError as error:
+            logger.warning("%s; the transcoders are read whole instead", error)
+    if copy is None:
+        return contents
+    logger.info("transcoders are read from the converted copy in %s", copy.folder)
+    return inspect(copy)
 
 
-def home(files: TranscoderFiles, storage: Storage) -> Path:
-    """The directory of a set's copy, whether it exists or not."""
-    return _directory(storage.caches[-1], files)
+def convert(contents: Contents, storage: Storage, *, margin: int = 0) -> TranscoderFiles:
+    """A set in circuit-tracer's own layout: itself, a copy that exists, or a new one.
+
+    Args:
+        margin: bytes that have to stay free on the volume.
+
+    Raises:
+        VolumeError: the volume has too little room, or can't be written.
+        WeightsError: a file of the set is damaged.
+    """
+    files, cache = contents.files, storage.caches[-1]
+    if contents.can_be_lazy:
+        return files
+    copy = find(files, storage)
+    if copy is not None:
+        return copy
+    directory = home(files, cache)
+    with one_writer(directory):
+        if find(files, storage) is None:
+            write(contents, directory, _configuration(files), margin)
+    return _copy_in(files, cache)
 
 
 def find(files: TranscoderFiles, storage: Storage) -> TranscoderFiles | None:
     """A set's complete copy, if there is one beside one of the caches."""
-    if can_be_lazy(files):
-        return None
     needs = TranscoderNeeds(len(files.layers))
     for cache in storage.caches:
-        directory = _directory(cache, files)
+        directory = home(files, cache)
         if directory.is_dir() and not needs.missing(directory):
-            return copy_in(files, cache)
+            return _copy_in(files, cache)
     return None
 
 
-def copy_in(files: TranscoderFiles, cache: Cache) -> TranscoderFiles:
+def home(files: TranscoderFiles, cache: Cache) -> Path:
+    """The directory of a set's copy beside a cache, whether it exists or not.
+
+    It is called `owner--name--folder@commit-digest`, or `name@digest` of a local directory.
+    """
+    identities = [_identity(path) for path in files.paths]
+    identity = json.dumps([FORMAT, files.config.kind, identities])
+    digest = hashlib.sha256(identity.encode()).hexdigest()
+    if origin := _origin(files.folder):
+        repository, commit, path = origin
+        names = filter(None, [*repository.split("/"), *path.split("/")])
+        name = f"{'--'.join(names)}@{commit[:12]}-{digest[:8]}"
+    else:
+        name = f"{files.folder.resolve().name}@{digest[:12]}"
+    return cache.path.parent / "converted" / name
+
+
+def _copy_in(files: TranscoderFiles, cache: Cache) -> TranscoderFiles:
     """A set's complete copy beside a cache.
 
     Its hooks and scan are taken from the set, not from the copy's own configuration.
     """
-    directory = _directory(cache, files)
+    directory = home(files, cache)
     return replace(
         files,
         config=replace(files.config, listed=None),
         folder=directory,
-        layers=CIRCUIT_TRACERS_OWN[files.kind].paths(directory, len(files.layers)),
+        layers=CIRCUIT_TRACERS_OWN[files.config.kind].paths(directory, len(files.layers)),
         source=f"{cache.label}, converted",
     )
 
 
-def configuration(files: TranscoderFiles) -> str:
+def _configuration(files: TranscoderFiles) -> str:
     """The copy's `config.yaml`: the set's own, and where it came from."""
     settings: dict[str, Any] = yaml.safe_load((files.folder / CONFIG).read_text())
     settings.pop("transcoders", None)
     source: dict[str, Any] = {"converted": FORMAT}
-    origin = _origin(files.folder)
-    if origin is None:
-        source["directory"] = str(files.folder.resolve())
+    if origin := _origin(files.folder):
+        named = zip(("repository", "revision", "folder"), origin, strict=True)
+        source |= {name: value for name, value in named if value}
     else:
-        source |= {"repository": origin.repository, "revision": origin.commit}
-        if origin.path:
-            source["folder"] = origin.path
-    source["files"] = [str(_origin(path) or path.resolve()) for path in files.paths]
+        source["directory"] = str(files.folder.resolve())
+    source["files"] = [_address(path) or str(path.resolve()) for path in files.paths]
     return yaml.safe_dump(settings | {"source": source}, sort_keys=False)
-
-
-def _directory(cache: Cache, files: TranscoderFiles) -> Path:
-    return cache.path.parent / "converted" / _name(files)
-
-
-def _name(files: TranscoderFiles) -> str:
-    """`owner--name--folder@commit-digest`, or `name@digest` of a local directory."""
-    identities = [_identity(path) for path in files.paths]
-    digest = hashlib.sha256(json.dumps([FORMAT, files.kind, identities]).encode()).hexdigest()
-    origin = _origin(files.folder)
-    if origin is None:
-        return f"{files.folder.resolve().name}@{digest[:12]}"
-    names = [*origin.repository.split("/"), *origin.path.split("/")]
-    return f"{'--'.join(filter(None, names))}@{origin.commit[:12]}-{digest[:8]}"
 
 
 def _identity(path: Path) -> str:
     """What identifies a file: its commit, or its path, size and time of change."""
-    origin = _origin(path)
-    if origin is not None:
-        return str(origin).lower()  # Runpod writes names in small letters
+    if address := _address(path):
+        return address.lower()  # Runpod writes names in small letters
     status = path.stat()
     return f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
 
 
-def _origin(path: Path) -> Origin | None:
-    """The repository of a path in Hugging Face's cache; None of any other path."""
+def _address(path: Path) -> str | None:
+    origin = _origin(path)
+    return origin and "{}@{}/{}".format(*origin)
+
+
+def _origin(path: Path) -> tuple[str, str, str] | None:
+    """Repository, commit and path in it of a path in Hugging Face's cache; None of any other."""
     match = _IN_CACHE.fullmatch(path.as_posix())
-    return match and Origin(match[1].replace("--", "/"), match[2], match[3])
+    return match and (match[1].replace("--", "/"), match[2], match[3])

@@ -14,7 +14,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from loading import UnsupportedArchitectureError
 from loading.mapped_architectures import mapped_architectures
-from loading.model_config import check_served, refuse_other_values, rope_type
+from loading.pretrained import check_served, refuse_other_values, rope_type
 
 # A model has a boolean mask of n_ctx x n_ctx for its local layers and one for its global ones: each
 # 16 MB at this bound, 1.7 GB at Qwen3's 40,960.
@@ -24,7 +24,7 @@ MAX_CONTEXT = 4096
 _ONLY_SERVED = {
     "attention_bias": False,
     "mlp_bias": False,
-    # Where transformers 5 has rope_theta and rope_scaling; model_config.py moves them back.
+    # Where transformers 5 has rope_theta and rope_scaling; pretrained.py moves them back.
     "rope_parameters": None,
 }
 # The activations that both libraries know by the same name and compute alike.
@@ -81,7 +81,7 @@ def _rotary_decoder(c: Any, activation: str, *, has_windows: bool) -> dict[str, 
         "d_vocab": c.vocab_size,
         "n_ctx": min(c.max_position_embeddings, MAX_CONTEXT),
         "eps": c.rms_norm_eps,
-        "act_fn": _activation(activation),
+        "act_fn": _known("the activation function", activation, _ACTIVATIONS),
         "normalization_type": "RMS",
         "final_rms": True,
         "gated_mlp": True,
@@ -94,23 +94,18 @@ def _rotary_decoder(c: Any, activation: str, *, has_windows: bool) -> dict[str, 
     }
 
 
-def _check_known(what: str, value: str, known: Collection[str]) -> None:
+def _known(what: str, value: str, known: Collection[str]) -> str:
     if value not in known:
         raise UnsupportedArchitectureError(
             f"{what} {value!r} has no exact conversion; {', '.join(known)} have"
         )
-
-
-def _activation(name: str) -> str:
-    _check_known("the activation function", name, _ACTIVATIONS)
-    return name
+    return value
 
 
 def _local_attention(c: Any) -> dict[str, Any]:
     """Which layers see only a window, where any does."""
-    for kind in c.layer_types:
-        _check_known("layer_types:", kind, _ATTENTION_TYPES)
-    if "sliding_attention" not in c.layer_types:
+    kinds = [_known("layer_types:", kind, _ATTENTION_TYPES) for kind in c.layer_types]
+    if "sliding_attention" not in kinds:
         return {}
     if c.sliding_window is None:
         raise UnsupportedArchitectureError(
@@ -119,13 +114,12 @@ def _local_attention(c: Any) -> dict[str, Any]:
     return {
         "use_local_attn": True,
         "window_size": c.sliding_window,
-        "attn_types": [_ATTENTION_TYPES[kind] for kind in c.layer_types],
+        "attn_types": [_ATTENTION_TYPES[kind] for kind in kinds],
     }
 
 
 def _rope_scaling(c: Any, *, beside_windows: bool) -> dict[str, Any]:
-    kind = rope_type(c)
-    _check_known("rope_scaling of type", kind, ("default", *_ROPE_SCALINGS))
+    kind = _known("rope_scaling of type", rope_type(c), ("default", *_ROPE_SCALINGS))
     if kind == "default":
         return {}
     # Gemma 3 scales its global layers alone, the others all of them. TransformerLens does the
@@ -216,7 +210,7 @@ def _gpt2(c: Any) -> dict[str, Any]:
         "d_vocab": c.vocab_size,
         "n_ctx": min(c.n_positions, MAX_CONTEXT),
         "eps": c.layer_norm_epsilon,
-        "act_fn": _activation(c.activation_function),
+        "act_fn": _known("the activation function", c.activation_function, _ACTIVATIONS),
         "normalization_type": "LN",
         "use_attn_scale": c.scale_attn_weights,
         "scale_attn_by_inverse_layer_idx": c.scale_attn_by_inverse_layer_idx,

@@ -11,6 +11,8 @@ import errno
 import glob
 import logging
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,14 +33,14 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import disable_progress_bars
 
 from loading import WeightsError, room
-from loading.download_progress import arrived, logged
-from loading.layouts import Needs
+from loading.folders import Needs
 from loading.references import Reference, download_folder
 
 logger = logging.getLogger(__name__)
 
 _TIMEOUT_S = 30
 _FILES_AT_ONCE = 4
+_LOGGED_EVERY_S = 30.0
 # Configuration and tokenizers come before weights: a cache that holds the weights then holds all of
 # them, also those whose absence nothing else would show.
 _SMALL_BYTES = 50_000_000
@@ -75,7 +77,7 @@ def download(reference: Reference, needs: Needs, cache: Path, token: str | None)
         WeightsError: there is no such repository, revision or file, access is refused, or the disk
             is too small.
     """
-    with _explained(reference, token, cache):
+    try:
         hub = _listing(reference, token)
         logger.info("%s is at commit %s on the hub", reference, hub.commit)
         commit = download_folder(cache, reference.repository) / "snapshots" / hub.commit
@@ -88,6 +90,10 @@ def download(reference: Reference, needs: Needs, cache: Path, token: str | None)
         if missing:
             raise WeightsError(f"{reference} has no {missing[0]} on the hub: name another")
         _record(hub, cache)
+    except WeightsError:
+        raise
+    except Exception as error:
+        raise _explanation(error, reference, token, cache) from error
     return commit
 
 
@@ -120,12 +126,12 @@ def _fetch(hub: Listing, names: Sequence[str], cache: Path, token: str | None) -
     if not absent:
         return
     blobs = {folder / "blobs" / hub.files[name].blob: hub.files[name].size for name in absent}
-    needed = sum(blobs.values()) - arrived(blobs)
+    needed = sum(blobs.values()) - _arrived(blobs)
     if shortage := room.shortage(str(hub.reference), needed, cache):
         raise WeightsError(shortage)
     if not sys.stderr.isatty():
         disable_progress_bars()  # lines in the log instead
-    with logged(str(hub.reference), blobs):
+    with _progress_logged(str(hub.reference), blobs):
         for is_large in (False, True):
             group = [n for n in absent if (hub.files[n].size > _SMALL_BYTES) == is_large]
             if group:
@@ -163,6 +169,60 @@ def _record(hub: Listing, cache: Path) -> None:
     written.replace(ref)
 
 
+@contextmanager
+def _progress_logged(name: str, blobs: Mapping[Path, int]) -> Iterator[None]:
+    """Log at the start, at the end and every 30 s of the block how much of some files is here.
+
+    Args:
+        name: what is downloaded.
+        blobs: bytes of each file when whole; until then `<file>.incomplete` holds what there is.
+    """
+    ended = threading.Event()
+    thread = threading.Thread(target=_log, args=(name, blobs, ended), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _log(name: str, blobs: Mapping[Path, int], ended: threading.Event) -> None:
+    total = sum(blobs.values()) / 1e9
+    before, started = _arrived(blobs), time.monotonic()
+    logger.info("downloading %s: %.2f of %.2f GB are here", name, before / 1e9, total)
+    has_ended = False
+    while not has_ended:
+        has_ended = ended.wait(_LOGGED_EVERY_S)
+        now, seconds = _arrived(blobs), time.monotonic() - started
+        logger.info(
+            "downloading %s: %.2f of %.2f GB, %.0f MB/s, %s %.1f s",
+            name,
+            now / 1e9,
+            total,
+            (now - before) / seconds / 1e6,
+            "ended after" if has_ended else "for",
+            seconds,
+        )
+
+
+def _arrived(blobs: Mapping[Path, int]) -> int:
+    """Bytes of these files that are on the disk."""
+    return sum(min(size, _bytes_of(blob)) for blob, size in blobs.items())
+
+
+def _bytes_of(blob: Path) -> int:
+    for file in (blob, Path(f"{blob}.incomplete")):
+        try:
+            status = file.stat()
+        except OSError:
+            continue
+        # A file that was given its length before its contents has fewer blocks than bytes.
+        blocks = status.st_blocks * 512
+        return min(status.st_size, blocks) if file != blob else status.st_size
+    return 0
+
+
 def _is_temporary(error: BaseException) -> bool:
     """Whether the next try, which resumes, may succeed."""
     if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
@@ -188,21 +248,12 @@ _retried = tenacity.Retrying(
 )
 
 
-@contextmanager
-def _explained(reference: Reference, token: str | None, cache: Path) -> Iterator[None]:
-    """Turn what the client raises into a sentence that says what to do."""
-    try:
-        yield
-    except WeightsError:
-        raise
-    except Exception as error:
-        raise _explanation(error, reference, token, cache) from error
-
-
 def _explanation(
     error: BaseException, reference: Reference, token: str | None, cache: Path
 ) -> WeightsError:
+    """What the client raised, as a sentence that says what to do."""
     repository = reference.repository
+    number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, GatedRepoError):
         owner = "a token of that account" if token is None else "the token of an account that has"
         return WeightsError(
@@ -224,7 +275,7 @@ def _explanation(
     if isinstance(error, EntryNotFoundError):
         return WeightsError(f"{repository} lost a file meanwhile: start again ({error})")
     # Xet reports the system's error as text.
-    if _has_number(error, *room.FULL) or "No space left" in str(error):
+    if number in room.FULL or "No space left" in str(error):
         return WeightsError(room.full(cache))
     if isinstance(error, OfflineModeIsEnabled):
         return UnreachableError(f"HF_HUB_OFFLINE is set: unset it, or {_HINTS}")
@@ -235,13 +286,9 @@ def _explanation(
                 f"{constants.ENDPOINT} refuses {repository} with status {status}: check HF_TOKEN"
             )
         return UnreachableError(f"{constants.ENDPOINT} answers with status {status}: start again")
-    if isinstance(error, PermissionError) or _has_number(error, errno.EROFS, errno.ENOTDIR):
+    if isinstance(error, PermissionError) or number in (errno.EROFS, errno.ENOTDIR):
         return WeightsError(room.not_writable(cache))
     if _is_temporary(error):
         kind = type(error).__name__
         return UnreachableError(f"{constants.ENDPOINT} can't be reached ({kind}): {_HINTS}")
     return WeightsError(f"{repository} can't be downloaded: {type(error).__name__}: {error}")
-
-
-def _has_number(error: BaseException, *numbers: int) -> bool:
-    return isinstance(error, OSError) and error.errno in numbers

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, Mxfp4Config
 
 from loading import UnsupportedArchitectureError, WeightsMismatchError
 from loading.checkpoint import absent, of_the_language_model, unread
-from loading.model_config import check_served, rope_type
+from loading.pretrained import check_served, rope_type
 
 # Settings that transformers' own classes leave unread, by the model's type, with what is served.
 _ONLY_SERVED: dict[str, dict[str, Any]] = {
@@ -18,12 +18,8 @@ _ONLY_SERVED: dict[str, dict[str, Any]] = {
     "gpt_oss": {"hidden_act": "silu", "swiglu_alpha": 1.702, "swiglu_limit": 7.0},
 }
 
-_CPU = torch.device("cpu")
 
-
-def read_model(
-    directory: Path, hf_config: Any, dtype: torch.dtype, device: torch.device = _CPU
-) -> Any:
+def read_model(directory: Path, config: Any, *, device: torch.device, dtype: torch.dtype) -> Any:
     """The Hugging Face model of a directory. No code of the model's is run.
 
     Weights go to the device one by one as they are read: no more than a tensor, or the packed
@@ -37,8 +33,8 @@ def read_model(
         WeightsMismatchError: weights are missing, of another shape, or left over.
         OSError, WeightsError: files are missing or damaged.
     """
-    check_served(hf_config, _ONLY_SERVED.get(hf_config.model_type, {}))
-    text = hf_config.get_text_config()
+    check_served(config, _ONLY_SERVED.get(config.model_type, {}))
+    text = config.get_text_config()
     if rope_type(text) == "longrope":
         raise UnsupportedArchitectureError(
             "rope_scaling of type 'longrope' rotates each token by an angle that depends on the "
@@ -46,11 +42,11 @@ def read_model(
         )
     quantization: dict[str, Any] = {}
     packed: list[str] = []
-    if getattr(hf_config, "quantization_config", None) is not None:  # MXFP4: others are refused
+    if getattr(config, "quantization_config", None) is not None:  # MXFP4: others are refused
         quantization["quantization_config"] = Mxfp4Config(dequantize=True)
         packed = [
             f"model.layers.{layer}.mlp.experts.{name}_{part}"
-            for layer in range(hf_config.num_hidden_layers)
+            for layer in range(config.num_hidden_layers)
             for name in ("gate_up_proj", "down_proj")
             for part in ("blocks", "scales")
         ]
@@ -58,7 +54,7 @@ def read_model(
     WeightsMismatchError.check(missing=absent(directory, beside_index=packed))
     model, report = AutoModelForCausalLM.from_pretrained(
         directory,
-        config=hf_config,
+        config=config,
         dtype=dtype,
         # As a string: of a torch.device transformers takes the index, and "cuda" has none.
         device_map={"": str(device)},

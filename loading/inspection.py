@@ -13,12 +13,11 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from loading import WeightsError, config_json
-from loading.layer import Layer, StoredTensor, sides
-from loading.sources import TranscoderFiles, Weights
+from loading import WeightsError
+from loading.folders import CONFIG, Activation
+from loading.layers import OPTIONAL, REQUIRED, Layer, StoredTensor, file_of, layout_of, sides
+from loading.sources import TranscoderFiles
 from loading.tensor_files import tensors_in
-from loading.tensor_layouts import OPTIONAL, REQUIRED, file_of, layout_of
-from loading.transcoder_config import CONFIG, Activation
 
 logger = logging.getLogger(__name__)
 
@@ -32,20 +31,14 @@ _REMEDY = "correct the one that is wrong"
 class Contents:
     """A set of transcoders, as the headers of its files describe it."""
 
+    files: TranscoderFiles
     layers: tuple[Layer, ...]
     d_model: int
     n_features: int
+    skip: bool  # whether there are skip connections
+    can_be_lazy: bool  # circuit-tracer can leave all layers on the disk in the layout they have
     activation: Activation
     k: int | None  # of TopK
-
-    @property
-    def n_layers(self) -> int:
-        return len(self.layers)
-
-    @property
-    def skip(self) -> bool:
-        """Whether there are skip connections."""
-        return "W_skip" in self.layers[0].stored
 
 
 def inspect(files: TranscoderFiles) -> Contents:
@@ -56,42 +49,25 @@ def inspect(files: TranscoderFiles) -> Contents:
             a name that would be ignored; or its activation is not that of the configuration.
     """
     layers = tuple(_layer(files, number, paths) for number, paths in enumerate(files.layers))
-    encoder = layers[0].spec("W_enc").shape
-    if len(encoder) != 2:
-        raise WeightsError(f"{layers[0].stored['W_enc']}, which is no matrix: replace it")
-    n_features, d_model = encoder
+    first = layers[0]
+    if len(first.stored["W_enc"].spec.shape) != 2:
+        raise WeightsError(f"{first.stored['W_enc']}, which is no matrix: replace it")
+    n_features, d_model = first.spec("W_enc").shape
     _check_alike(layers)
     for layer in layers:
         _check_shapes(files, layer, (len(layers), n_features, d_model))
     ks = _ks(files, layers)
-    activation = _activation(files, layers[0], ks)
-    k = _k(files, ks, n_features) if activation == "topk" else None
-    return Contents(layers, d_model, n_features, activation, k)
-
-
-def can_be_lazy(files: TranscoderFiles) -> bool:
-    """Whether circuit-tracer can leave a set on the disk in the layout that it has.
-
-    Raises:
-        WeightsError: the files are no set, as `inspect` says.
-    """
-    return all(layer.layout.can_be_lazy for layer in inspect(files).layers)
-
-
-def check_fits(weights: Weights) -> None:
-    """Raise WeightsError unless transcoders have as many layers as the model, of its width."""
-    contents, model = inspect(weights.transcoders), weights.model
-    layers, width = config_json.n_layers(model), config_json.d_model(model)
-    if layers not in (None, contents.n_layers):
-        raise WeightsError(
-            f"the model has {layers} layers, its transcoders cover {contents.n_layers}: name the "
-            "set that was trained on it"
-        )
-    if width not in (None, contents.d_model):
-        raise WeightsError(
-            f"d_model of the model is {width}, that of its transcoders {contents.d_model}: name "
-            "the set that was trained on it"
-        )
+    activation = _activation(files, first, ks)
+    return Contents(
+        files,
+        layers,
+        d_model,
+        n_features,
+        skip="W_skip" in first.stored,
+        can_be_lazy=all(layer.layout.can_be_lazy for layer in layers),
+        activation=activation,
+        k=_k(files, ks, n_features) if activation == "topk" else None,
+    )
 
 
 def _layer(files: TranscoderFiles, number: int, paths: tuple[Path, ...]) -> Layer:
@@ -100,7 +76,7 @@ def _layer(files: TranscoderFiles, number: int, paths: tuple[Path, ...]) -> Laye
         for path in paths
         for name, spec in tensors_in(path).items()
     }
-    layout = layout_of(files.kind, paths[0], held)
+    layout = layout_of(files.config.kind, paths[0], held)
     names = layout.names(number)
     for name, tensor in held.items():
         if name not in names.values():
@@ -131,7 +107,7 @@ def _check_alike(layers: tuple[Layer, ...]) -> None:
 def _check_shapes(files: TranscoderFiles, layer: Layer, sizes: tuple[int, int, int]) -> None:
     n_layers, n_features, d_model = sizes
     decoder: tuple[int, ...] = (n_features, d_model)
-    if files.kind == "cross_layer_transcoder":
+    if files.config.kind == "cross_layer_transcoder":
         written = n_layers if layer.layout.all_decoders else n_layers - layer.number
         decoder = (n_features, written, d_model)
     expected: dict[str, tuple[tuple[int, ...], ...]] = {

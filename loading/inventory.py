@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from loading import WeightsError, config_json, conversion, converted, sources
+from loading import WeightsError, converted, sources
 from loading.entry import ModelEntry
+from loading.folders import count_layers
 from loading.footprint import device_bytes, disk_bytes
-from loading.inspection import can_be_lazy
+from loading.inspection import inspect
 from loading.sources import NotHereError, Storage, TranscoderFiles
 
 _HEADINGS = ("model", "transcoders", "engine", "dtype", "on the disk", "GPU", "disk", "here")
@@ -26,13 +27,13 @@ def prefetch(entry: ModelEntry, storage: Storage, *, convert: bool = False) -> I
     """
     model = sources.model_files(entry.model, storage)
     yield _line(entry.model, model.source, [model.folder])
-    layers = config_json.n_layers(model.folder)
+    layers = count_layers(model.folder)
     files = sources.transcoder_files(entry.transcoder_set, storage, layers)
     listed = [] if files.config.listed is None else files.paths
     yield _line(entry.transcoder_set, files.source, [files.folder, *listed])
     if not convert:
         return
-    copy = conversion.convert(files, storage)
+    copy = converted.convert(inspect(files), storage)
     if copy is files:
         yield f"{entry.transcoder_set}: nothing to convert, its files can be left on the disk"
     else:
@@ -66,7 +67,7 @@ def _whereabouts(entry: ModelEntry, storage: Storage) -> str:
     try:
         with suppress(NotHereError):
             model = sources.model_files(entry.model, storage)
-            layers = config_json.n_layers(model.folder)
+            layers = count_layers(model.folder)
         with suppress(NotHereError):
             files = sources.transcoder_files(entry.transcoder_set, storage, layers)
     except WeightsError as error:
@@ -85,7 +86,7 @@ def _conversion(entry: ModelEntry, files: TranscoderFiles, storage: Storage) -> 
         if converted.find(files, storage) is not None:
             return ", converted"
         lazy = entry.lazy_encoder or entry.lazy_decoder
-        return ", not yet converted" if lazy and not can_be_lazy(files) else ""
+        return ", not yet converted" if lazy and not inspect(files).can_be_lazy else ""
     except WeightsError:
         return ""  # a damaged file; the error comes when it is loaded
 

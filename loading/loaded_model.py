@@ -34,15 +34,6 @@ class LoadedModel:
         return TokenText(self.tokenizer)
 
     @property
-    def n_layers(self) -> int:
-        return self.model.cfg.n_layers
-
-    @property
-    def n_features(self) -> int:
-        """Features a layer."""
-        return self.model.transcoders.d_transcoder
-
-    @property
     def n_context(self) -> int:
         """Most tokens of prompt and continuation together."""
         return self.model.cfg.n_ctx

@@ -10,8 +10,12 @@ from circuit_tracer.utils.tl_nnsight_mapping import UnifiedConfig, get_mapping
 from nnsight.intervention.interleaver import Cancelation
 
 from loading import UnsupportedArchitectureError
-from loading.input_dtypes import cast_inputs
+from loading.hugging_face_model import read_model
 from loading.mapped_architectures import mapped_architectures
+from loading.transcoders import cast_inputs
+
+# How a model's directory is opened for `replacement_model`.
+open_model = read_model
 
 
 @dataclass
@@ -57,11 +61,7 @@ def replacement_model(
         UnsupportedArchitectureError: circuit-tracer's nnsight model has no mapping for the model,
             or none for where its transcoders read or write.
     """
-    check_mapping(
-        type(hf_model).__name__,
-        (transcoders.feature_input_hook, transcoders.feature_output_hook),
-        name,
-    )
+    _check_mapping(type(hf_model).__name__, transcoders, name)
     hf_model.to(device)
     for parameter in hf_model.parameters():
         # Not `hf_model.to(dtype)`, which rounds the frequencies of rotary embeddings too.
@@ -85,13 +85,8 @@ def replacement_model(
     return model
 
 
-def check_mapping(architecture: str, hooks: tuple[str, str], name: str) -> None:
-    """Raise UnsupportedArchitectureError unless circuit-tracer maps the model and both hooks.
-
-    Args:
-        architecture: the class of the Hugging Face model.
-        hooks: where the transcoders read and write, by TransformerLens's names.
-    """
+def _check_mapping(architecture: str, transcoders: Any, name: str) -> None:
+    """Raise UnsupportedArchitectureError unless circuit-tracer maps the model and both hooks."""
     served = mapped_architectures()
     if architecture not in served:
         raise UnsupportedArchitectureError(
@@ -99,7 +94,7 @@ def check_mapping(architecture: str, hooks: tuple[str, str], name: str) -> None:
             "MODEL_ENGINE=transformerlens"
         )
     mapped = get_mapping(architecture).feature_hook_mapping
-    for hook in hooks:
+    for hook in (transcoders.feature_input_hook, transcoders.feature_output_hook):
         if hook not in mapped:
             raise UnsupportedArchitectureError(
                 f"the transcoders of {name} read or write at {hook}, and with a {architecture} "

@@ -55,16 +55,6 @@ class Reference:
             )
         return cls(repository, path, revision or "main")
 
-    def split(self) -> tuple[Reference, str]:
-        """The repository, and the path in it."""
-        return replace(self, path=""), self.path
-
-    @property
-    def scan(self) -> str:
-        """What circuit-tracer's own loader calls transcoders of this reference."""
-        named = f"{self.repository}//{self.path}" if self.path else self.repository
-        return named if self.revision == "main" else f"{named}@{self.revision}"
-
     def __str__(self) -> str:
         named = f"{self.repository}/{self.path}" if self.path else self.repository
         return named if self.revision == "main" else f"{named}@{self.revision}"

@@ -20,7 +20,7 @@ _GEMMA_2 = Shapes(
     model_bytes=4,
     transcoder_bytes=4,
 )
-_GEMMA_2_CLT = replace(_GEMMA_2, n_features=98_304, transcoder_bytes=2, cross_layer=True)
+_CLT = replace(_GEMMA_2, n_features=98_304, transcoder_bytes=2, cross_layer=True)
 _LLAMA_1B = Shapes(
     parameters=1.236e9,
     n_layers=16,
@@ -48,31 +48,29 @@ _GPT_OSS_CLT = Shapes(
 )
 
 
-def _gemma_2(
-    transcoder_set: str,
-    source_set: str | None = None,
-    shapes: Shapes = _GEMMA_2_CLT,
-    *,
-    weight_urls: tuple[str, ...] = (),
-    lazy_decoder: bool = True,
-) -> ModelEntry:
-    return ModelEntry(
-        "google/gemma-2-2b",
-        transcoder_set,
-        "gemma-2-2b",
-        source_set,
-        weight_urls,
-        recommended_dtype="bfloat16",
-        lazy_decoder=lazy_decoder,
-        shapes=shapes,
-    )
-
-
-def _gemma_scope(transcoder_set: str) -> ModelEntry:
-    urls = ("https://huggingface.co/google/gemma-scope-2b-pt-transcoders",)
-    name = "gemmascope-transcoder-16k"
-    # Its decoders have 2 GB.
-    return _gemma_2(transcoder_set, name, _GEMMA_2, weight_urls=urls, lazy_decoder=False)
+_GEMMA_2_CLT = ModelEntry(
+    "google/gemma-2-2b",
+    "mntss/clt-gemma-2-2b-2.5M",
+    "gemma-2-2b",
+    "clt-hp",
+    recommended_dtype="bfloat16",
+    shapes=_CLT,
+)
+_GEMMA_SCOPE = replace(
+    _GEMMA_2_CLT,
+    transcoder_set="mwhanna/gemma-scope-transcoders",
+    source_set="gemmascope-transcoder-16k",
+    weight_urls=("https://huggingface.co/google/gemma-scope-2b-pt-transcoders",),
+    lazy_decoder=False,  # 2 GB
+    shapes=_GEMMA_2,
+)
+_LLAMA = ModelEntry(
+    "meta-llama/Llama-3.2-1B",
+    "mntss/transcoder-Llama-3.2-1B",
+    "llama-3.2-1b",
+    recommended_dtype="bfloat16",
+    shapes=_LLAMA_1B,
+)
 
 
 def _qwen_3(
@@ -152,27 +150,24 @@ DEMO = ModelEntry(str(_DEMO_DIRECTORY / "model"), str(_DEMO_DIRECTORY / "transco
 
 # The first entry of a model holds its default transcoders.
 REGISTRY = (
-    _gemma_scope("mwhanna/gemma-scope-transcoders"),
-    _gemma_scope("mntss/gemma-scope-transcoders"),
-    _gemma_2("mntss/clt-gemma-2-2b-2.5M", "clt-hp"),
-    _gemma_2("mntss/clt-gemma-2-2b-426k", shapes=replace(_GEMMA_2_CLT, n_features=16_384)),
+    _GEMMA_SCOPE,
+    replace(_GEMMA_SCOPE, transcoder_set="mntss/gemma-scope-transcoders"),
+    _GEMMA_2_CLT,
+    replace(
+        _GEMMA_2_CLT,
+        transcoder_set="mntss/clt-gemma-2-2b-426k",
+        source_set=None,
+        shapes=replace(_CLT, n_features=16_384),
+    ),
     _qwen_3("0.6", "qwen3-0.6b-transcoders-lowl0", 0.752e9, 28, 1024),
     _qwen_3("1.7", "qwen3-1.7b-transcoders-lowl0", 2.032e9, 28, 2048),
     _qwen_3("4", "qwen3-4b-transcoders", 4.022e9, 36, 2560, "transcoder-hp"),
     _qwen_3("8", "qwen3-8b-transcoders", 8.191e9, 36, 4096, lazy_encoder=True),
     _qwen_3("14", "qwen3-14b-transcoders-lowl0", 14.768e9, 40, 5120, lazy_encoder=True),
-    ModelEntry(
-        "meta-llama/Llama-3.2-1B",
-        "mntss/transcoder-Llama-3.2-1B",
-        "llama-3.2-1b",
-        recommended_dtype="bfloat16",
-        shapes=_LLAMA_1B,
-    ),
-    ModelEntry(
-        "meta-llama/Llama-3.2-1B",
-        "mntss/clt-llama-3.2-1b-524k",
-        "llama-3.2-1b",
-        recommended_dtype="bfloat16",
+    _LLAMA,
+    replace(
+        _LLAMA,
+        transcoder_set="mntss/clt-llama-3.2-1b-524k",
         shapes=replace(_LLAMA_1B, n_features=32_768, cross_layer=True, skip=False),
     ),
     ModelEntry(

@@ -8,18 +8,24 @@ this module imports no torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from loading import WeightsError, config_json
-from loading.layouts import ModelNeeds, NamedNeeds, Needs, TranscoderNeeds
+from loading import WeightsError
+from loading.folders import (
+    CONFIG,
+    ModelNeeds,
+    NamedNeeds,
+    Needs,
+    TranscoderConfig,
+    TranscoderNeeds,
+    count_layers,
+    read_transcoder_config,
+)
+from loading.layers import CIRCUIT_TRACERS_OWN
 from loading.references import Cache, Found, Reference, cached, found_in
-from loading.tensor_layouts import CIRCUIT_TRACERS_OWN
-from loading.transcoder_config import CONFIG, Kind, TranscoderConfig, read_transcoder_config
 from settings import Settings
-
-_ADDRESS = "hf://"
 
 
 class NotHereError(WeightsError):
@@ -49,10 +55,6 @@ class TranscoderFiles:
     revisions: tuple[str, ...] = ()  # owner/name[/folder]@commit of each repository
 
     @property
-    def kind(self) -> Kind:
-        return self.config.kind
-
-    @property
     def paths(self) -> list[Path]:
         """The files of all layers, in the order in which they are loaded."""
         return [path for layer in self.layers for path in layer]
@@ -63,17 +65,7 @@ class Weights(NamedTuple):
 
     model: Path
     transcoders: TranscoderFiles
-    model_revision: str = ""  # owner/name@commit; "" of a directory
-
-    @property
-    def files(self) -> list[Path]:
-        """The tensors, in the order in which they are loaded."""
-        return [*self.transcoders.paths, *sorted(self.model.glob("*.safetensors"))]
-
-    @property
-    def revisions(self) -> tuple[str, ...]:
-        """owner/name[/folder]@commit of each repository that files are from."""
-        return tuple(filter(None, (self.model_revision, *self.transcoders.revisions)))
+    revisions: tuple[str, ...]  # owner/name[/folder]@commit of each repository they are from
 
 
 def storage_of(settings: Settings) -> Storage:
@@ -98,9 +90,9 @@ def locate(model: str, transcoder_set: str, storage: Storage) -> Weights:
         WeightsError: they can't be had; the message says what to do.
     """
     found = model_files(model, storage)
-    n_layers = config_json.n_layers(found.folder)
-    transcoders = transcoder_files(transcoder_set, storage, n_layers)
-    return Weights(found.folder, transcoders, found.revision)
+    transcoders = transcoder_files(transcoder_set, storage, count_layers(found.folder))
+    revisions = tuple(filter(None, (found.revision, *transcoders.revisions)))
+    return Weights(found.folder, transcoders, revisions)
 
 
 def model_files(name: str, storage: Storage) -> Found:
@@ -117,16 +109,18 @@ def transcoder_files(name: str, storage: Storage, n_layers: int | None = None) -
     found = _find(name, storage, TranscoderNeeds(n_layers))
     config = read_transcoder_config(found.folder)
     revisions = [found.revision] if found.revision else []
+    layers: tuple[tuple[Path, ...], ...]
     if config.listed is None:
         layout = CIRCUIT_TRACERS_OWN[config.kind]
         count = layout.count_layers([path.name for path in found.folder.iterdir()])
         layers = layout.paths(found.folder, count)
     else:
-        repositories = _listed_repositories(config.listed, storage)
-        layers = _listed_files(found.folder, config.listed, repositories)
-        revisions += [repository.revision for repository in repositories.values()]
-    # What circuit-tracer's own loader calls the set.
-    scan = Reference.parse(name).scan if found.revision else config.scan or found.folder.name
+        layers, listed_revisions = _listed_files(found.folder, config.listed, storage)
+        revisions += listed_revisions
+    scan = config.scan or found.folder.name
+    if found.revision:  # circuit-tracer's own loader has `//` between a repository and a folder
+        reference = Reference.parse(name)
+        scan = str(reference).replace(f"{reference.repository}/", f"{reference.repository}//", 1)
     return TranscoderFiles(config, scan, found.folder, layers, found.source, tuple(revisions))
 
 
@@ -166,32 +160,30 @@ def _find_repository(reference: Reference, storage: Storage, needs: Needs) -> Fo
     return found_in(commit, "hub", reference)
 
 
-def _listed_repositories(listed: tuple[str, ...], storage: Storage) -> dict[Reference, Found]:
-    """One commit of each repository that a `config.yaml` lists files of, with all of these."""
+def _listed_files(
+    folder: Path, listed: tuple[str, ...], storage: Storage
+) -> tuple[tuple[tuple[Path], ...], list[str]]:
+    """The one file of each layer that a `config.yaml` lists, and the revisions of repositories.
+
+    Of each repository one commit is taken, which has all files that are listed of it.
+    """
+    addresses = {name: Reference.parse(name) for name in listed if name.startswith("hf://")}
     names: dict[Reference, list[str]] = {}
-    for name in listed:
-        if name.startswith(_ADDRESS):
-            repository, path = Reference.parse(name).split()
-            names.setdefault(repository, []).append(path)
-    return {
+    for address in addresses.values():
+        names.setdefault(replace(address, path=""), []).append(address.path)
+    found = {
         repository: _find_repository(repository, storage, NamedNeeds(tuple(paths)))
         for repository, paths in names.items()
     }
-
-
-def _listed_files(
-    folder: Path, listed: tuple[str, ...], repositories: dict[Reference, Found]
-) -> tuple[tuple[Path, ...], ...]:
-    """The one file of each layer that a `config.yaml` lists."""
-    layers = []
+    files = []
     for name in listed:
-        path = folder / Path(name).expanduser()
-        if name.startswith(_ADDRESS):
-            repository, inside = Reference.parse(name).split()
-            path = repositories[repository].folder / inside
-        if not path.exists():
+        file = folder / Path(name).expanduser()
+        if name in addresses:
+            address = addresses[name]
+            file = found[replace(address, path="")].folder / address.path
+        if not file.exists():
             raise WeightsError(
-                f"{folder / CONFIG} lists {path}, which is not there: correct `transcoders`"
+                f"{folder / CONFIG} lists {file}, which is not there: correct `transcoders`"
             )
-        layers.append((path,))
-    return tuple(layers)
+        files.append((file,))
+    return tuple(files), [repository.revision for repository in found.values()]

@@ -1,17 +1,18 @@
-"""Reading safetensors and `.npz` files: which tensors a file holds, and the tensors themselves.
+"""Files of tensors: what safetensors and `.npz` files hold, reading it, and writing safetensors.
 
 Importing this module imports no torch. Reading a tensor does, reading headers does not.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
@@ -27,6 +28,10 @@ ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 # Bytes of an array that are read, checked and converted at once: they fit into a CPU's cache.
 _PIECE_BYTES = 1 << 20
+# A tensor is written in pieces of about this size.
+WRITTEN_BYTES = 16 << 20
+# The data of a safetensors file begins at a multiple of this, so that it can be mapped as numbers.
+_ALIGNMENT = 8
 _NUMPY_DTYPES = {"f8": "F64", "f4": "F32", "f2": "F16"}
 _NPY_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 _DAMAGE: tuple[type[Exception], ...] = (
@@ -85,6 +90,40 @@ def read_tensor(
         with safe_open(path, framework="pt", device=device) as file:
             tensor: torch.Tensor = file.get_slice(name)[part] if part else file.get_tensor(name)
             return tensor.to(dtype=dtype)
+
+
+def write_safetensors(
+    file: IO[bytes], tensors: Mapping[str, Spec], read: Callable[[str], torch.Tensor]
+) -> None:
+    """Write a safetensors file, a piece of a tensor at a time.
+
+    The library's own writer needs all tensors of a file in memory, which are gigabytes for a layer
+    of many features.
+
+    Args:
+        tensors: what the file is to hold, by name.
+        read: gives a tensor by its name; it is asked for each once.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    import torch
+
+    # Tensors of wide numbers come first, so that each begins at a multiple of its number's width.
+    names = sorted(tensors, key=lambda name: (-ITEM_BYTES[tensors[name].dtype], name))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in names:
+        begin, end = end, end + tensors[name].n_bytes
+        header[name] = {**tensors[name]._asdict(), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in names:
+        tensor = torch.atleast_1d(read(name))
+        n_rows = max(1, WRITTEN_BYTES * len(tensor) // max(1, tensor.nbytes))
+        for rows in tensor.split(n_rows):
+            file.write(rows.contiguous().view(torch.uint8).numpy().data)
 
 
 def _arrays_in(path: Path) -> Iterator[tuple[str, Spec]]:

@@ -9,23 +9,27 @@ import torch
 from circuit_tracer.replacement_model.replacement_model_transformerlens import (
     TransformerLensReplacementModel,
 )
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformer_lens import HookedTransformerConfig
-from transformer_lens.components import PosEmbed
+from transformer_lens.components import PosEmbed, Unembed
+from transformer_lens.components.abstract_attention import AbstractAttention
+from transformer_lens.components.mlps.gated_mlp import GatedMLP
 from transformer_lens.loading_from_pretrained import get_pretrained_state_dict
 
 from loading import UnsupportedArchitectureError, WeightsMismatchError
-from loading.checkpoint import Module, unread
+from loading.checkpoint import Module, open_checkpoint, unread
 from loading.hooked_config import hooked_config
-from loading.input_dtypes import cast_skip_inputs
-from loading.weight_layout import lay_out_weights
 
 # Where transcoders usually read and write, for messages.
 _USUAL_HOOKS = {
     "feature_input_hook": "mlp.hook_in, ln2.hook_normalized, hook_resid_mid",
     "feature_output_hook": "mlp.hook_out, hook_mlp_out",
 }
+
+
+# How a model's directory is opened for `replacement_model`: its weights alone are needed.
+open_model = open_checkpoint
 
 
 class _ReplacementModel(TransformerLensReplacementModel):
@@ -45,6 +49,7 @@ def replacement_model(
     Args:
         hf_model: a Hugging Face model, or its checkpoint (checkpoint.py); weights on `device` and
             of `dtype` are taken as they are, not copied.
+        name: kept as `cfg.model_name`; circuit-tracer goes by it for Gemma 3's prefix.
 
     Raises:
         UnsupportedArchitectureError: hooked_config.py has no conversion for the model, or it lacks
@@ -56,7 +61,6 @@ def replacement_model(
     # What circuit-tracer's own from_pretrained does with a model that has its weights: from_config
     # would wrap the MLPs first, and the converted weights' names don't fit wrapped ones.
     model._configure_replacement_model(transcoders)
-    cast_skip_inputs(transcoders)
     return model
 
 
@@ -90,11 +94,11 @@ def hooked_model(
     # The weights come from hf_model; the name only has to be a path that exists.
     any_path = str(Path(__file__).parent)
     state = get_pretrained_state_dict(any_path, cfg, hf_model=hf_model, dtype=dtype)
-    _set_parameters(model, state, device)
+    left: list[str] = []
     if isinstance(hf_model, Module):
-        left = sorted(hf_model.stored - hf_model.read)
-        tied = hf_model.config.tie_word_embeddings
-        WeightsMismatchError.check(unread=unread(left, tied=tied))
+        names = sorted(hf_model.stored - hf_model.read)
+        left = unread(names, tied=hf_model.config.tie_word_embeddings)
+    _set_parameters(model, state, left, device)
     lay_out_weights(model)
     # As a string: of a torch.device TransformerLens keeps the type alone, "cuda" for "cuda:1".
     return model.to(str(device), print_details=False).eval()
@@ -112,7 +116,7 @@ def _build(cls: Any, cfg: HookedTransformerConfig) -> Any:
         cfg.n_ctx = n_ctx
         if hasattr(model, "pos_embed"):
             model.pos_embed = PosEmbed(cfg)
-        buffers: dict[str, dict[str, torch.Tensor]] = {}
+        buffers: dict[str, dict[str, Tensor]] = {}
         for block in model.blocks:
             kind = block.attn.attn_type
             if kind not in buffers:
@@ -147,8 +151,14 @@ def _matrices_without_memory() -> Iterator[None]:
         hook.remove()
 
 
-def _set_parameters(model: nn.Module, state: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Make the tensors of `state` the model's parameters, each in its parameter's dtype."""
+def _set_parameters(
+    model: nn.Module, state: dict[str, Tensor], left: list[str], device: torch.device
+) -> None:
+    """Make the tensors of `state` the model's parameters, each in its parameter's dtype.
+
+    Raises:
+        WeightsMismatchError: they aren't those of the model, or `left` names some that it lacks.
+    """
     parameters = dict(model.named_parameters())
     bias = "unembed.b_U"  # the one that converters leave out, where a model has none
     state.setdefault(bias, torch.zeros(parameters[bias].shape))
@@ -157,7 +167,36 @@ def _set_parameters(model: nn.Module, state: dict[str, torch.Tensor], device: to
         misshapen=[
             n for n, t in state.items() if n in parameters and t.shape != parameters[n].shape
         ],
+        unread=left,
     )
     for name in list(state):
         state[name] = state[name].to(device, parameters[name].dtype)
     model.load_state_dict(state, strict=False, assign=True)
+
+
+def lay_out_weights(model: Any) -> None:
+    """Put a HookedTransformer's weights into the memory order in which it multiplies with them.
+
+    TransformerLens 3 transposes the weights of gated MLPs, attention and unembedding into fresh
+    memory in every forward pass, which for a few tokens takes longer than the pass. A parameter
+    whose memory has the transposed order already isn't copied: the same parameters, the same
+    kernels, the same bits. Shapes and values stay.
+
+    Takes memory for one more copy of the largest weight meanwhile.
+    """
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if isinstance(module, GatedMLP | Unembed) and weight.ndim == 2:
+                weight.data = _in_order(weight.detach(), 1, 0)
+            elif isinstance(module, AbstractAttention) and name == "W_O":
+                # (n_heads, d_head, d_model), used as (d_model, n_heads * d_head)
+                weight.data = _in_order(weight.detach(), 2, 0, 1)
+            elif isinstance(module, AbstractAttention) and weight.ndim == 3:
+                # W_Q, W_K, W_V, (n_heads, d_model, d_head), used as (n_heads * d_head, d_model)
+                weight.data = _in_order(weight.detach(), 0, 2, 1)
+
+
+def _in_order(weight: Tensor, *dimensions: int) -> Tensor:
+    """The same tensor, contiguous in memory when its dimensions are permuted so."""
+    back = [dimensions.index(dimension) for dimension in range(weight.ndim)]
+    return weight.permute(dimensions).contiguous().permute(back)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.demo_worker import ROOT
 from tests.support.package_index import PackageIndexes, serving_packages
+from tests.support.programs import ROOT
 from tools.documents import read
 
 # It stands for the worker.

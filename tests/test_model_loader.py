@@ -13,7 +13,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import model_loader
 import steering
-from loading.config_json import stored_dtype
+from loading.build import stored_dtype
+from loading.pretrained import read_config
 from loading.registry import DEMO, REGISTRY
 from loading.selection import resolve_entry, select
 from model_loader import ModelLoadError
@@ -117,14 +118,15 @@ class TestHowAnEntryIsLoaded:
     [
         ({"torch_dtype": "float16"}, "float16"),
         ({"dtype": "float32"}, "float32"),
-        ({"text_config": {"torch_dtype": "bfloat16"}}, "bfloat16"),
+        ({"model_type": "gemma3", "text_config": {"torch_dtype": "float16"}}, "float16"),
+        ({"model_type": "gemma3", "torch_dtype": "float16"}, "float16"),
         ({"torch_dtype": "float64"}, "bfloat16"),
         ({}, "bfloat16"),
     ],
 )
 def test_a_model_s_own_dtype_is_its_configuration_s(tmp_path, configuration, dtype):
-    (tmp_path / "config.json").write_text(json.dumps(configuration))
-    assert stored_dtype(tmp_path) == dtype
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", **configuration}))
+    assert stored_dtype(read_config(tmp_path)) == dtype
 
 
 def save_model(directory: Path) -> Path:
@@ -193,7 +195,10 @@ def load(model, transcoders, **changed):
 @pytest.mark.parametrize("save", [save_transcoders, save_cross_layer_transcoder])
 def test_directories_load_as_they_were_saved(model_directory, tmp_path, save):
     loaded = load(model_directory, save(tmp_path / "set"))
-    assert (loaded.n_layers, loaded.n_features) == (N_LAYERS, N_FEATURES)
+    assert (loaded.model.cfg.n_layers, loaded.model.transcoders.d_transcoder) == (
+        N_LAYERS,
+        N_FEATURES,
+    )
     assert loaded.n_context == 64
     expected = Qwen3ForCausalLM.from_pretrained(model_directory)
     ids = [1, 5, 9, 700]

@@ -177,4 +177,4 @@ def test_top_k_without_a_k_keeps_128_features_of_a_layer_and_token(loaded):
     tokens = torch.tensor(model.tokenizer(PROMPT)["input_ids"])
     _, activations = model.model.get_activations(tokens)
     assert (activations[:, 1:] != 0).sum(-1).eq(128).all()
-    assert model.n_features > 128
+    assert model.model.transcoders.d_transcoder > 128

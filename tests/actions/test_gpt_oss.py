@@ -14,10 +14,10 @@ import attribution
 import model_loader
 import steering
 from loading import UnsupportedArchitectureError, WeightsMismatchError
+from loading.folders import INDEX
 from loading.hugging_face_model import read_model
-from loading.layouts import INDEX
 from loading.loaded_model import LoadedModel
-from loading.model_config import read_config
+from loading.pretrained import read_config
 from model_loader import ModelLoadError
 from prompting import chat_prompt, prompts
 from prompting.chat_template import render_messages
@@ -224,7 +224,7 @@ class TestRefusals:
             tensors.pop(name, None)
             save_file(tensors, file, metadata={"format": "pt"})
         with pytest.raises(WeightsMismatchError, match=f"lack {name}"):
-            read_model(tmp_path, config, torch.float32)
+            read_model(tmp_path, config, device=torch.device("cpu"), dtype=torch.float32)
 
     @pytest.mark.parametrize(
         "changes",
@@ -243,13 +243,13 @@ class TestRefusals:
         config = copy.deepcopy(self.saved(tmp_path))
         config.update(changes)
         with pytest.raises(UnsupportedArchitectureError, match=next(iter(changes))):
-            read_model(tmp_path, config, torch.float32)
+            read_model(tmp_path, config, device=torch.device("cpu"), dtype=torch.float32)
 
     def test_another_quantisation_is_refused_by_its_name(self, tmp_path: Path) -> None:
         config = self.saved(tmp_path)
         config.quantization_config = {"quant_method": "fp8"}
         with pytest.raises(UnsupportedArchitectureError, match=r"quantised \(fp8\).*bfloat16"):
-            read_model(tmp_path, config, torch.float32)
+            read_model(tmp_path, config, device=torch.device("cpu"), dtype=torch.float32)
 
     def test_the_other_engine_is_told_which_one_serves_it(self, home: tuple[Path, Any]) -> None:
         settings = settings_in(home[0]).model_copy(update={"model_engine": "transformerlens"})

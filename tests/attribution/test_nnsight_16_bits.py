@@ -14,9 +14,9 @@ import attribution
 import model_loader
 import steering
 from graphs.cache import GraphCache
-from loading.build import replacement_model
 from loading.entry import ModelEntry
 from loading.loaded_model import LoadedModel
+from loading.nnsight_engine import replacement_model
 from tests.support.demo_worker import ask, demo_settings
 from tests.support.hugging_face_models import FAMILIES, hugging_face_model
 from tests.support.steering_cases import PROMPT, generate
@@ -44,9 +44,7 @@ def new_model(
     for part in (hf_model, transcoders):
         for parameter in part.parameters():
             parameter.data = parameter.data.to(rounded_to).float()
-    model = replacement_model(
-        "nnsight", hf_model, transcoders, f"tiny-{family}", torch.device("cpu"), dtype
-    )
+    model = replacement_model(hf_model, transcoders, f"tiny-{family}", torch.device("cpu"), dtype)
     model.tokenizer = word_tokenizer()
     model.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A", special_tokens=[("<bos>", 1)]

@@ -51,7 +51,7 @@ def test_the_worker_computes_hugging_faces_logits(demo: LoadedModel) -> None:
 
 def test_transcoders_explain_the_variance_with_few_features(demo: LoadedModel) -> None:
     explained, active = evaluate.reconstruction(demo)
-    assert len(explained) == demo.n_layers
+    assert len(explained) == demo.model.cfg.n_layers
     assert min(explained) > 0.97
     assert max(active) < 12
 
@@ -80,12 +80,12 @@ def test_a_steer_of_no_features_leaves_the_french_answer(demo: LoadedModel) -> N
 
 
 def test_features_are_numbered_by_how_often_they_fire(demo: LoadedModel) -> None:
-    fired = torch.zeros(demo.n_layers, demo.n_features)
+    fired = torch.zeros(demo.model.cfg.n_layers, demo.model.transcoders.d_transcoder)
     for fact in all_facts()[::10]:
         ids = torch.tensor(demo.tokenizer(fact.sentence).input_ids)
         _, activations = demo.model.get_activations(ids)
         fired += (activations > 0).sum(1)
-    assert (fired[:, : demo.n_layers] > 0).all(), "the first features of each layer fire"
+    assert (fired[:, : demo.model.cfg.n_layers] > 0).all(), "the first features of each layer fire"
     quarters = fired.unflatten(1, (4, -1)).sum(2)
     assert (quarters.diff(dim=1) <= 0).all()
 

@@ -9,8 +9,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from loading import WeightsError, conversion, converted, safetensors_writer, sources
-from loading.inspection import can_be_lazy
+from loading import WeightsError, converted, sources, tensor_files
+from loading.inspection import inspect
 from tests.support.conversions import (
     FILES,
     LAYOUTS,
@@ -30,7 +30,7 @@ from tests.support.weight_files import storage
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     """Tensors are copied in pieces of a few rows, as large ones are."""
-    monkeypatch.setattr(safetensors_writer, "PIECE_BYTES", 3000)
+    monkeypatch.setattr(tensor_files, "WRITTEN_BYTES", 3000)
 
 
 class TestWhatIsConverted:
@@ -76,9 +76,10 @@ class TestWhatIsConverted:
         family = FAMILIES["Llama 3, skip"]
         write_family(storage(caches).caches[-1].path, family)
         files = located(family.transcoder_set, caches)
-        assert can_be_lazy(files)
-        assert conversion.convert(files, storage(caches)) is files
-        assert conversion.prepared(files, storage(caches), lazy=True) is files
+        contents = inspect(files)
+        assert contents.can_be_lazy
+        assert converted.convert(contents, storage(caches)) is files
+        assert converted.prepared(contents, storage(caches), lazy=True) is contents
 
     @pytest.mark.parametrize("layer", [0, 1])
     def test_a_layer_that_is_in_circuit_tracer_s_own_layout_is_copied(self, one_set, caches, layer):
@@ -113,7 +114,7 @@ class TestTheCopy:
         home = storage(caches).caches[-1].path
         write_repositories(home, gemma_scope_2(skip=True)(name))
         originals = located(name, caches)
-        files = conversion.convert(originals, storage(caches))
+        files = converted.convert(inspect(originals), storage(caches))
         commit = commit_of("mwhanna/gemma-scope-2-4b-it")
         assert files.folder.parent == Path(caches["hf_home"]) / "converted"
         label = f"mwhanna--gemma-scope-2-4b-it--transcoder_all--width_262k@{commit[:12]}"

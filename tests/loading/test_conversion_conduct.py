@@ -15,6 +15,7 @@ from collections.abc import Callable
 import pytest
 
 from loading import conversion, converted
+from loading.inspection import inspect
 from tests.support.conversions import LAYOUTS, LAZY, contents, convert, located, read
 from tests.support.tiny_sets import N_LAYERS
 from tests.support.weight_files import empty_caches, storage
@@ -64,7 +65,7 @@ class TestInterrupted:
         killed_at(call, one_set, caches)
         files = located(one_set, caches)
         assert converted.find(files, storage(caches)) is None
-        folder = converted.home(files, storage(caches))
+        folder = converted.home(files, storage(caches).caches[-1])
         done = {p.name: p.stat().st_ino for p in folder.glob("layer_*.safetensors")}
         assert len(done) == call // 2
         for name in done:
@@ -81,7 +82,7 @@ class TestInterrupted:
     def test_a_finished_file_that_is_not_whole_is_written_again(self, one_set, caches):
         killed_at(5, one_set, caches)
         files = located(one_set, caches)
-        layer = converted.home(files, storage(caches)) / "layer_0.safetensors"
+        layer = converted.home(files, storage(caches).caches[-1]) / "layer_0.safetensors"
         whole = layer.read_bytes()
         layer.write_bytes(whole[:-1])
         convert(one_set, caches)
@@ -107,7 +108,7 @@ class TestTwoAtOnce:
     def test_the_second_waits_says_so_and_uses_what_the_first_made(self, one_set, caches, caplog):
         caplog.set_level(logging.INFO)
         files = located(one_set, caches)
-        folder = converted.home(files, storage(caches))
+        folder = converted.home(files, storage(caches).caches[-1])
         folder.mkdir(parents=True)
         lock = folder.with_name(f"{folder.name}.lock")
         with lock.open("w") as held:
@@ -115,7 +116,7 @@ class TestTwoAtOnce:
 
             def second():
                 held.close()
-                conversion.convert(files, storage(caches))
+                converted.convert(inspect(files), storage(caches))
                 made = converted.find(files, storage(caches))
                 assert made is not None
                 assert "waiting for another worker" in caplog.text
@@ -124,7 +125,7 @@ class TestTwoAtOnce:
             pid = in_a_process(second)
             time.sleep(1)
             assert os.waitpid(pid, os.WNOHANG) == (0, 0)
-            conversion._write_all(files, folder, margin=0)
+            conversion.write(inspect(files), folder, converted._configuration(files))
         assert ended(pid) == 0
 
 
@@ -132,8 +133,8 @@ class TestRoom:
     def test_a_volume_without_room_is_named_before_anything_is_written(self, one_set, caches):
         files = located(one_set, caches)
         with pytest.raises(conversion.VolumeError, match=r"needs [\d,.]+ GB .* free: free"):
-            conversion.convert(files, storage(caches), margin=10**15)
-        assert list(converted.home(files, storage(caches)).iterdir()) == []
+            converted.convert(inspect(files), storage(caches), margin=10**15)
+        assert list(converted.home(files, storage(caches).caches[-1]).iterdir()) == []
 
     def test_a_disk_that_fills_up_meanwhile_leaves_no_half_file(self, one_set, caches):
         def limited():
@@ -142,7 +143,10 @@ class TestRoom:
                 convert(one_set, caches)
 
         assert ended(in_a_process(limited)) == 0
-        assert list(converted.home(located(one_set, caches), storage(caches)).iterdir()) == []
+        assert (
+            list(converted.home(located(one_set, caches), storage(caches).caches[-1]).iterdir())
+            == []
+        )
         assert read(convert(one_set, caches)).n_layers == N_LAYERS
 
     @pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a small file system")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import model_loader
-from loading import conversion, converted
+from loading import converted
 from tests.support.chat_messages import user
 from tests.support.conversions import FILES, convert, located
 from tests.support.demo_worker import ask, demo_settings, without_times
@@ -59,7 +59,7 @@ class TestAtTheStart:
     def test_without_room_it_is_read_whole_and_said(
         self, one_set, caches, model, caplog, monkeypatch
     ):
-        monkeypatch.setattr(conversion, "MARGIN", 10**15)
+        monkeypatch.setattr(converted, "MARGIN", 10**15)
         loaded, _ = start(one_set, caches, model, lazy_decoder=True)
         assert is_lazy(loaded) == (False, False)
         assert "read whole instead" in caplog.text
@@ -145,7 +145,7 @@ class TestCommands:
         assert last.startswith(f"{name}: 0.00 GB in {caches['hf_home']}/converted/mwhanna--")
         for line in ("downloading", "converting mwhanna--", "converted 3 of 3 files"):
             assert line in done.stderr
-        assert not imported_by("import loading.conversion", "torch")
+        assert not imported_by("import loading.converted", "torch")
 
     def test_convert_says_where_there_is_nothing_to_do(self, caches, monkeypatch, capsys):
         assert self.run(monkeypatch, caches, "convert") == 0

@@ -9,7 +9,7 @@ from transformers import Gemma2Config, Gemma3TextConfig, LlamaConfig, Pretrained
 
 from loading import UnsupportedArchitectureError
 from loading.hugging_face_model import read_model
-from loading.model_config import read_config
+from loading.pretrained import read_config
 from tests.support.model_configs import (
     GEMMA3,
     LONG,
@@ -47,14 +47,16 @@ def test_a_value_that_would_be_left_unread_is_refused_before_any_weight_is_read(
 ) -> None:
     config.save_pretrained(tmp_path)
     with pytest.raises(UnsupportedArchitectureError, match=words):
-        read_model(tmp_path, read_config(tmp_path), torch.float32)
+        read_model(tmp_path, read_config(tmp_path), device=torch.device("cpu"), dtype=torch.float32)
 
 
 @pytest.mark.parametrize("config", SERVED, ids=lambda config: config.model_type)
 def test_a_value_that_transformers_computes_is_served(config: Any, tmp_path: Path) -> None:
     saved = hugging_face_model(config)
     saved.save_pretrained(tmp_path)
-    model = read_model(tmp_path, read_config(tmp_path), torch.float32).eval()
+    model = read_model(
+        tmp_path, read_config(tmp_path), device=torch.device("cpu"), dtype=torch.float32
+    ).eval()
     model.set_attn_implementation("eager")
     with torch.no_grad():
         assert torch.equal(model(prompt_tokens()).logits, saved(prompt_tokens()).logits)
@@ -63,7 +65,7 @@ def test_a_value_that_transformers_computes_is_served(config: Any, tmp_path: Pat
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_the_weights_are_of_the_dtype_that_is_asked_for(dtype: Any, tmp_path: Path) -> None:
     hugging_face_model(LlamaConfig(**SHAPE)).save_pretrained(tmp_path)
-    model = read_model(tmp_path, read_config(tmp_path), dtype)
+    model = read_model(tmp_path, read_config(tmp_path), device=torch.device("cpu"), dtype=dtype)
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     assert model.config.dtype == dtype
 
@@ -79,6 +81,8 @@ def test_weights_are_read_onto_the_device_and_are_in_memory_once(
     device: str, tmp_path: Path
 ) -> None:
     hugging_face_model(LlamaConfig(**SHAPE)).save_pretrained(tmp_path)
-    model = read_model(tmp_path, read_config(tmp_path), torch.bfloat16, torch.device(device))
+    model = read_model(
+        tmp_path, read_config(tmp_path), device=torch.device(device), dtype=torch.bfloat16
+    )
     assert model.hf_device_map == {"": device}  # transformers put them there, not a later move
     assert {parameter.device.type for parameter in model.parameters()} == {device}

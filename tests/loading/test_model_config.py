@@ -26,7 +26,7 @@ import model_loader
 import steering
 from loading import UnsupportedArchitectureError
 from loading.checkpoint import open_checkpoint
-from loading.model_config import read_config
+from loading.pretrained import read_config
 from loading.registry import DEMO
 from loading.transformerlens_engine import hooked_model
 from model_loader import ModelLoadError

@@ -21,8 +21,8 @@ import model_loader
 from actions.answer import answer
 from errors import Cancelled
 from loading import UnsupportedArchitectureError
-from loading.build import replacement_model
 from loading.loaded_model import LoadedModel
+from loading.nnsight_engine import replacement_model
 from model_loader import ModelLoadError
 from tests.support.chat_messages import assistant, user
 from tests.support.demo_worker import (
@@ -125,7 +125,7 @@ def test_a_chat_model_with_a_vision_part_answers_every_action_by_its_name(tmp_pa
     )
     loaded = model_loader.load(settings)
     serve(loaded)
-    assert (loaded.n_layers, loaded.n_context, loaded.d_vocab) == (3, 64, len(tokenizer))
+    assert (loaded.model.cfg.n_layers, loaded.n_context, loaded.d_vocab) == (3, 64, len(tokenizer))
     messages = [user("Hi"), assistant("It is")]
     whole = {"node_threshold": 1.0, "edge_threshold": 1.0}
     graph = ask({"action": "generate-graph", "messages": messages, **whole}, settings)
@@ -183,7 +183,6 @@ class TestRefusals:
     def refused(self, hf_model: Any, hooks: str, match: str) -> None:
         with pytest.raises(UnsupportedArchitectureError, match=match):
             replacement_model(
-                "nnsight",
                 hf_model,
                 tiny_transcoders("relu", hooks),
                 "someone/tiny",

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from loading import safetensors_writer
-from loading.tensor_files import Spec, tensors_in
+from loading import tensor_files
+from loading.tensor_files import Spec, tensors_in, write_safetensors
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 SHAPES = st.lists(st.integers(1, 4), min_size=0, max_size=3).map(tuple)
@@ -31,8 +31,8 @@ def write_in_pieces(path, specs):
         for name, (dtype, shape) in specs.items()
     }
     with pytest.MonkeyPatch.context() as patch, path.open("wb") as file:
-        patch.setattr(safetensors_writer, "PIECE_BYTES", 20)
-        safetensors_writer.write(file, specs, tensors.__getitem__)
+        patch.setattr(tensor_files, "WRITTEN_BYTES", 20)
+        write_safetensors(file, specs, tensors.__getitem__)
     return tensors
 
 

@@ -10,8 +10,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import model_loader
 from loading import WeightsError
+from loading.pretrained import read_tokenizer
 from loading.registry import DEMO
-from loading.tokenizer import read_tokenizer
 from tests.support.chat_messages import assistant, user
 from tests.support.demo_worker import FORWARD, ask, demo_settings
 from tests.support.tiny_tokenizers import BASE_FAMILIES, CHAT_FAMILIES

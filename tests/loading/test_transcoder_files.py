@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, LlamaConfig
 
 from loading import WeightsError, sources
-from loading.inspection import check_fits, inspect
+from loading.build import check_fits
+from loading.inspection import inspect
 from tests.support.conversions import LAZY, read
 from tests.support.tiny_sets import (
     D_MODEL,
@@ -27,15 +29,8 @@ from tests.support.weight_files import storage
 HOOKS = ("mlp.hook_in", "hook_mlp_out")
 
 
-def weights(directory: Path, model: Path | None = None, n_layers: int | None = None):
-    files = sources.transcoder_files(str(directory), storage({}), n_layers)
-    return sources.Weights(model or directory, files)
-
-
-def model_folder(directory: Path, **config) -> Path:
-    directory.mkdir()
-    (directory / "config.json").write_text(str(config).replace("'", '"'))
-    return directory
+def files_of(directory: Path) -> sources.TranscoderFiles:
+    return sources.transcoder_files(str(directory), storage({}))
 
 
 def published_cross_layer(*, skip: bool = False):
@@ -65,21 +60,21 @@ def test_any_other_repetition_in_a_list_is_refused(tmp_path, kind):
     for name in names:
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(WeightsError, match=r"lists 'a\.safetensors' twice"):
-        weights(tmp_path)
+        files_of(tmp_path)
 
 
 @pytest.mark.parametrize("kind", [PER_LAYER, CROSS_LAYER])
 def test_an_empty_list_is_refused(tmp_path, kind):
     (tmp_path / "config.yaml").write_bytes(config_yaml(kind, *HOOKS) + b"\ntranscoders: []\n")
     with pytest.raises(WeightsError, match=r"`transcoders` is empty: .*a layer"):
-        weights(tmp_path)
+        files_of(tmp_path)
 
 
 def test_an_entry_of_a_list_that_is_no_address_is_refused(tmp_path):
     text = config_yaml(PER_LAYER, *HOOKS).decode() + "\ntranscoders:\n  - {layer: 0, id: a}\n"
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(WeightsError, match=r"`transcoders` .*an address or a path a layer"):
-        weights(tmp_path)
+        files_of(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -97,7 +92,7 @@ def test_files_of_any_dtype_are_read_into_the_one_wanted(tmp_path, dtype):
 
 def test_a_cross_layer_skip_connection_has_the_dtype_of_the_rest(tmp_path):
     _, states = published_cross_layer(skip=True)
-    files = weights(write_listed(tmp_path, CROSS_LAYER, HOOKS, states)).transcoders
+    files = files_of(write_listed(tmp_path, CROSS_LAYER, HOOKS, states))
     loaded = read(files, torch.bfloat16)
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
 
@@ -191,8 +186,8 @@ def test_the_headers_tell_what_a_set_is(tmp_path):
     random_transcoder(2, jump=True).to_safetensors(str(tmp_path / "layer_2.safetensors"))
     listed = (npz.name, own.name, "layer_2.safetensors")
     (tmp_path / "config.yaml").write_bytes(config_yaml(PER_LAYER, *HOOKS, listed))
-    contents = inspect(weights(tmp_path).transcoders)
-    assert (contents.n_layers, contents.d_model, contents.n_features) == (3, D_MODEL, N_FEATURES)
+    contents = inspect(files_of(tmp_path))
+    assert (len(contents.layers), contents.d_model, contents.n_features) == (3, D_MODEL, N_FEATURES)
     assert (contents.activation, contents.skip) == ("jump_relu", False)
     assert [layer.layout.can_be_lazy for layer in contents.layers] == [False, False, True]
     loaded = load(tmp_path, lazy=True)
@@ -223,38 +218,44 @@ def test_an_npz_that_is_none_is_named(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 and no more")
     (tmp_path / "config.yaml").write_bytes(config_yaml(PER_LAYER, *HOOKS, ("a.npz",)))
     with pytest.raises(WeightsError, match=r"a\.npz is damaged: replace it"):
-        inspect(weights(tmp_path).transcoders)
+        inspect(files_of(tmp_path))
 
 
-@pytest.mark.parametrize("config", [{"hidden_size": 48}, {"n_embd": 48}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        LlamaConfig(num_hidden_layers=N_LAYERS, hidden_size=48),
+        GPT2Config(n_layer=N_LAYERS, n_embd=48),
+    ],
+    ids=["Llama", "GPT-2"],
+)
 def test_transcoders_of_another_width_are_refused_before_they_are_read(tmp_path, config):
     directory = write_set(tmp_path / "set")
     for file in directory.glob("*.safetensors"):
         content = file.read_bytes()
         header = 8 + int.from_bytes(content[:8], "little")
         file.write_bytes(content[:header] + bytes(len(content) - header))
-    model = model_folder(tmp_path / "model", num_hidden_layers=N_LAYERS, **config)
     with pytest.raises(WeightsError, match=r"d_model of the model is 48, .*32: name"):
-        check_fits(weights(directory, model))
+        check_fits(inspect(files_of(directory)), config)
 
 
 @pytest.mark.parametrize("kind", [PER_LAYER, CROSS_LAYER])
 def test_transcoders_of_another_depth_are_refused(tmp_path, kind):
-    model = model_folder(tmp_path / "model", num_hidden_layers=2, hidden_size=D_MODEL)
+    config = LlamaConfig(num_hidden_layers=2, hidden_size=D_MODEL)
     with pytest.raises(WeightsError, match="the model has 2 layers, its transcoders cover 3"):
-        check_fits(weights(write_set(tmp_path / "set", kind), model))
+        check_fits(inspect(files_of(write_set(tmp_path / "set", kind))), config)
 
 
 def test_a_listed_cross_layer_set_without_a_layer_is_refused(tmp_path):
     _, states = published_cross_layer()
     directory = write_listed(tmp_path, CROSS_LAYER, HOOKS, states[:-1])
     with pytest.raises(WeightsError, match=r"w_dec of 64 x 3 x 32, .*64 x 2 x 32"):
-        inspect(weights(directory).transcoders)
+        inspect(files_of(directory))
 
 
 def test_a_set_of_the_model_s_shape_fits(tmp_path):
-    model = model_folder(tmp_path / "model", num_hidden_layers=N_LAYERS, hidden_size=D_MODEL)
-    check_fits(weights(write_set(tmp_path / "set"), model))
+    config = LlamaConfig(num_hidden_layers=N_LAYERS, hidden_size=D_MODEL)
+    check_fits(inspect(files_of(write_set(tmp_path / "set"))), config)
 
 
 def test_npz_files_hold_what_numpy_saved(tmp_path):
@@ -264,7 +265,7 @@ def test_npz_files_hold_what_numpy_saved(tmp_path):
     held = np.load(tmp_path / "a.npz")
     assert held["W_enc"].shape == (D_MODEL, N_FEATURES)
     (tmp_path / "config.yaml").write_bytes(config_yaml(PER_LAYER, *HOOKS, ("a.npz",)))
-    loaded = read(weights(tmp_path).transcoders, **LAZY)
+    loaded = read(files_of(tmp_path), **LAZY)
     assert torch.equal(loaded[0].W_enc, original.W_enc)
     assert torch.equal(
         loaded[0].activation_function.threshold, original.activation_function.threshold

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from loading.weight_layout import lay_out_weights
+from loading.transformerlens_engine import lay_out_weights
 from tests.support.tiny_models import ARCHITECTURES, prompt_tokens, tiny_model
 
 

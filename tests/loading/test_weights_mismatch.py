@@ -12,9 +12,9 @@ from transformers import Gemma3TextConfig, LlamaConfig, PretrainedConfig, Qwen3C
 import model_loader
 import steering
 from loading import WeightsMismatchError
-from loading.build import opened, replacement_model
-from loading.layouts import SINGLE_FILE
-from loading.model_config import read_config
+from loading.build import engine_of
+from loading.folders import SINGLE_FILE
+from loading.pretrained import read_config
 from loading.registry import DEMO
 from model_loader import ModelLoadError
 from tests.support.demo_worker import demo_settings
@@ -29,12 +29,11 @@ TIED = {"tie_word_embeddings": True}
 Tensors = dict[str, torch.Tensor]
 
 
-def load(engine: Any, directory: Path) -> Any:
-    config = read_config(directory)
-    model = opened(engine, directory, config, device=CPU, dtype=torch.float32)
-    return replacement_model(
-        engine, model, tiny_transcoders("relu", "mlp"), "tiny", CPU, torch.float32
-    )
+def load(engine: Any, directory: Path, hooks: str = "mlp") -> Any:
+    module, config = engine_of(engine), read_config(directory)
+    model = module.open_model(directory, config, device=CPU, dtype=torch.float32)
+    transcoders = tiny_transcoders("relu", hooks)
+    return module.replacement_model(model, transcoders, "tiny", CPU, torch.float32)
 
 
 def save(directory: Path, config: PretrainedConfig, change: Callable[[Tensors], Any]) -> Any:
@@ -140,10 +139,7 @@ def test_a_part_for_images_is_of_no_account(there: bool, engine: Any, tmp_path: 
 
     saved = save(tmp_path, FAMILIES["gemma3 with vision"][0], cut_off)
     saved.set_attn_implementation("eager")
-    transcoders = tiny_transcoders("relu", "gemma scope")
-    config, tokens = read_config(tmp_path), prompt_tokens()
-    hf_model = opened(engine, tmp_path, config, device=CPU, dtype=torch.float32)
-    model = replacement_model(engine, hf_model, transcoders, "tiny", CPU, torch.float32)
+    tokens, model = prompt_tokens(), load(engine, tmp_path, "gemma scope")
     with torch.no_grad():
         expected = saved(tokens[None]).logits[0, -1]
     ours = steering.next_token_logits(model, tokens.tolist())

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from loading import conversion, sources
+from loading import converted, sources
+from loading.inspection import inspect
 from loading.transcoders import transcoders
 from tests.support.tiny_sets import (
     N_LAYERS,
@@ -60,11 +61,11 @@ def located(directory, caches) -> sources.TranscoderFiles:
 
 
 def convert(directory, caches) -> sources.TranscoderFiles:
-    return conversion.convert(located(directory, caches), storage(caches))
+    return converted.convert(inspect(located(directory, caches)), storage(caches))
 
 
 def read(files, dtype=torch.float32, **lazy):
-    return transcoders(files, device=CPU, dtype=dtype, **{**EAGER, **lazy})
+    return transcoders(inspect(files), device=CPU, dtype=dtype, **{**EAGER, **lazy})
 
 
 def contents(folder: Path) -> dict[str, bytes]:

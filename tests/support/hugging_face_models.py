@@ -16,7 +16,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from loading.build import replacement_model
+from loading.build import engine_of
 from loading.entry import Engine
 from tests.support.tiny_models import D_MODEL, D_VOCAB, N_LAYERS, tiny_transcoders, word_tokenizer
 
@@ -84,8 +84,8 @@ def new_model(
     config, hooks = FAMILIES[family]
     hf_model = hugging_face_model(copy.deepcopy(config))
     transcoders = tiny_transcoders(dictionary, hooks, skip=skip)
-    model = replacement_model(
-        engine, hf_model, transcoders, f"tiny-{family}", torch.device("cpu"), dtype
+    model = engine_of(engine).replacement_model(
+        hf_model, transcoders, f"tiny-{family}", torch.device("cpu"), dtype
     )
     model.tokenizer = word_tokenizer()
     # The library steers free attention from a string only.

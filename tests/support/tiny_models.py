@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformer_lens import HookedTransformerConfig
 from transformers import PreTrainedTokenizerFast
 
-from loading.input_dtypes import cast_skip_inputs
+from loading.transcoders import cast_skip_inputs
 
 # PyPI's name, and upstream's.
 load_transcoder = getattr(single_layer_transcoder, "load_relu_transcoder", None) or (

@@ -1,4 +1,4 @@
-"""The formats of transcoders: in which files a layer's tensors are, by which names and how."""
+"""A layer of transcoders: the formats in which files hold its tensors, and reading them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Literal
 
-from loading.transcoder_config import Kind
+from loading.tensor_files import Spec, read_tensor
 
-_File = TypeVar("_File")
+if TYPE_CHECKING:
+    import torch
+
+Kind = Literal["transcoder_set", "cross_layer_transcoder"]
 
 # Tensors that every layer has, and those that some have: a k is that of TopK.
 REQUIRED = ("W_enc", "W_dec", "b_enc", "b_dec")
@@ -35,14 +38,11 @@ class TensorLayout:
         """The stored names in a layer, by circuit-tracer's."""
         return {name: stored.format(layer) for name, stored in self.stored.items()}
 
-    def file_names(self, layer: int) -> list[str]:
-        """The names of a layer's files."""
-        return [name.format(layer) for name in self.files]
-
     def paths(self, folder: Path, n_layers: int) -> tuple[tuple[Path, ...], ...]:
         """Each layer's files in a folder."""
-        layers = map(self.file_names, range(n_layers))
-        return tuple(tuple(folder / name for name in names) for names in layers)
+        return tuple(
+            tuple(folder / name.format(layer) for name in self.files) for layer in range(n_layers)
+        )
 
     def count_layers(self, names: Collection[str]) -> int:
         """One more than the highest layer that has a file among these names."""
@@ -69,14 +69,8 @@ CIRCUIT_TRACERS_OWN: dict[Kind, TensorLayout] = {
     "cross_layer_transcoder": CIRCUIT_TRACER_CROSS_LAYER,
 }
 GEMMA_SCOPE = TensorLayout({name: name for name in (*REQUIRED, "threshold")}, transposed=("W_enc",))
-_GEMMA_SCOPE_2 = {
-    "W_enc": "w_enc",
-    "W_dec": "w_dec",
-    "b_enc": "b_enc",
-    "b_dec": "b_dec",
-    "threshold": "threshold",
-    "W_skip": "affine_skip_connection",
-}
+_GEMMA_SCOPE_2 = {name: name.lower() for name in (*REQUIRED, "threshold")}
+_GEMMA_SCOPE_2["W_skip"] = "affine_skip_connection"
 GEMMA_SCOPE_2 = TensorLayout(_GEMMA_SCOPE_2, transposed=("W_enc", "W_skip"))
 GEMMA_SCOPE_2_CROSS_LAYER = TensorLayout(_GEMMA_SCOPE_2, transposed=("W_enc",), all_decoders=True)
 
@@ -90,6 +84,64 @@ def layout_of(kind: Kind, file: Path, names: Collection[str]) -> TensorLayout:
     return GEMMA_SCOPE_2_CROSS_LAYER if kind == "cross_layer_transcoder" else GEMMA_SCOPE_2
 
 
-def file_of(tensor: str, files: Sequence[_File]) -> _File:
+def file_of(tensor: str, files: Sequence[Path]) -> Path:
     """Of a layer's files, the one that a tensor is in: where there are two, decoders have one."""
     return files[-1] if tensor == "W_dec" else files[0]
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file."""
+
+    path: Path
+    name: str  # in the file
+    spec: Spec
+
+    def __str__(self) -> str:
+        return f"{self.path} has {self.name} of {sides(self.spec.shape)}"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The tensors of one layer, by circuit-tracer's names."""
+
+    number: int
+    layout: TensorLayout
+    stored: Mapping[str, StoredTensor]
+
+    def spec(self, name: str) -> Spec:
+        """A tensor's dtype as stored, and its shape in circuit-tracer."""
+        dtype, shape = self.stored[name].spec
+        if name in self.layout.transposed:
+            shape = shape[::-1]
+        if self._part(name):
+            shape = (shape[0], shape[1] - self.number, *shape[2:])
+        return Spec(dtype, shape)
+
+    def read(
+        self, name: str, *, device: str = "cpu", dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
+        """A tensor in circuit-tracer's shape, with the values that are stored.
+
+        One that is stored transposed is a view, not contiguous.
+
+        Args:
+            dtype: None keeps the dtype in which it is stored.
+
+        Raises:
+            WeightsError: the file can't be read, or is damaged.
+        """
+        stored = self.stored[name]
+        tensor = read_tensor(stored.path, stored.name, self._part(name), device=device, dtype=dtype)
+        return tensor.T if name in self.layout.transposed else tensor
+
+    def _part(self, name: str) -> tuple[slice, ...]:
+        """The decoders that circuit-tracer has of those stored: not to the layers before."""
+        if name == "W_dec" and self.layout.all_decoders:
+            return (slice(None), slice(self.number, None))
+        return ()
+
+
+def sides(shape: tuple[int, ...]) -> str:
+    """A shape, for messages."""
+    return " x ".join(map(str, shape)) or "one number"

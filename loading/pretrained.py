@@ -1,21 +1,31 @@
-"""A model's configuration, under the names that transformers 4 reads.
+"""A model's configuration and tokenizer, whichever version of transformers saved them.
 
 transformers 5 moved settings: the bases and scalings of rotary embeddings into `rope_parameters`,
 the tie of a multimodal model's embeddings to the top. Version 4 reads such a file without an error
 and computes with its defaults. Here each moved setting goes back to its old name, value for value,
 and one that has none is refused. So are settings and quantised weights that no engine serves.
+
+Version 5 also names classes of tokenizers that version 4 lacks, and lists as `extra_special_tokens`
+what version 4 reads as `additional_special_tokens`. All that such a tokenizer does to text is in
+tokenizer.json, which both versions read with the same library.
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import PretrainedConfig
+from transformers import (
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from loading import UnsupportedArchitectureError
-from loading.config_json import read_json
+from loading import UnsupportedArchitectureError, WeightsError
+from loading.folders import read_json
 
 # Settings that change what a model computes and that neither engine follows, each with the one
 # value that is served.
@@ -181,3 +191,39 @@ def _no_name(what: str, where: str) -> UnsupportedArchitectureError:
         f"config.json has {what}, for which transformers {transformers.__version__} has no name "
         f"in {where}"
     )
+
+
+def read_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model's directory. No code of the model's is run.
+
+    Raises:
+        WeightsError: transformers 5 saved it in a form that version 4 can't read.
+        Exception: whatever transformers raises for files that are unreadable.
+    """
+    file = directory / "tokenizer_config.json"
+    saved = read_json(file) if file.is_file() else {}
+    special = {}
+    if isinstance(saved.get("extra_special_tokens"), list):
+        extra = saved["extra_special_tokens"]
+        special = {"extra_special_tokens": {}, "additional_special_tokens": extra}
+    # Only version 5 saves the name of the library that tokenizes.
+    name, backend = saved.get("tokenizer_class"), saved.get("backend")
+    if backend is None and name != "TokenizersBackend":
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            directory, trust_remote_code=False, **special
+        )
+        return tokenizer
+    if not (directory / "tokenizer.json").is_file() or backend not in (None, "tokenizers"):
+        raise WeightsError(
+            f"{file} was saved by transformers 5 ({backend or name}), and of such tokenizers the "
+            "worker reads only those with a tokenizer.json: save it anew as a fast tokenizer"
+        )
+    # Not the class that the file names, of which transformers warns: version 4's may change what
+    # tokenizer.json says.
+    logger = logging.getLogger("transformers.tokenization_utils_base")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(directory, **special)
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,245 @@
+"""The folders of models and of transcoders: what they have to hold, and what their settings say.
+
+That goes for the hub and a disk alike. Importing this module imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+import yaml
+
+from loading import WeightsError
+from loading.layers import CIRCUIT_TRACERS_OWN, Kind
+
+CONFIG = "config.yaml"  # of a set of transcoders
+SINGLE_FILE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+# Configuration, tokenizer and chat template, at the top of a repository.
+_SMALL = re.compile(r"[^/]+\.(json|jinja|txt|model)")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+Activation = Literal["relu", "jump_relu", "topk"]
+# The names of activations, in small letters.
+_ACTIVATIONS: dict[str, Activation] = {
+    "relu": "relu",
+    "jumprelu": "jump_relu",
+    "jump_relu": "jump_relu",
+    "topk": "topk",
+    "top_k": "topk",
+}
+_ACTIVATION_KEYS = ("activation", "activation_function")
+_REQUIRED_KEYS = ("model_kind", "feature_input_hook", "feature_output_hook")
+# Keys that describe a set and change nothing: what it is called, who made it from what, what its
+# size is, where it comes from, and where its features are shown.
+_DESCRIBING_KEYS = {
+    *("id", "name", "description", "tags", "version", "release"),
+    *("author", "authors", "citation", "license", "model_name", "dataset"),
+    *("d_model", "d_transcoder", "n_layers", "dtype"),
+    *("repo_id", "revision", "subfolder", "source", "url", "urls", "converted"),
+    *("features", "features_dir"),
+}
+_KNOWN_KEYS = {*_REQUIRED_KEYS, *_ACTIVATION_KEYS, "scan", "transcoders", "k", *_DESCRIBING_KEYS}
+
+
+# Each of the three kinds of needs has
+#   describing: the files that say which others are needed,
+#   files(names, folder): the files to download, where the hub has `names` and `folder` here holds
+#       `describing`, those included that the hub lacks,
+#   missing(folder): the needed files that a folder here lacks.
+
+
+@dataclass(frozen=True)
+class ModelNeeds:
+    """Of a model: configuration, tokenizer, and weights in one format. No examples."""
+
+    describing = ()
+
+    def files(self, names: Collection[str], _folder: Path, /) -> list[str]:
+        shards = [name for name in names if _SHARD.fullmatch(name)]
+        weights = [SINGLE_FILE] if SINGLE_FILE in names or not shards else shards
+        small = [name for name in names if _SMALL.fullmatch(name)]
+        return sorted({*small, *weights})
+
+    def missing(self, folder: Path) -> list[str]:
+        missing = _absent(["config.json"], folder)
+        if len(_absent(_TOKENIZERS, folder)) == len(_TOKENIZERS):
+            missing.append("tokenizer.json")
+        if (folder / SINGLE_FILE).exists():
+            return missing
+        if not (folder / INDEX).exists():
+            return [*missing, SINGLE_FILE]
+        shards = set(read_json(folder / INDEX).get("weight_map", {}).values())
+        return missing + _absent(sorted(shards), folder)
+
+
+@dataclass(frozen=True)
+class TranscoderNeeds:
+    """Of a set of transcoders: `config.yaml`, and the files of its layers that are beside it.
+
+    Files that `config.yaml` lists by address or path are looked for once it has been read.
+    """
+
+    n_layers: int | None = None  # of the model; None: as many as there are files for
+
+    describing = (CONFIG,)
+
+    def files(self, names: Collection[str], folder: Path, /) -> list[str]:
+        config = read_transcoder_config(folder)
+        if config.listed is not None:
+            return [CONFIG]
+        layout = CIRCUIT_TRACERS_OWN[config.kind]
+        count = max(layout.count_layers(names), self.n_layers or 1)
+        return [CONFIG, *(path.name for layer in layout.paths(folder, count) for path in layer)]
+
+    def missing(self, folder: Path) -> list[str]:
+        if not (folder / CONFIG).exists():
+            return [CONFIG]
+        there = [path.name for path in folder.iterdir() if path.exists()]
+        return _absent(self.files(there, folder), folder)
+
+
+@dataclass(frozen=True)
+class NamedNeeds:
+    """Files that are known by name."""
+
+    names: tuple[str, ...]
+
+    describing = ()
+
+    def files(self, _names: Collection[str], _folder: Path, /) -> list[str]:
+        return list(self.names)
+
+    def missing(self, folder: Path) -> list[str]:
+        return _absent(self.names, folder)
+
+
+Needs: TypeAlias = ModelNeeds | TranscoderNeeds | NamedNeeds
+
+
+def _absent(names: Collection[str], folder: Path) -> list[str]:
+    return [name for name in names if not (folder / name).exists()]
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        WeightsError: the file can't be read, or holds something else.
+    """
+    try:
+        content = json.loads(file.read_text())
+    except OSError as error:
+        raise WeightsError(f"{file} can't be read: {error.strerror}") from None
+    except ValueError as error:
+        raise WeightsError(f"{file} is no JSON: replace it ({error})") from None
+    if not isinstance(content, dict):
+        raise WeightsError(f"{file} is no JSON object: replace it")
+    return content
+
+
+def count_layers(model: Path) -> int | None:
+    """Layers of a model's language model, by its configuration."""
+    config = read_json(model / "config.json")
+    config |= config.get("text_config") or {}
+    return config.get("num_hidden_layers", config.get("n_layer"))
+
+
+@dataclass(frozen=True)
+class TranscoderConfig:
+    """What a `config.yaml` of circuit-tracer says."""
+
+    kind: Kind
+    feature_input_hook: str
+    feature_output_hook: str
+    scan: str | list[str] | None
+    listed: tuple[str, ...] | None  # an `hf://` address or path a layer; None: beside the file
+    activation: Activation | None = None  # None: what the files' tensors imply
+    k: int | None = None  # features that TopK keeps
+
+
+def read_transcoder_config(folder: Path) -> TranscoderConfig:
+    """Read the `config.yaml` of a set of transcoders.
+
+    Raises:
+        WeightsError: it isn't there, can't be read, lacks what is needed, or says what the worker
+            can't follow.
+    """
+    file = folder / CONFIG
+    try:
+        config = yaml.safe_load(file.read_text())
+    except FileNotFoundError:
+        raise WeightsError(
+            f"{folder} holds no {CONFIG}: name transcoders in circuit-tracer's format"
+        ) from None
+    except OSError as error:
+        raise WeightsError(f"{file} can't be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{file} is no YAML: replace it ({type(error).__name__})") from None
+    config = config if isinstance(config, dict) else {}
+    for key in _REQUIRED_KEYS:
+        if not isinstance(config.get(key), str):
+            raise WeightsError(f"{file} has no {key!r}: add it, as circuit-tracer's sets have it")
+    kind, k = config["model_kind"], config.get("k")
+    if kind not in get_args(Kind):
+        raise WeightsError(
+            f"{file}: model_kind {kind!r} is not served; one of {', '.join(get_args(Kind))} is"
+        )
+    for key in config.keys() - _KNOWN_KEYS:
+        raise WeightsError(
+            f"{file} has {key!r}, which the worker doesn't know and which may change what the "
+            "features are: use a set without it, or where it changes nothing a copy without it"
+        )
+    if k is not None and (not isinstance(k, int) or isinstance(k, bool)):
+        raise WeightsError(f"{file} has k: {k!r}, which is no whole number: correct it")
+    return TranscoderConfig(
+        kind,
+        config["feature_input_hook"],
+        config["feature_output_hook"],
+        config.get("scan"),
+        _listed(file, kind, config.get("transcoders")),
+        _activation(file, config),
+        k,
+    )
+
+
+def _activation(file: Path, config: Mapping[str, Any]) -> Activation | None:
+    named = {key: config[key] for key in _ACTIVATION_KEYS if config.get(key) is not None}
+    for key, name in named.items():
+        if not isinstance(name, str) or name.lower() not in _ACTIVATIONS:
+            raise WeightsError(
+                f"{file}: {key} {name!r} is not served; one of relu, jump_relu, topk is"
+            )
+    found = {_ACTIVATIONS[name.lower()] for name in named.values()}
+    if len(found) > 1:
+        both = " and ".join(f"{key} {name!r}" for key, name in named.items())
+        raise WeightsError(f"{file} has {both}: correct the one that is wrong")
+    return next(iter(found), None)
+
+
+def _listed(file: Path, kind: Kind, listed: object) -> tuple[str, ...] | None:
+    if listed is None:
+        return None
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise WeightsError(
+            f"{file}: `transcoders` is no list of an address or a path a layer: correct it"
+        )
+    if not listed:
+        raise WeightsError(
+            f"{file}: `transcoders` is empty: name a file a layer, or leave it out where the files "
+            "are beside it"
+        )
+    # circuit-tracer leaves out the last file of a cross-layer list, so some lists have one more.
+    if kind == "cross_layer_transcoder" and listed[-1] in listed[:-1]:
+        listed = listed[:-1]
+    for i, name in enumerate(listed):
+        if name in listed[:i]:
+            raise WeightsError(f"{file} lists {name!r} twice: correct `transcoders`")
+    return tuple(listed)
