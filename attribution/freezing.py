@@ -14,7 +14,7 @@ from attribution.local_replacement_model import (
     FrozenSkip,
     LocalReplacementModel,
 )
-from attribution.norms import FrozenNorm, FrozenNorms
+from attribution.norms import FrozenNorm
 from attribution.patterns import FrozenPattern
 from attribution.support import INPUT_HOOKS, OUTPUT_HOOKS
 from attribution.transcoder_layer import TranscoderLayer
@@ -60,7 +60,7 @@ def build_local_replacement_model(model: Any, tokens: torch.Tensor) -> LocalRepl
             for layer, norm in enumerate(norms)
         ],
         features=features,
-        input_norms=FrozenNorms.of([norm.input for norm in norms]),
+        input_norms=FrozenNorm.stacked([norm.input for norm in norms]),
         errors=errors,
         tokens=model.W_E[tokens].detach().float(),
         final_norm=FrozenNorm.of(model.ln_final, seen["ln_final.hook_scale"]),

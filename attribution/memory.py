@@ -29,21 +29,16 @@ class Shape:
     d_results: int  # n_heads * d_head
     d_values: int  # key-value heads * d_head
     n_active: int  # features, at all layers and positions
-    number: int  # bytes of one in the model's dtype
     on_cuda: bool
-    bfloat16: bool = False
+    gradient: int = FLOAT  # bytes of a number of the gradients that enter products
     cross_layer: bool = False
     skip: bool = False
     padding: float = 1  # decoder vectors kept for each active feature's
 
     @property
     def n_sources(self) -> int:
+        """Nodes an edge can start from: active features, errors (layer major), tokens."""
         return self.n_active + (self.n_layers + 1) * self.n_pos
-
-    @property
-    def gradient(self) -> int:
-        """Bytes of a number of the gradients that enter products."""
-        return 2 if self.on_cuda and self.bfloat16 else FLOAT
 
 
 def rows_bytes(n_rows: int, n_sources: int) -> int:
