@@ -1,8 +1,4 @@
-"""The attribution graph of a prompt: logits first, then the features that matter most to them.
-
-Rows are kept on the host where the device has no room for them. With every active feature in the
-graph its matrix is filled in place.
-"""
+"""The attribution graph of a prompt: logits first, then the features that matter most to them."""
 
 from __future__ import annotations
 

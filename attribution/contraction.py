@@ -41,7 +41,7 @@ class PaddedPositions:
 
     decoders: torch.Tensor  # (n_pos, most features of a position, layers written to * d_model)
     positions: torch.Tensor  # (n_features,)
-    ranks: torch.Tensor  # (n_features,) each feature's place among those of its position
+    ranks: torch.Tensor  # (n_features,) each feature's number among those of its position
     starts: Sequence[int]
 
     def write_edges(self, gradients: torch.Tensor, rows: torch.Tensor) -> None:

@@ -66,9 +66,7 @@ class Expansion:
         self._at_once = self._affordable_at_once(rows_on_host=not rows.is_cuda)
         self._logit_rows(rows[:n_logits])
         ranking = Ranking(rows, self._targets.probabilities, n_active, self._shape.n_layers)
-        before_layer = torch.tensor(
-            [self._local.features.in_layer(layer).start for layer in range(self._shape.n_layers)]
-        )
+        before_layer = torch.tensor(self._local.features.group_starts[:: self._shape.n_pos])
         queue_length = self._update_interval * self._batch_size
         expanded = torch.zeros(0, dtype=torch.long)
         is_expanded = torch.zeros(n_active, dtype=torch.bool)
@@ -216,7 +214,7 @@ def _free_bytes(device: torch.device) -> int:
 def _host_zeros(n_rows: int, n_columns: int) -> torch.Tensor:
     """Float32 zeros that take memory only where written, as more than half of a row never is.
 
-    Pages are small: of the 2 MB that numpy asks for, each would have something written to it.
+    Its pages are small: something would be written to each of the 2 MB pages that numpy asks for.
     """
     n = n_rows * n_columns
     pages = mmap.mmap(-1, max(1, 4 * n), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -85,8 +85,8 @@ def _run_and_record(
         name for name in model.hook_dict if name.partition(".")[2].partition(".")[2] in wanted
     ]
     with model.hooks(fwd_hooks=[(name, record) for name in names]):
-        # Those of all positions are computed, as a product of one position may round otherwise
-        # than the library's; only a copy of the last is kept.
+        # The logits of all positions are computed, since a product of one position may round
+        # otherwise than the library's. Only a copy of the last is kept.
         logits = model(tokens)[0, -1].clone()
     return logits, seen
 

@@ -27,24 +27,16 @@ class NodeRanges:
     """Where a graph's nodes are: features, then errors, tokens and logits."""
 
     n_features: int
-    n_errors: int
-    n_tokens: int
+    errors: slice
+    tokens: slice
     n_logits: int
 
     @classmethod
     def of(cls, graph: Graph) -> NodeRanges:
-        n_features, n_tokens = len(graph.selected_features), len(graph.input_tokens)
-        n_logits = len(graph.logit_targets)
-        n_errors = len(graph.adjacency_matrix) - n_features - n_tokens - n_logits
-        return cls(n_features, n_errors, n_tokens, n_logits)
-
-    @property
-    def errors(self) -> slice:
-        return slice(self.n_features, self.n_features + self.n_errors)
-
-    @property
-    def tokens(self) -> slice:
-        return slice(self.errors.stop, self.errors.stop + self.n_tokens)
+        n_features, n_logits = len(graph.selected_features), len(graph.logit_targets)
+        logits = len(graph.adjacency_matrix) - n_logits
+        tokens = logits - len(graph.input_tokens)
+        return cls(n_features, slice(n_features, tokens), slice(tokens, logits), n_logits)
 
 
 def feature_layers(graph: Graph) -> torch.Tensor:

@@ -1,9 +1,9 @@
 """Which features to expand next: those with most influence on the logits, as far as is known.
 
 Ameisen et al. 2025, *Circuit Tracing*, "Node Influence": with rows of absolute edges normalised to
-sum to one, a node's influence is the sum over all paths from it to the logits. Only rows already
-computed take part, so the square block between those nodes holds all that repeats: it is solved
-for the influence of each row, and one product with the rows gives every source's.
+sum to one, a node's influence is the sum over all paths from it to the logits. A path goes only
+through nodes whose rows are computed, so the square block between these gives their influence, and
+one product with the rows then gives that of every source.
 """
 
 from __future__ import annotations
@@ -27,13 +27,12 @@ class Ranking:
         n_active: int,
         n_layers: int,
     ) -> None:
-        n_max, n_logits = len(rows), len(logit_probabilities)
-        self._rows = rows
+        self._rows, n_max = rows, len(rows)
         self._logit_probabilities = logit_probabilities.to(rows)
         self._norms = rows.new_ones(n_max)
         self._between = rows.new_zeros(n_max, n_max)  # normalised; [target, source], by row
         self._n = 0
-        self._n_logits = n_logits
+        self._n_logits = len(logit_probabilities)
         self._n_active = n_active
         self._n_layers = n_layers
 

@@ -115,7 +115,7 @@ def _tokens(loaded: LoadedModel) -> list[int]:
 
 
 def check_disk() -> None:
-    """Raise UnfitError unless the directory of temporary files has room for a graph and takes it."""
+    """Raise UnfitError unless the temporary directory has room for a graph, and takes one."""
     directory = tempfile.gettempdir()
     free = shutil.disk_usage(directory).free
     if free < SPOOL_BYTES:
