@@ -65,10 +65,9 @@ def attribution_rows(
                 met = behind[:above, :, layer:].flatten(2)
             features = local.features.in_layer(layer)
             local.features.writes[layer].write_edges(met, rows[:above, features])
-            error = shape.n_active + layer * shape.n_pos
             for start in range(0, above, at_once):
                 chunk = slice(start, min(start + at_once, above))
-                rows[chunk, error : error + n_pos] = _dots(gradients[chunk], local.errors[layer])
+                _error_edges(local, layer, gradients[chunk], rows[chunk])
             skip = local.skips[layer]
             if skip is not None:
                 gradients[:above].add_(skip.scale[:n_pos] * (gradients[:above] @ skip.weight))
@@ -85,6 +84,14 @@ def attribution_rows(
                 _token_edges(local, gradients[chunk], values, rows[chunk])
             del values  # before the next are computed
         spread = joined
+
+
+def _error_edges(
+    local: LocalReplacementModel, layer: int, gradients: torch.Tensor, rows: torch.Tensor
+) -> None:
+    n_pos = gradients.shape[1]
+    start = local.shape.n_active + layer * local.shape.n_pos
+    rows[:, start : start + n_pos] = _dots(gradients, local.errors[layer])
 
 
 def _token_edges(
