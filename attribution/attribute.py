@@ -1,8 +1,4 @@
-"""The attribution graph of a prompt: logits first, then the features that matter most to them.
-
-Rows are kept on the host where the device has no room for them. With every active feature in the
-graph its matrix is filled in place.
-"""
+"""The attribution graph of a prompt: logits first, then the features that matter most to them."""
 
 from __future__ import annotations
 
@@ -64,6 +60,7 @@ def attribute(
         errors.OutOfMemory: not even a batch of one fits.
         errors.NotFinite: the model's numbers on this prompt overflow in its dtype.
     """
+    progress = Progress(max_feature_nodes, on_progress, check)
     reason = unsupported(model)
     if reason is not None:
         logger.info("attributing with circuit-tracer: %s", reason)
@@ -71,14 +68,12 @@ def attribute(
             return attribute_with_library(
                 prompt,
                 model,
+                progress,
                 attribution_targets=attribution_targets,
                 max_n_logits=max_n_logits,
                 desired_logit_prob=desired_logit_prob,
                 batch_size=batch_size,
-                max_feature_nodes=max_feature_nodes,
                 update_interval=update_interval,
-                on_progress=on_progress,
-                check=check,
             )
     tokens = model.ensure_tokenized(prompt)
     local = build_local_replacement_model(model, tokens)
@@ -92,14 +87,13 @@ def attribute(
         max_n_logits=max_n_logits,
         desired_logit_prob=desired_logit_prob,
     )
-    n_features = min(max_feature_nodes or local.n_active, local.n_active)
-    progress = Progress(n_features, on_progress, check)
+    progress.start(local.shape.n_active)
     expansion = Expansion(local, targets, batch_size, update_interval, progress)
-    if n_features == local.n_active:
-        selected = torch.arange(n_features)
+    if progress.total == local.shape.n_active:
+        selected = torch.arange(progress.total)
         adjacency = expansion.all_features()
     else:
-        selected, adjacency = expansion.most_influential(n_features)
+        selected, adjacency = expansion.most_influential(progress.total)
     # One pass without a copy: a number that isn't finite is the least or the largest, or spreads.
     if not torch.stack(adjacency.aminmax()).isfinite().all():
         raise errors.NotFinite.of("the edges of this prompt's graph", model.cfg.dtype)

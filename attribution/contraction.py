@@ -24,11 +24,6 @@ class PositionGroups:
     decoders: torch.Tensor  # (n_features, layers written to * d_model)
     starts: Sequence[int]  # n_pos + 1 offsets
 
-    @property
-    def n_kept(self) -> int:
-        """Decoder vectors in memory."""
-        return self.decoders.shape[0]
-
     def write_edges(self, gradients: torch.Tensor, rows: torch.Tensor) -> None:
         """Write edges to rows (n, n_features), for features at positions that gradients reach.
 
@@ -46,13 +41,8 @@ class PaddedPositions:
 
     decoders: torch.Tensor  # (n_pos, most features of a position, layers written to * d_model)
     positions: torch.Tensor  # (n_features,)
-    ranks: torch.Tensor  # (n_features,) each feature's place among those of its position
+    ranks: torch.Tensor  # (n_features,) each feature's number among those of its position
     starts: Sequence[int]
-
-    @property
-    def n_kept(self) -> int:
-        """Decoder vectors in memory, zeros too."""
-        return self.decoders.shape[0] * self.decoders.shape[1]
 
     def write_edges(self, gradients: torch.Tensor, rows: torch.Tensor) -> None:
         """As `PositionGroups.write_edges`."""

@@ -38,7 +38,7 @@ class Expansion:
         update_interval: int,
         progress: Progress,
     ) -> None:
-        self._local = local
+        self._local, self._shape = local, local.shape
         self._targets = targets
         self._batch_size = batch_size
         self._update_interval = update_interval
@@ -49,26 +49,24 @@ class Expansion:
 
     def all_features(self) -> torch.Tensor:
         """The adjacency matrix (n_nodes, n_nodes) with every active feature, on the CPU."""
-        n_sources = self._local.n_sources
+        n_sources = self._shape.n_sources
         n_nodes = n_sources + len(self._targets)
         adjacency = _host_zeros(n_nodes, n_nodes)
         self._at_once = self._affordable_at_once(rows_on_host=True)
         self._logit_rows(adjacency[n_sources:, :n_sources])
-        for features in torch.arange(self._local.n_active).split(self._layers.bincount().tolist()):
+        for features in torch.arange(self._shape.n_active).split(self._layers.bincount().tolist()):
             if len(features):
                 self._feature_rows(features, adjacency[features[0] : features[-1] + 1, :n_sources])
         return adjacency
 
     def most_influential(self, n_features: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The `n_features` that influence the logits most, sorted, and their adjacency matrix."""
-        n_logits, n_active = len(self._targets), self._local.n_active
+        n_logits, n_active = len(self._targets), self._shape.n_active
         rows = self._new_rows(n_logits + n_features)
         self._at_once = self._affordable_at_once(rows_on_host=not rows.is_cuda)
         self._logit_rows(rows[:n_logits])
-        ranking = Ranking(rows, self._targets.probabilities, n_active, self._local.n_layers)
-        before_layer = torch.tensor(
-            [self._local.features.in_layer(layer).start for layer in range(self._local.n_layers)]
-        )
+        ranking = Ranking(rows, self._targets.probabilities, n_active, self._shape.n_layers)
+        before_layer = torch.tensor(self._local.features.group_starts[:: self._shape.n_pos])
         queue_length = self._update_interval * self._batch_size
         expanded = torch.zeros(0, dtype=torch.long)
         is_expanded = torch.zeros(n_active, dtype=torch.bool)
@@ -88,17 +86,17 @@ class Expansion:
         """Zeros (n, n_sources), on the device if they fit there with room to work, or the CPU."""
         device = self._device
         if device.type == "cuda":
-            needed = rows_bytes(n, self._local.n_sources)
+            needed = rows_bytes(n, self._shape.n_sources)
             if needed > _SHARE_OF_DEVICE * _free_bytes(device):
                 logger.info("keeping %.1f GB of attribution rows on the host", needed / 1e9)
                 device = torch.device("cpu")
         if device.type == "cpu":
-            return _host_zeros(n, self._local.n_sources)
-        return torch.zeros(n, self._local.n_sources, device=device)
+            return _host_zeros(n, self._shape.n_sources)
+        return torch.zeros(n, self._shape.n_sources, device=device)
 
     def _affordable_at_once(self, *, rows_on_host: bool) -> int:
         return targets_at_once(
-            self._local.shape,
+            self._shape,
             self._batch_size,
             self._update_interval,
             free_bytes=_free_bytes(self._device) if self._device.type == "cuda" else 0,
@@ -117,8 +115,8 @@ class Expansion:
 
     def _logit_rows(self, out: torch.Tensor) -> None:
         reads = self._local.logit_reads(self._targets.vectors)
-        layers = torch.full((len(reads),), self._local.n_layers)
-        positions = torch.full((len(reads),), self._local.n_pos - 1)
+        layers = torch.full((len(reads),), self._shape.n_layers)
+        positions = torch.full((len(reads),), self._shape.n_pos - 1)
         start = 0
         while start < len(reads):
             end = start + self._at_once
@@ -179,17 +177,17 @@ class Expansion:
         Args:
             layers: (n,) of the targets, on the CPU, descending.
         """
-        n_active, starts = self._local.n_active, self._local.features.group_starts
+        n_active, starts = self._shape.n_active, self._local.features.group_starts
         out[:, n_active:] = rows[:, n_active:]
         start = 0
         for layer, n in zip(*layers.unique_consecutive(return_counts=True), strict=True):
-            at, below = slice(start, start + int(n)), starts[int(layer) * self._local.n_pos]
+            at, below = slice(start, start + int(n)), starts[int(layer) * self._shape.n_pos]
             out[at, :below] = rows[at, :below]
             start += int(n)
 
     def _adjacency(self, rows: torch.Tensor, expanded: torch.Tensor) -> torch.Tensor:
         """Put rows, logits first and then features as expanded, in the graph's order."""
-        n_logits, n_active = len(self._targets), self._local.n_active
+        n_logits, n_active = len(self._targets), self._shape.n_active
         selected, order = expanded.sort()
         # A row is zero from its own layer's features on: how many of the selected come before.
         layers = self._layers[selected]
@@ -216,7 +214,7 @@ def _free_bytes(device: torch.device) -> int:
 def _host_zeros(n_rows: int, n_columns: int) -> torch.Tensor:
     """Float32 zeros that take memory only where written, as more than half of a row never is.
 
-    Pages are small: of the 2 MB that numpy asks for, each would have something written to it.
+    Its pages are small: something would be written to each of the 2 MB pages that numpy asks for.
     """
     n = n_rows * n_columns
     pages = mmap.mmap(-1, max(1, 4 * n), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

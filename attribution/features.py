@@ -8,11 +8,10 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder
-from torch.nn.functional import linear
 
 from attribution.contraction import FeatureWrites, arranged
 from attribution.precision import product
+from attribution.transcoder_layer import TranscoderLayer
 
 
 @dataclass(frozen=True)
@@ -66,25 +65,33 @@ def find_active_features(
     summed in float32; what is kept of a feature is rounded to the transcoders' dtype once.
     """
     n_layers, n_pos, _ = inputs.shape
+    layers = [TranscoderLayer(transcoders, layer) for layer in range(n_layers)]
+    lazy = any(transcoder.lazy_encoder for transcoder in layers)
     reconstruction = torch.zeros_like(inputs, dtype=torch.float32)
     sparse, encoders = [], []
     decoders: list[torch.Tensor] = []
-    lazy = _is_lazy(transcoders, "lazy_encoder")
-    for layer in range(n_layers):
-        activations, W_enc = _encode(transcoders, layer, inputs[layer])
+    for layer, transcoder in enumerate(layers):
+        W_enc = transcoder.rows("W_enc")
+        activations = transcoder.encode(inputs[layer], W_enc)
         activations[zero_positions] = 0
         sparse.append(activations.to_sparse())
         positions, features = sparse[-1].indices()
         encoders.append(W_enc[features] if lazy else W_enc)
-        written = _decoders(transcoders, layer, features)
+        written = transcoder.decoders(features)
         n_active = activations.count_nonzero(1)
-        for i in range(written.shape[1]):
+        for to_layer, own in enumerate(written, start=layer):
             # Of the decoder vectors in `written` one layer at a time is widened.
-            vectors = written[:, i] * sparse[-1].values().float()[:, None]
-            reconstruction[layer + i] += _sum_by_position(vectors, n_active)
-            written[:, i] = to_stream(layer + i, vectors, positions)
-        decoders.append(written)
-        reconstruction[layer] += _offset(transcoders, layer, inputs[layer])
+            vectors = own * sparse[-1].values().float()[:, None]
+            # Summed always in the same order, which `index_add_` on a CUDA device is not.
+            reconstruction[to_layer] += torch.segment_reduce(
+                vectors, "sum", lengths=n_active, axis=0, initial=0, unsafe=True
+            )
+            own.copy_(to_stream(to_layer, vectors, positions))
+        decoders.append(written.transpose(0, 1))
+        offset, W_skip = transcoder.b_dec, transcoder.skip
+        if W_skip is not None:
+            offset = offset + product(inputs[layer], W_skip.T)
+        reconstruction[layer] += offset
 
     active = torch.stack(sparse).coalesce()
     layer_of, position_of, _ = active.indices()
@@ -94,67 +101,3 @@ def find_active_features(
     for layer in range(n_layers):  # one after the other, as padding takes a copy
         writes.append(arranged(decoders.pop(0), sizes[layer * n_pos : (layer + 1) * n_pos]))
     return ActiveFeatures(active, encoders, lazy, writes, group_starts), reconstruction
-
-
-def _sum_by_position(vectors: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """Sums (n_pos, d) of vectors (n, d) that are sorted by position, `sizes` (n_pos,) of each.
-
-    Always in the same order, which `index_add_` on a CUDA device is not.
-    """
-    return torch.segment_reduce(vectors, "sum", lengths=sizes, axis=0, initial=0, unsafe=True)
-
-
-def _encode(
-    transcoders: Any, layer: int, inputs: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Activations (n_pos, d_transcoder), and the encoder, which may come from a file, once.
-
-    Inputs behind a norm are float32 whatever the model's dtype; encoders take their own.
-    """
-    if isinstance(transcoders, CrossLayerTranscoder):
-        W_enc = transcoders._get_encoder_weights(layer)
-        before = linear(inputs.to(W_enc.dtype), W_enc) + transcoders.b_enc[layer]
-        return transcoders.apply_activation_function(layer, before), W_enc
-    transcoder = transcoders[layer]
-    W_enc = transcoder.W_enc
-    before = linear(inputs.to(W_enc.dtype), W_enc, transcoder.b_enc)
-    return transcoder.activation_function(before), W_enc
-
-
-def _decoders(transcoders: Any, layer: int, features: torch.Tensor) -> torch.Tensor:
-    """Decoder vectors (n, layers written to, d_model), in memory of their own.
-
-    circuit-tracer has no public name for some rows of a decoder that is read from a file: `W_dec`
-    reads the whole file, and `select_decoder_vectors` multiplies by activations and rounds.
-    """
-    if _is_lazy(transcoders, "lazy_decoder"):
-        unique, inverse = features.unique(return_inverse=True)
-        vectors = transcoders._get_decoder_vectors(layer, unique.cpu())[inverse]
-    else:
-        vectors = transcoders._get_decoder_vectors(layer, features)
-    return vectors if vectors.ndim == 3 else vectors[:, None]
-
-
-def _is_lazy(transcoders: Any, part: str) -> bool:
-    """Whether `part` ("lazy_encoder" or "lazy_decoder") is read from files when needed."""
-    if isinstance(transcoders, CrossLayerTranscoder):
-        return bool(getattr(transcoders, part))
-    return any(getattr(transcoder, part) for transcoder in transcoders)
-
-
-def _offset(transcoders: Any, layer: int, inputs: torch.Tensor) -> torch.Tensor:
-    """What a layer's transcoder writes without any feature: its bias and its skip connection."""
-    if isinstance(transcoders, CrossLayerTranscoder):
-        bias = transcoders.b_dec[layer]
-    else:
-        bias = transcoders[layer].b_dec
-    if not transcoders.skip_connection:
-        return bias
-    return bias + product(inputs, skip_weights(transcoders, layer).T)
-
-
-def skip_weights(transcoders: Any, layer: int) -> torch.Tensor:
-    """The skip connection of a layer, (d_model written, d_model read)."""
-    if isinstance(transcoders, CrossLayerTranscoder):
-        return transcoders.W_skip[layer].T
-    return transcoders[layer].W_skip

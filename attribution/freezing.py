@@ -8,15 +8,16 @@ from typing import Any
 import torch
 from transformer_lens.components import GroupedQueryAttention
 
-from attribution.features import find_active_features, skip_weights
+from attribution.features import find_active_features
 from attribution.local_replacement_model import (
     FrozenAttention,
     FrozenSkip,
     LocalReplacementModel,
 )
-from attribution.norms import FrozenNorm, FrozenNorms
+from attribution.norms import FrozenNorm
 from attribution.patterns import FrozenPattern
 from attribution.support import INPUT_HOOKS, OUTPUT_HOOKS
+from attribution.transcoder_layer import TranscoderLayer
 
 
 @torch.no_grad()
@@ -54,9 +55,12 @@ def build_local_replacement_model(model: Any, tokens: torch.Tensor) -> LocalRepl
         errors[layer] = to_stream(layer, errors[layer], slice(None))
     return LocalReplacementModel(
         attention=attention,
-        skips=_freeze_skips(model.transcoders, norms),
+        skips=[
+            _freeze_skip(TranscoderLayer(model.transcoders, layer).skip, norm)
+            for layer, norm in enumerate(norms)
+        ],
         features=features,
-        input_norms=FrozenNorms.of([norm.input for norm in norms]),
+        input_norms=FrozenNorm.stacked([norm.input for norm in norms]),
         errors=errors,
         tokens=model.W_E[tokens].detach().float(),
         final_norm=FrozenNorm.of(model.ln_final, seen["ln_final.hook_scale"]),
@@ -81,8 +85,8 @@ def _run_and_record(
         name for name in model.hook_dict if name.partition(".")[2].partition(".")[2] in wanted
     ]
     with model.hooks(fwd_hooks=[(name, record) for name in names]):
-        # Those of all positions are computed, as a product of one position may round otherwise
-        # than the library's; only a copy of the last is kept.
+        # The logits of all positions are computed, since a product of one position may round
+        # otherwise than the library's. Only a copy of the last is kept.
         logits = model(tokens)[0, -1].clone()
     return logits, seen
 
@@ -130,14 +134,10 @@ def _freeze_attention(attn: Any, pattern: torch.Tensor, norms: _LayerNorms) -> F
     )
 
 
-def _freeze_skips(transcoders: Any, norms: list[_LayerNorms]) -> list[FrozenSkip | None]:
+def _freeze_skip(W_skip: torch.Tensor | None, norms: _LayerNorms) -> FrozenSkip | None:
     """Fold the norms between a skip connection and the residual stream into its weights."""
-    if not transcoders.skip_connection:
-        return [None] * len(norms)
-    skips: list[FrozenSkip | None] = []
-    for layer, norm in enumerate(norms):
-        W_skip = skip_weights(transcoders, layer).float()
-        weight = norm.input.backward(norm.output.forward(W_skip.T).T)
-        scale = norm.output.inverse_scale * norm.input.inverse_scale
-        skips.append(FrozenSkip(weight, scale[:, None]))
-    return skips
+    if W_skip is None:
+        return None
+    weight = norms.input.backward(norms.output.forward(W_skip.float().T).T)
+    scale = norms.output.inverse_scale * norms.input.inverse_scale
+    return FrozenSkip(weight, scale[:, None])

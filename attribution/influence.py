@@ -27,30 +27,16 @@ class NodeRanges:
     """Where a graph's nodes are: features, then errors, tokens and logits."""
 
     n_features: int
-    n_errors: int
-    n_tokens: int
+    errors: slice
+    tokens: slice
     n_logits: int
 
     @classmethod
     def of(cls, graph: Graph) -> NodeRanges:
-        n_features, n_tokens = len(graph.selected_features), len(graph.input_tokens)
-        n_logits = len(graph.logit_targets)
-        n_errors = len(graph.adjacency_matrix) - n_features - n_tokens - n_logits
-        return cls(n_features, n_errors, n_tokens, n_logits)
-
-    @property
-    def errors(self) -> slice:
-        return slice(self.n_features, self.n_features + self.n_errors)
-
-    @property
-    def tokens(self) -> slice:
-        return slice(self.errors.stop, self.errors.stop + self.n_tokens)
-
-
-def layer_sizes(layers: torch.Tensor) -> list[int]:
-    """The lengths of the runs of equal layers in `layers` (n,), which is sorted."""
-    sizes: list[int] = layers.unique_consecutive(return_counts=True)[1].tolist()
-    return sizes
+        n_features, n_logits = len(graph.selected_features), len(graph.logit_targets)
+        logits = len(graph.adjacency_matrix) - n_logits
+        tokens = logits - len(graph.input_tokens)
+        return cls(n_features, slice(n_features, tokens), slice(tokens, logits), n_logits)
 
 
 def feature_layers(graph: Graph) -> torch.Tensor:
@@ -62,7 +48,7 @@ def influence_on_logits(
     feature_rows: torch.Tensor,
     logit_rows: torch.Tensor,
     logit_weights: torch.Tensor,
-    sizes: list[int],
+    layers: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return influence of each column's node (n_columns,) and each row's norm (n_rows,).
 
@@ -70,13 +56,13 @@ def influence_on_logits(
         feature_rows: (n_features, n_columns) edges; the first columns are these same features.
         logit_rows: (n_logits, n_columns) edges.
         logit_weights: (n_logits,), their probabilities.
-        sizes: how many features each layer has, from the lowest.
+        layers: (n_features,), the layer of each, ascending.
     """
     norms = torch.cat([row_norms(feature_rows), row_norms(logit_rows)]).clamp(min=_LEAST_NORM)
     influence = feature_rows.new_zeros(feature_rows.shape[1])
     add_influence_(influence, logit_rows, logit_weights / norms[len(feature_rows) :])
     end = len(feature_rows)
-    for size in reversed(sizes):
+    for size in reversed(layers.unique_consecutive(return_counts=True)[1].tolist()):
         layer = slice(end - size, end)
         add_influence_(influence, feature_rows[layer], influence[layer] / norms[layer])
         end -= size
@@ -130,9 +116,7 @@ def node_influence(graph: Graph) -> tuple[torch.Tensor, float, float]:
     nodes, matrix = NodeRanges.of(graph), graph.adjacency_matrix
     feature_rows, logit_rows = matrix[: nodes.n_features], matrix[-nodes.n_logits :]
     weights = graph.logit_probabilities.to(matrix)
-    influence, norms = influence_on_logits(
-        feature_rows, logit_rows, weights, layer_sizes(feature_layers(graph))
-    )
+    influence, norms = influence_on_logits(feature_rows, logit_rows, weights, feature_layers(graph))
     from_tokens, from_errors = influence[nodes.tokens].sum(), influence[nodes.errors].sum()
     # Rows without inputs (errors and tokens) count as fully explained.
     error_inputs = torch.cat(
@@ -142,8 +126,3 @@ def node_influence(graph: Graph) -> tuple[torch.Tensor, float, float]:
     unexplained = (error_inputs / norms * reach).sum() / (influence.sum() + weights.sum())
     replacement = from_tokens / (from_tokens + from_errors)
     return influence, replacement.item(), 1 - unexplained.item()
-
-
-def graph_scores(graph: Graph) -> tuple[float, float]:
-    """Return (replacement score, completeness score) of a graph, each between 0 and 1."""
-    return node_influence(graph)[1:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -25,33 +25,17 @@ logger = logging.getLogger(__name__)
 def attribute_with_library(
     prompt: str | torch.Tensor | list[int],
     model: Any,
-    *,
-    attribution_targets: Sequence[Any] | torch.Tensor | None,
-    max_n_logits: int,
-    desired_logit_prob: float,
-    batch_size: int,
-    max_feature_nodes: int | None,
-    update_interval: int,
-    on_progress: Callable[[int, int], None] | None,
-    check: Callable[[], None],
+    progress: Progress,
+    **settings: Any,
 ) -> Graph:
     """`circuit_tracer.attribute`, with progress, stopping and less memory between its batches.
 
-    Arguments, result and errors are those of `attribution.attribute`. One thing differs from the
+    Settings, result and errors are those of `attribution.attribute`. One thing differs from the
     library: with nnsight it leaves Gemma 3's embedding scale out of the edges from tokens.
     """
-    watched = _WatchedModel(model, max_feature_nodes, on_progress, check)
+    watched, n_features = _WatchedModel(model, progress), progress.max_feature_nodes
     with _own_logging():
-        graph = library_loop()(
-            prompt,
-            watched,
-            attribution_targets=attribution_targets,
-            max_n_logits=max_n_logits,
-            desired_logit_prob=desired_logit_prob,
-            batch_size=batch_size,
-            max_feature_nodes=max_feature_nodes,
-            update_interval=update_interval,
-        )
+        graph = library_loop()(prompt, watched, max_feature_nodes=n_features, **settings)
     graph.activation_values = graph.activation_values.float()
     return graph
 
@@ -63,17 +47,8 @@ class _WatchedModel:
     `ln_final(forward(tokens))`, the prompt once a row, and gets what the context's pass left.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        max_feature_nodes: int | None,
-        on_progress: Callable[[int, int], None] | None,
-        check: Callable[[], None],
-    ) -> None:
-        self._model = model
-        self._max_feature_nodes = max_feature_nodes
-        self._on_progress = on_progress
-        self._check = check
+    def __init__(self, model: Any, progress: Progress) -> None:
+        self._model, self._progress = model, progress
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -86,10 +61,8 @@ class _WatchedModel:
         context.logits = context.logits[:, -1:].float()
         if self._model.backend == "nnsight":
             context.token_vectors = _embedded(self._model, inputs)
-        n_active = context.activation_matrix._nnz()
-        total = min(self._max_feature_nodes or n_active, n_active)
-        progress = Progress(total, self._on_progress, self._check)
-        self._context = _WatchedContext(context, self._model, progress)
+        self._progress.start(context.activation_matrix._nnz())
+        self._context = _WatchedContext(context, self._model, self._progress)
         return self._context
 
     def run_forward_pass(
@@ -129,9 +102,7 @@ class _WatchedContext:
     """
 
     def __init__(self, context: Any, model: Any, progress: Progress) -> None:
-        self._context = context
-        self._model = model
-        self._progress = progress
+        self._context, self._model, self._progress = context, model, progress
         # The lists that a forward pass fills, as it has to find them.
         names = ("_resid_activations", "_feature_output_activations")
         self._empty = {name: list(getattr(context, name, [])) for name in names}

@@ -15,13 +15,15 @@ What takes much memory is in the model's dtype, the rest in float32 (`attributio
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from attribution.features import ActiveFeatures
 from attribution.memory import Shape
-from attribution.norms import FrozenNorm, FrozenNorms
+from attribution.norms import FrozenNorm
 from attribution.patterns import FrozenPattern
+from attribution.precision import operand_dtype
 
 
 @dataclass(frozen=True)
@@ -52,51 +54,30 @@ class LocalReplacementModel:
     attention: list[FrozenAttention]
     skips: list[FrozenSkip | None]
     features: ActiveFeatures  # their writes moved to the residual stream
-    input_norms: FrozenNorms  # from the residual stream to where features read
+    input_norms: FrozenNorm  # stacked, from the residual stream to where features read
     errors: torch.Tensor  # (n_layers, n_pos, d_model) float32
     tokens: torch.Tensor  # (n_pos, d_model) float32
     final_norm: FrozenNorm
     logits: torch.Tensor  # (d_vocab,) of the last position, the model's dtype
 
-    @property
-    def n_layers(self) -> int:
-        return len(self.attention)
-
-    @property
-    def n_pos(self) -> int:
-        return self.tokens.shape[0]
-
-    @property
-    def n_active(self) -> int:
-        return self.features.group_starts[-1]
-
-    @property
-    def is_cross_layer(self) -> bool:
-        return any(w.decoders.shape[-1] > self.tokens.shape[1] for w in self.features.writes)
-
-    @property
-    def n_sources(self) -> int:
-        """Nodes an edge can start from: active features, errors (layer major), tokens."""
-        return self.n_active + (self.n_layers + 1) * self.n_pos
-
-    @property
+    @cached_property
     def shape(self) -> Shape:
-        """What a sweep's memory follows from."""
-        attention, weights = self.attention[0], self.attention[0].writes
-        kept = sum(writes.n_kept for writes in self.features.writes)
+        """Its numbers, from which a sweep's memory follows."""
+        weights, n_active = self.attention[0].writes, self.features.group_starts[-1]
+        n_pos, d_model = self.tokens.shape
+        decoders = [writes.decoders for writes in self.features.writes]
         return Shape(
-            n_layers=self.n_layers,
-            n_pos=self.n_pos,
-            d_model=self.tokens.shape[1],
+            n_layers=len(self.attention),
+            n_pos=n_pos,
+            d_model=d_model,
             d_results=weights.shape[0],
-            d_values=attention.reads.shape[0],
-            n_active=self.n_active,
-            number=weights.element_size(),
+            d_values=self.attention[0].reads.shape[0],
+            n_active=n_active,
             on_cuda=weights.device.type == "cuda",
-            bfloat16=weights.dtype == torch.bfloat16,
-            cross_layer=self.is_cross_layer,
+            gradient=operand_dtype(weights).itemsize,
+            cross_layer=any(vectors.shape[-1] > d_model for vectors in decoders),
             skip=self.skips[0] is not None,
-            padding=kept / max(1, self.n_active),
+            padding=sum(v.shape[:-1].numel() for v in decoders) / max(1, n_active),
         )
 
     def feature_reads(self, layers: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
@@ -107,7 +88,8 @@ class LocalReplacementModel:
         """
         layer_of, positions, _ = self.features.activations.indices()[:, features]
         vectors = self.features.encoder_vectors(layers, features)
-        return self.input_norms.backward(vectors, layer_of, positions)
+        norms = self.input_norms.select(layer_of, positions)
+        return norms.scaled(norms.backward(vectors))
 
     def logit_reads(self, vectors: torch.Tensor) -> torch.Tensor:
         """Move logit vectors (n, d_model) from behind the final norm to the residual stream.

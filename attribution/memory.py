@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 
-# Of a block of rows that is made absolute: on a CPU it stays in the cache, on a GPU it is large
-# enough for a launch to be worth it.
+# Entries of the blocks whose absolute values are taken: on a CPU a block stays in the cache, on a
+# GPU it is large enough to be worth a launch.
 ENTRIES_AT_ONCE = {"cpu": 1 << 19, "cuda": 1 << 26}
-# Targets that go through a layer's attention at once on a CPU: what they need stays in its cache.
+# Targets that go through a layer's attention at once on a CPU: their numbers stay in its cache.
 TARGETS_IN_CACHE = 24
-# What targets beyond one batch may take: these bytes, as larger products are no faster, and on a
-# GPU no more than this share of its free memory.
+# Memory for targets beyond one batch: at most these bytes, since larger products are no faster, and
+# on a GPU at most this share of its free memory.
 BYTES_OF_BATCH, SHARE_OF_BATCH = {"cpu": 1 << 26, "cuda": 1 << 30}, 0.5
 FLOAT = 4  # bytes
 
@@ -29,21 +29,16 @@ class Shape:
     d_results: int  # n_heads * d_head
     d_values: int  # key-value heads * d_head
     n_active: int  # features, at all layers and positions
-    number: int  # bytes of one in the model's dtype
     on_cuda: bool
-    bfloat16: bool = False
+    gradient: int = FLOAT  # bytes of a number of the gradients that enter products
     cross_layer: bool = False
     skip: bool = False
     padding: float = 1  # decoder vectors kept for each active feature's
 
     @property
     def n_sources(self) -> int:
+        """Nodes an edge can start from: active features, errors (layer major), tokens."""
         return self.n_active + (self.n_layers + 1) * self.n_pos
-
-    @property
-    def gradient(self) -> int:
-        """Bytes of a number of the gradients that enter products."""
-        return 2 if self.on_cuda and self.bfloat16 else FLOAT
 
 
 def rows_bytes(n_rows: int, n_sources: int) -> int:
@@ -85,7 +80,7 @@ def target_bytes(shape: Shape, *, rows_on_host: bool = False) -> float:
 
 
 def step_bytes(shape: Shape) -> float:
-    """Of a target and position, the most that a layer takes beside the gradients."""
+    """The most that a layer takes beside the gradients, for one target and position."""
     d, h, v = shape.d_model, shape.d_results, shape.d_values
     rounded = shape.gradient * d if shape.gradient < FLOAT else 0
     attention = FLOAT * max(2 * h, h + 2 * v)

@@ -37,6 +37,21 @@ class FrozenNorm:
         return cls(1 / scale.float().flatten(), weight, _CENTERED[type(module)])
 
     @classmethod
+    def stacked(cls, norms: Sequence[FrozenNorm]) -> FrozenNorm:
+        """The same norm of every layer, of which `select` picks: a dimension of layers first."""
+        weights = [norm.weight for norm in norms if norm.weight is not None]
+        return cls(
+            torch.stack([norm.inverse_scale for norm in norms]),
+            torch.stack(weights) if weights else None,
+            norms[0].centered,
+        )
+
+    def select(self, layers: torch.Tensor, positions: torch.Tensor) -> FrozenNorm:
+        """Of `stacked` norms the norm of each vector, by its layer and position, both (n,)."""
+        weight = None if self.weight is None else self.weight[layers]
+        return FrozenNorm(self.inverse_scale[layers, positions], weight, self.centered)
+
+    @classmethod
     def identity(cls, n_pos: int, device: torch.device) -> FrozenNorm:
         return cls(torch.ones(n_pos, device=device), is_identity=True)
 
@@ -52,44 +67,11 @@ class FrozenNorm:
             gradients.dtype
         )
 
-    def scaled(self, vectors: torch.Tensor, positions: torch.Tensor | slice) -> torch.Tensor:
+    def scaled(
+        self, vectors: torch.Tensor, positions: torch.Tensor | slice = slice(None)
+    ) -> torch.Tensor:
         """Vectors (n, d_model) at `positions` (n,) times the inverse scale there."""
         return (vectors * self.inverse_scale[positions, None]).to(vectors.dtype)
 
     def _center(self, x: torch.Tensor) -> torch.Tensor:
-        return _less_mean(x) if self.centered else x
-
-
-@dataclass(frozen=True)
-class FrozenNorms:
-    """The same norm of every layer, for vectors of several layers at once."""
-
-    inverse_scale: torch.Tensor  # (n_layers, n_pos) float32
-    weight: torch.Tensor | None  # (n_layers, d_model) float32
-    centered: bool
-
-    @classmethod
-    def of(cls, norms: Sequence[FrozenNorm]) -> FrozenNorms:
-        weights = [norm.weight for norm in norms if norm.weight is not None]
-        return cls(
-            torch.stack([norm.inverse_scale for norm in norms]),
-            torch.stack(weights) if weights else None,
-            norms[0].centered,
-        )
-
-    def backward(
-        self, gradients: torch.Tensor, layers: torch.Tensor, positions: torch.Tensor
-    ) -> torch.Tensor:
-        """Gradients (n, d_model) float32 behind the norms to those before, scales included.
-
-        Args:
-            layers: (n,), of each gradient.
-            positions: (n,), of each gradient.
-        """
-        moved = gradients if self.weight is None else gradients * self.weight[layers]
-        moved = _less_mean(moved) if self.centered else moved
-        return moved * self.inverse_scale[layers, positions, None]
-
-
-def _less_mean(x: torch.Tensor) -> torch.Tensor:
-    return x - x.mean(-1, keepdim=True)
+        return x - x.mean(-1, keepdim=True) if self.centered else x

@@ -37,8 +37,6 @@ def product(
     vectors, weights = vectors.to(dtype), weights.to(dtype)
     if dtype == torch.float32:
         return torch.mm(vectors, weights, out=out)
-    if out is None:
-        return torch.mm(vectors, weights, out_dtype=torch.float32)
     return torch.mm(vectors, weights, out_dtype=torch.float32, out=out)
 
 

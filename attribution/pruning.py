@@ -20,7 +20,6 @@ from attribution.influence import (
     NodeRanges,
     feature_layers,
     influence_on_logits,
-    layer_sizes,
     node_influence,
 )
 
@@ -47,16 +46,6 @@ class PrunedGraph:
     edge_weights: torch.Tensor  # (n_edges,) float32
     replacement_score: float
     completeness_score: float
-
-    @property
-    def edge_mask(self) -> torch.Tensor:
-        """(n_nodes, n_nodes) bool, dense: for comparing with `circuit_tracer.graph.prune_graph`.
-
-        That one's holds pairs without an edge too where `edge_threshold` is 1.
-        """
-        mask = torch.zeros(self.graph.adjacency_matrix.shape, dtype=torch.bool)
-        mask[self.edge_targets, self.edge_sources] = True
-        return mask
 
 
 def prune(graph: Graph, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> PrunedGraph:
@@ -107,7 +96,7 @@ def _influential_edges(
     weights = graph.logit_probabilities.to(matrix)
     layers = feature_layers(graph).to(targets.device)[targets[:n_kept_features]]
     influence, norms = influence_on_logits(
-        scores[:n_kept_features], scores[n_kept_features:], weights, layer_sizes(layers)
+        scores[:n_kept_features], scores[n_kept_features:], weights, layers
     )
     reach = torch.cat([influence[:n_kept_features], weights])
     scores *= (reach / norms)[:, None]

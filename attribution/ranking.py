@@ -1,9 +1,9 @@
 """Which features to expand next: those with most influence on the logits, as far as is known.
 
 Ameisen et al. 2025, *Circuit Tracing*, "Node Influence": with rows of absolute edges normalised to
-sum to one, a node's influence is the sum over all paths from it to the logits. Only rows already
-computed take part, so the square block between those nodes holds all that repeats: it is solved
-for the influence of each row, and one product with the rows gives every source's.
+sum to one, a node's influence is the sum over all paths from it to the logits. A path goes only
+through nodes whose rows are computed, so the square block between these gives their influence, and
+one product with the rows then gives that of every source.
 """
 
 from __future__ import annotations
@@ -27,15 +27,12 @@ class Ranking:
         n_active: int,
         n_layers: int,
     ) -> None:
-        n_max, n_logits = len(rows), len(logit_probabilities)
-        self._rows = rows
+        self._rows, n_max = rows, len(rows)
         self._logit_probabilities = logit_probabilities.to(rows)
         self._norms = rows.new_ones(n_max)
         self._between = rows.new_zeros(n_max, n_max)  # normalised; [target, source], by row
-        # The source that each row's node is; logits are no source.
-        self._nodes = torch.full((n_max,), -1, device=rows.device)
         self._n = 0
-        self._n_logits = n_logits
+        self._n_logits = len(logit_probabilities)
         self._n_active = n_active
         self._n_layers = n_layers
 
@@ -54,19 +51,15 @@ class Ranking:
         return influence
 
     def _take_in(self, nodes: torch.Tensor, reach: torch.Tensor) -> None:
-        old, new = self._n, self._n_logits + len(nodes)
-        self._nodes[self._n_logits : new] = nodes
+        old, new, n_logits = self._n, self._n_logits + len(nodes), self._n_logits
         from_features, others = self._rows[old:new].tensor_split([self._n_active], 1)
         norms = row_norms(from_features, reach[old:]) + row_norms(others)
         self._norms[old:new] = norms.clamp(min=1e-8)
-        added, first = self._nodes[max(old, self._n_logits) : new], max(old, self._n_logits)
-        norms = self._norms[:new, None]
+        norms, first = self._norms[:new, None], max(old, n_logits)
+        known, added = nodes[: first - n_logits], nodes[first - n_logits :]
         self._between[:new, first:new] = self._rows[:new, added].abs() / norms
-        if old > self._n_logits:
-            known = self._nodes[self._n_logits : old]
-            self._between[old:new, self._n_logits : old] = (
-                self._rows[old:new, known].abs() / norms[old:]
-            )
+        if len(known):
+            self._between[old:new, n_logits:old] = self._rows[old:new, known].abs() / norms[old:]
         self._n = new
 
     def _row_influence(self) -> torch.Tensor:

@@ -19,16 +19,11 @@ from __future__ import annotations
 
 import torch
 
-from attribution.local_replacement_model import (
-    FrozenAttention,
-    FrozenSkip,
-    LocalReplacementModel,
-)
+from attribution.local_replacement_model import FrozenAttention, LocalReplacementModel
 from attribution.memory import TARGETS_IN_CACHE
 from attribution.precision import add_product_, operand_dtype, product
 
 
-@torch.no_grad()
 def attribution_rows(
     local: LocalReplacementModel,
     layers: torch.Tensor,
@@ -44,7 +39,7 @@ def attribution_rows(
         reads: (n, d_model) float32, what each target reads of the residual stream.
         rows: (n, n_sources) float32, zero; on the model's device.
     """
-    n_pos = int(positions.max()) + 1
+    shape, n_pos = local.shape, int(positions.max()) + 1
     where = positions.to(reads.device)
     dtype = operand_dtype(local.attention[0].writes)
     # The gradient of each target with respect to the residual stream, at the sweep's height.
@@ -52,13 +47,13 @@ def attribution_rows(
     gradients[torch.arange(len(reads), device=reads.device), where] = reads
     # Cross-layer decoders meet the gradients behind every layer from the feature's own.
     behind = None
-    if local.is_cross_layer:
-        behind = gradients.new_zeros(len(reads), n_pos, local.n_layers, reads.shape[1], dtype=dtype)
+    if shape.cross_layer:
+        behind = gradients.new_zeros(len(reads), n_pos, shape.n_layers, reads.shape[1], dtype=dtype)
 
     at_once = len(reads) if reads.device.type == "cuda" else TARGETS_IN_CACHE
-    joined = int((layers == local.n_layers).sum())  # targets above the sweep's height
+    joined = int((layers == shape.n_layers).sum())  # targets above the sweep's height
     spread = 0  # of these, those that have been through attention
-    for layer in reversed(range(local.n_layers)):
+    for layer in reversed(range(shape.n_layers)):
         above, joined = joined, int((layers >= layer).sum())
         if not joined:
             continue
@@ -75,7 +70,7 @@ def attribution_rows(
                 _error_edges(local, layer, gradients[chunk], rows[chunk])
             skip = local.skips[layer]
             if skip is not None:
-                _through_skip_(skip, gradients[:above])
+                gradients[:above].add_(skip.scale[:n_pos] * (gradients[:above] @ skip.weight))
                 operands = gradients[:joined].to(dtype)
         for start in range(0, joined, at_once):
             chunk = slice(start, min(start + at_once, joined))
@@ -95,7 +90,7 @@ def _error_edges(
     local: LocalReplacementModel, layer: int, gradients: torch.Tensor, rows: torch.Tensor
 ) -> None:
     n_pos = gradients.shape[1]
-    start = local.n_active + layer * local.n_pos
+    start = local.shape.n_active + layer * local.shape.n_pos
     rows[:, start : start + n_pos] = _dots(gradients, local.errors[layer])
 
 
@@ -107,7 +102,7 @@ def _token_edges(
 ) -> None:
     """Edges from the tokens, directly and through the first attention's values."""
     _, n_pos, _ = gradients.shape
-    start = local.n_active + local.n_layers * local.n_pos
+    start = local.shape.n_sources - len(local.tokens)
     read = product(local.tokens, local.attention[0].reads.T)
     rows[:, start : start + n_pos] = _dots(gradients, local.tokens) + _dots(values, read)
 
@@ -119,11 +114,6 @@ def _dots(gradients: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
         # One pass over the gradients, where a product by element and a sum take three.
         return torch.bmm(gradients.transpose(0, 1), vectors[:, :, None])[:, :, 0].T
     return torch.linalg.vecdot(gradients, vectors)
-
-
-def _through_skip_(skip: FrozenSkip, gradients: torch.Tensor) -> None:
-    """Add to gradients (n, n_pos, d_model) what reaches features' input by the skip connection."""
-    gradients += skip.scale[: gradients.shape[1]] * (gradients @ skip.weight)
 
 
 def _values(

@@ -40,6 +40,7 @@ _LARGEST_KEPT, _FRAGMENTS = 32 << 20, 0.1
 class GraphShape(Shape):
     """With what the pass over the prompt and the encoders take too."""
 
+    number: int = FLOAT  # bytes of one in the model's dtype
     n_heads: int = 0
     encoders_copied: bool = False  # lazy ones
     d_mlp: int = 0

@@ -165,9 +165,8 @@ def memory_shape(s: Shapes) -> Shape:
         d_results=s.results,
         d_values=s.values,
         n_active=s.n_active,
-        number=s.itemsize,
         on_cuda=True,
-        bfloat16=s.itemsize == 2,
+        gradient=s.itemsize,
         padding=sum(s.most) * s.n_pos / s.n_active,
     )
 

@@ -32,10 +32,7 @@ def count_cores(cpus: Collection[int], system: Path = _SYSTEM) -> int:
     cores = set()
     for cpu in cpus:
         topology = system / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
-        try:
-            cores.add(topology.read_text().strip())
-        except OSError:
-            cores.add(str(cpu))
+        cores.add(_read(topology).strip() or str(cpu))
     return len(cores)
 
 

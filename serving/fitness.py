@@ -105,30 +105,23 @@ def check_model(loaded: LoadedModel) -> None:
 
 def _tokens(loaded: LoadedModel) -> list[int]:
     """A short text's tokens: two at least, and one less than the model has room for."""
-    ids = prompts.tokenize(_text(loaded), loaded.tokenizer, loaded.name)
+    text = _TEXT
+    if is_gemma_3_it(loaded.name):  # which attribution takes as a chat only
+        text = render_messages([{"role": "user", "content": _TEXT}], loaded.tokenizer)
+    ids = prompts.tokenize(text, loaded.tokenizer, loaded.name)
     if len(ids) == 1:  # a tokenizer that knows nothing of the text
         ids = ids * 2
     return ids[: max(2, loaded.n_context - 1)]
 
 
-def _text(loaded: LoadedModel) -> str:
-    if is_gemma_3_it(loaded.name):  # which attribution takes as a chat only
-        return render_messages([{"role": "user", "content": _TEXT}], loaded.tokenizer)
-    return _TEXT
-
-
-def check_disk(needed_bytes: int = SPOOL_BYTES) -> None:
-    """Raise UnfitError unless the directory of temporary files has room for a graph, and takes one.
-
-    Args:
-        needed_bytes: what has to be free.
-    """
+def check_disk() -> None:
+    """Raise UnfitError unless the temporary directory has room for a graph, and takes one."""
     directory = tempfile.gettempdir()
     free = shutil.disk_usage(directory).free
-    if free < needed_bytes:
+    if free < SPOOL_BYTES:
         raise UnfitError(
             f"{directory} has {free / 1e9:.1f} GB free, graphs on their way to a store can take "
-            f"{needed_bytes / 1e9:.1f} GB; give the worker more disk, or set TMPDIR to a directory "
+            f"{SPOOL_BYTES / 1e9:.1f} GB; give the worker more disk, or set TMPDIR to a directory "
             "with room"
         )
     # A quota or a read-only disk shows only when something is written.

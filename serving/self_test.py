@@ -18,10 +18,10 @@ import attribution
 import steering
 from attribution.features import find_active_features
 from attribution.salient_logits import probabilities_of
+from attribution.transcoder_layer import TranscoderLayer
 from steering import Intervention, Options
 from steering.engine import HookPoint, Passes
 from steering.passes import passes_of
-from steering.transcoder_layer import TranscoderLayer
 
 logger = logging.getLogger(__name__)
 

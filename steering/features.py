@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attribution.transcoder_layer import TranscoderLayer
 from errors import NotFinite
 from steering.engine import HookPoint, Hooks, Passes
 from steering.passes import passes_of
-from steering.transcoder_layer import TranscoderLayer
 
 Feature = tuple[int, int, int]  # layer, position, index
 

@@ -67,7 +67,9 @@ class HuggingFacePasses(Passes):
                 handles.enter_context(self._register(layer, function, *self._locations[side]))
             for layer in range(self.model.cfg.n_layers if freeze_attention else 0):
                 queries = self._module(self._attention.format(layer=layer)).q_proj
-                handles.enter_context(queries.register_forward_hook(_first_rows_queries))
+                handles.enter_context(
+                    queries.register_forward_hook(lambda _module, _args, q: q[:1].expand_as(q))
+                )
             yield
 
     def _register(
@@ -97,10 +99,6 @@ def _on_input(module: nn.Module, function: Callable[[Tensor], Any]) -> Removable
         function(args[0])
 
     return module.register_forward_pre_hook(call)
-
-
-def _first_rows_queries(_module: nn.Module, _args: Any, queries: Tensor) -> Tensor:
-    return queries[:1].expand_as(queries)
 
 
 class _Cache(DynamicCache):

@@ -17,7 +17,11 @@ from hypothesis import strategies as st
 from attribution import prune
 from errors import Internal, InvalidInput, NotFinite
 from graphs import document as graph_document
+<<<<<<< HEAD
 from tests.support.programs import output_of
+=======
+from tests.support.edge_masks import edge_mask
+>>>>>>> trim2
 from tests.support.synthetic_graph import make_graph, make_metadata, make_pruned
 
 
@@ -49,7 +53,7 @@ def library_document(pruned):
     for node in nodes.values():
         if node.feature_type == "mlp reconstruction error":
             node.node_id = f"{node.layer}_-1_{node.ctx_idx}"
-    used, links = create_used_nodes_and_edges(pruned.graph, nodes, pruned.edge_mask)
+    used, links = create_used_nodes_and_edges(pruned.graph, nodes, edge_mask(pruned))
     return json.loads(json.dumps([[node.model_dump() for node in used], links]))
 
 
@@ -259,6 +263,7 @@ ENCODE_AND_MEASURE = """
 import re
 from graphs import document as graph_document
 from delivery import spool
+from tests.support.edge_masks import edge_mask
 from tests.support.synthetic_graph import make_graph, make_metadata, make_pruned
 
 def status(field):

@@ -28,12 +28,13 @@ def loaded():
 
 
 @pytest.mark.parametrize("engine", ["transformerlens", "nnsight"])
-def test_a_sound_worker_passes(engine):
+def test_a_sound_worker_passes(engine, monkeypatch):
+    monkeypatch.setattr(fitness, "SPOOL_BYTES", 1_000_000)
     loaded = model_loader.load(demo_settings(model_engine=engine))
     fitness.check_device(demo_settings())
     fitness.check_weights(loaded)
     fitness.check_model(loaded)
-    fitness.check_disk(needed_bytes=1_000_000)
+    fitness.check_disk()
 
 
 @pytest.mark.parametrize(
@@ -174,9 +175,9 @@ def test_the_last_bit_of_a_logit_in_bfloat16_is_no_fault(loaded):
 
 def test_a_disk_without_room_for_a_graph_is_unfit(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    more_than_there_is = shutil.disk_usage(tmp_path).total + 1
+    monkeypatch.setattr(fitness, "SPOOL_BYTES", shutil.disk_usage(tmp_path).total + 1)
     with pytest.raises(UnfitError, match=re.escape(str(tmp_path)) + ".*set TMPDIR"):
-        fitness.check_disk(more_than_there_is)
+        fitness.check_disk()
 
 
 def assert_ends_before_any_job(plane, worker, check, words):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-import attribution.features
+import attribution.transcoder_layer
 import model_loader
 import steering.features
 from serving import fitness, self_test
@@ -49,8 +49,8 @@ def test_a_set_of_which_no_feature_is_active_passes() -> None:
 def test_an_encoder_that_computes_wrong_is_noticed(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    linear = attribution.features.linear
-    monkeypatch.setattr(attribution.features, "linear", lambda *args: linear(*args) * 1.1)
+    linear = attribution.transcoder_layer.linear
+    monkeypatch.setattr(attribution.transcoder_layer, "linear", lambda *args: linear(*args) * 1.1)
     with pytest.raises(InconsistentError, match=r"layer 0 have other activations .* in float32"):
         self_test.run(tiny_model("llama", "relu", dtype=dtype), PROMPT)
 
@@ -95,8 +95,8 @@ def test_a_steer_that_writes_what_it_should_not_is_noticed(monkeypatch: pytest.M
 
 def test_the_sentence_names_the_model_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = model_loader.load(demo_settings())
-    linear = attribution.features.linear
-    monkeypatch.setattr(attribution.features, "linear", lambda *args: linear(*args) * 1.1)
+    linear = attribution.transcoder_layer.linear
+    monkeypatch.setattr(attribution.transcoder_layer, "linear", lambda *args: linear(*args) * 1.1)
     with pytest.raises(UnfitError, match=r"^demo is not computed right: .*worker replaced$"):
         fitness.check_model(loaded)
 

@@ -8,8 +8,8 @@ import torch
 from circuit_tracer.transcoder.activation_functions import JumpReLU, TopK
 
 import steering
+from attribution.transcoder_layer import TranscoderLayer
 from steering import Intervention
-from steering.transcoder_layer import TranscoderLayer
 from tests.support.steering_cases import (
     KINDS,
     ON_GENERATED_TOKENS,
@@ -54,7 +54,7 @@ def test_only_the_needed_decoder_rows_are_read_and_once(
     read: list[tuple[int, list[int]]] = []
     rows = TranscoderLayer.rows
 
-    def recording(layer: TranscoderLayer, name: Any, indices: Any) -> torch.Tensor:
+    def recording(layer: TranscoderLayer, name: Any, indices: Any = None) -> torch.Tensor:
         if name == "W_dec":
             read.append((layer.layer, sorted(indices.tolist())))
         return rows(layer, name, indices)
