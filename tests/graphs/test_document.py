@@ -17,11 +17,8 @@ from hypothesis import strategies as st
 from attribution import prune
 from errors import Internal, InvalidInput, NotFinite
 from graphs import document as graph_document
-<<<<<<< HEAD
-from tests.support.programs import output_of
-=======
 from tests.support.edge_masks import edge_mask
->>>>>>> trim2
+from tests.support.programs import output_of
 from tests.support.synthetic_graph import make_graph, make_metadata, make_pruned
 
 
