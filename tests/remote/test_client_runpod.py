@@ -95,7 +95,7 @@ def test_a_steer_comes_back_typed_and_its_progress_rises_through_the_stages(clie
 
 def test_a_failed_job_is_an_exception_with_the_worker_s_code_and_sentence(client):
     with pytest.raises(WorkerFailure) as caught:
-        client.forward_pass("a " * 80)
+        client.generate_graph("a " * 80)
     assert caught.value.code == "prompt_too_long"
     assert caught.value.message.endswith("the limit is 64")
 

@@ -16,6 +16,7 @@ from settings import Settings
 ROOT = Path(__file__).parent.parent.parent
 
 PROMPT = "Michael Jordan joue au"
+TOO_LONG = "a " * 600  # more tokens than the demo model's context has
 GRAPH = {"action": "generate-graph", "prompt": PROMPT, "slug_identifier": "test"}
 FORWARD = {"action": "forward-pass", "prompt": PROMPT}
 PARSE = {"action": "parse-chat-prompt", "prompt": PROMPT}
