@@ -1,4 +1,5 @@
 # make run    the worker on test_input.json, with a summary
+#             (TORCH_INDEX=URL installs torch from that index, such as a CPU build)
 # make view   the same, and its graph in the browser
 # make test   the test suite
 # make soak   what takes minutes: a thousand jobs, SIGTERM in each stage, ten thousand requests
@@ -16,7 +17,7 @@ SUITS := -c 'import sys; sys.exit(sys.version_info[:2] not in {(3, 11), (3, 12)}
 PYTHON ?= $(firstword $(foreach p,$(CANDIDATES),$(shell $(p) $(SUITS) 2>/dev/null && echo $(p))) python3)
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-deps
 
 .PHONY: run view test soak lint image-check docs-check lock demo-model picture web-assets clean
 
@@ -60,15 +61,39 @@ web-assets: $(VENV)/.dev
 clean:
 	rm -rf $(VENV) out
 
+# Torch's lines of the lock, and the others'. Torch is installed on its own, before the rest.
+TORCH := awk '/^[^ ]/ { torch = /^torch==/ } torch' requirements.lock
+OTHERS := awk '/^[^ ]/ { torch = /^torch==/ } !torch' requirements.lock
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+
+# PyPI's torch for Linux on x86 is the CUDA build.
+ifeq ($(TORCH_INDEX)$(shell uname -sm),Linux x86_64)
+SIZE := about 4 GB to download, 8 GB of disk and 8 minutes at 100 Mbit/s. \
+  Without a GPU, 0.4 GB and 2 GB do: make run TORCH_INDEX=$(CPU_INDEX)
+else
+SIZE := about 0.4 GB to download, 2 GB of disk and 2 minutes at 100 Mbit/s, if torch is a CPU build.
+endif
+
+# An index of one's own gives torch in the locked version and without its hash: it is another build.
 # A CUDA build of torch needs NVIDIA's libraries besides; without them `pip check` complains.
 $(VENV)/.runtime: requirements.lock requirements-cuda.lock
 	@$(PYTHON) $(SUITS) || { echo "Python 3.11 or 3.12 is needed: make PYTHON=/path/to/python3.12"; exit 1; }
+	@echo "Installing into $(VENV): $(SIZE)"
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -r requirements.lock
-	$(BIN)/python -m pip check >/dev/null || $(PIP) -r requirements-cuda.lock
+ifdef TORCH_INDEX
+	@torch=$$($(TORCH) | head -n 1 | cut -d " " -f 1); \
+	$(PIP) --force-reinstall --index-url "$$TORCH_INDEX" "$$torch" || { \
+	    echo "$$torch can't be had from TORCH_INDEX; pip says why above. The index needs a build of"; \
+	    echo "this version for this Python and system, as $(CPU_INDEX) has."; \
+	    exit 1; }
+else
+	$(TORCH) | $(PIP) --require-hashes --requirement /dev/stdin
+endif
+	$(OTHERS) | $(PIP) --require-hashes --requirement /dev/stdin
+	$(BIN)/python -m pip check >/dev/null || $(PIP) --require-hashes --requirement requirements-cuda.lock
 	$(BIN)/python -m pip check
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
-	$(PIP) -r requirements-dev.lock
+	$(PIP) --quiet --require-hashes --requirement requirements-dev.lock
 	touch $@

@@ -1,8 +1,7 @@
 """The attribution graph of a prompt: logits first, then the features that matter most to them.
 
-What it takes of memory beside the model is `attribution.memory`'s to say. Rows are kept on the host
-where the device has no room for them. With every active feature in the graph its matrix is filled
-in place.
+Rows are kept on the host where the device has no room for them. With every active feature in the
+graph its matrix is filled in place.
 """
 
 from __future__ import annotations

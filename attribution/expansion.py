@@ -11,7 +11,7 @@ import torch
 
 import errors
 from attribution.local_replacement_model import LocalReplacementModel
-from attribution.memory import rows_bytes, target_bytes
+from attribution.memory import rows_bytes, targets_at_once
 from attribution.progress import Progress
 from attribution.ranking import Ranking
 from attribution.sweep import attribution_rows
@@ -20,9 +20,6 @@ from attribution.targets import Targets
 logger = logging.getLogger(__name__)
 
 _SHARE_OF_DEVICE = 0.6  # of its free memory that the rows may take; batches need the rest
-# What targets beyond one batch may take: these bytes, as larger products are no faster, and on a
-# GPU no more than this share of its free memory.
-_BYTES_OF_BATCH, _SHARE_OF_BATCH = {"cpu": 1 << 26, "cuda": 1 << 30}, 0.5
 _ROWS_AT_ONCE = 256
 
 
@@ -100,13 +97,13 @@ class Expansion:
         return torch.zeros(n, self._local.n_sources, device=device)
 
     def _affordable_at_once(self, *, rows_on_host: bool) -> int:
-        """How many targets to carry down at once: those of an interval where there is room."""
-        room: float = _BYTES_OF_BATCH[self._device.type]
-        if self._device.type == "cuda":
-            room = min(room, _SHARE_OF_BATCH * _free_bytes(self._device))
-        most = self._update_interval * self._batch_size
-        needed = target_bytes(self._local.shape, rows_on_host=rows_on_host)
-        return max(self._batch_size, min(most, int(room / needed)))
+        return targets_at_once(
+            self._local.shape,
+            self._batch_size,
+            self._update_interval,
+            free_bytes=_free_bytes(self._device) if self._device.type == "cuda" else 0,
+            rows_on_host=rows_on_host,
+        )
 
     def _in_sweep_order(self, features: torch.Tensor) -> torch.Tensor:
         """Sort so that a batch shares late positions, and within it the top layers come first."""
@@ -192,16 +189,21 @@ class Expansion:
 
     def _adjacency(self, rows: torch.Tensor, expanded: torch.Tensor) -> torch.Tensor:
         """Put rows, logits first and then features as expanded, in the graph's order."""
-        n_logits = len(self._targets)
+        n_logits, n_active = len(self._targets), self._local.n_active
         selected, order = expanded.sort()
-        columns = torch.cat([selected, torch.arange(self._local.n_active, rows.shape[1])])
-        columns, order = columns.to(rows.device), order.to(rows.device) + n_logits
-        n_nodes = len(columns) + n_logits
-        adjacency = _host_zeros(n_nodes, n_nodes)
-        for start in range(0, len(order), _ROWS_AT_ONCE):
-            block = rows[order[start : start + _ROWS_AT_ONCE, None], columns]
-            adjacency[start : start + len(block), : len(columns)] = block
-        adjacency[-n_logits:, : len(columns)] = rows[:n_logits, columns]
+        # A row is zero from its own layer's features on: how many of the selected come before.
+        layers = self._layers[selected]
+        before = torch.searchsorted(layers, layers)
+        n_selected, n_columns = len(selected), len(selected) + rows.shape[1] - n_active
+        columns, order = selected.to(rows.device), order.to(rows.device) + n_logits
+        adjacency = _host_zeros(n_columns + n_logits, n_columns + n_logits)
+        adjacency[-n_logits:, :n_selected] = rows[:n_logits, columns]
+        adjacency[-n_logits:, n_selected:n_columns] = rows[:n_logits, n_active:]
+        for start in range(0, n_selected, _ROWS_AT_ONCE):
+            at = slice(start, min(start + _ROWS_AT_ONCE, n_selected))
+            below = int(before[at][-1])
+            adjacency[at, :below] = rows[order[at, None], columns[:below]]
+            adjacency[at, n_selected:n_columns] = rows[order[at], n_active:]
         return adjacency
 
 

@@ -122,7 +122,11 @@ def _encode(
 
 
 def _decoders(transcoders: Any, layer: int, features: torch.Tensor) -> torch.Tensor:
-    """Decoder vectors (n, layers written to, d_model), in memory of their own."""
+    """Decoder vectors (n, layers written to, d_model), in memory of their own.
+
+    circuit-tracer has no public name for some rows of a decoder that is read from a file: `W_dec`
+    reads the whole file, and `select_decoder_vectors` multiplies by activations and rounds.
+    """
     if _is_lazy(transcoders, "lazy_decoder"):
         unique, inverse = features.unique(return_inverse=True)
         vectors = transcoders._get_decoder_vectors(layer, unique.cpu())[inverse]

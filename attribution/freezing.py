@@ -15,6 +15,7 @@ from attribution.local_replacement_model import (
     LocalReplacementModel,
 )
 from attribution.norms import FrozenNorm, FrozenNorms
+from attribution.patterns import FrozenPattern
 from attribution.support import INPUT_HOOKS, OUTPUT_HOOKS
 
 
@@ -118,16 +119,13 @@ def _layer_norms(model: Any, layer: int, seen: dict[str, torch.Tensor], n_pos: i
 def _freeze_attention(attn: Any, pattern: torch.Tensor, norms: _LayerNorms) -> FrozenAttention:
     """Fold a layer's norms into its attention's weights and pattern (n_heads, n_pos, n_pos)."""
     W_V = attn._W_V if isinstance(attn, GroupedQueryAttention) else attn.W_V
-    n_heads, n_pos, _ = pattern.shape
-    n_values = W_V.shape[0]
     to_scale = norms.after_attention.inverse_scale[:, None]
     from_scale = norms.before_attention.inverse_scale[None, :]
     scaled = pattern.float() * to_scale * from_scale
+    window = attn.cfg.window_size if attn.attn_type == "local" else None
     return FrozenAttention(
         writes=norms.after_attention.forward(attn.W_O.flatten(0, 1)),
-        pattern=scaled.view(n_values, n_heads // n_values, n_pos, n_pos)
-        .permute(0, 3, 1, 2)
-        .contiguous(),
+        pattern=FrozenPattern.of(scaled.unflatten(0, (W_V.shape[0], -1)), window),
         reads=norms.before_attention.backward(W_V.transpose(1, 2).flatten(0, 1)),
     )
 

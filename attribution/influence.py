@@ -98,16 +98,16 @@ def add_influence_(
         influence[: block.shape[1]].addmv_(block.T, weights[at])
 
 
-def row_norms(rows: torch.Tensor) -> torch.Tensor:
-    """The sum (n_rows,) of absolute entries of each row."""
+def row_norms(rows: torch.Tensor, reach: torch.Tensor | None = None) -> torch.Tensor:
+    """The sum (n_rows,) of absolute entries of each row; `reach` is that of `add_influence_`."""
     norms = rows.new_empty(len(rows))
-    for block, at in _absolute_blocks(rows):
+    for block, at in _absolute_blocks(rows, reach):
         torch.sum(block, 1, out=norms[at])
     return norms
 
 
 def _absolute_blocks(
-    rows: torch.Tensor, reach: torch.Tensor | None = None
+    rows: torch.Tensor, reach: torch.Tensor | None
 ) -> Iterator[tuple[torch.Tensor, slice]]:
     """The absolute entries of a few rows at a time, in memory that the next overwrites.
 

@@ -21,23 +21,20 @@ import torch
 from attribution.features import ActiveFeatures
 from attribution.memory import Shape
 from attribution.norms import FrozenNorm, FrozenNorms
+from attribution.patterns import FrozenPattern
 
 
 @dataclass(frozen=True)
 class FrozenAttention:
-    """A layer's attention, linear once its pattern is fixed. Heads that share a value are a group.
+    """A layer's attention, linear once its pattern is fixed.
 
     `writes` takes a gradient at the layer's output to its heads' results, `pattern` (with the
     norms' scales) back to the positions they came from, `reads` to the residual stream before.
     """
 
     writes: torch.Tensor  # (n_heads * d_head, d_model), the model's dtype
-    pattern: torch.Tensor  # (n_values, n_pos from, n_heads / n_values, n_pos to) float32
+    pattern: FrozenPattern
     reads: torch.Tensor  # (n_values * d_head, d_model), the model's dtype
-
-    @property
-    def d_head(self) -> int:
-        return self.reads.shape[0] // self.pattern.shape[0]
 
 
 @dataclass(frozen=True)
@@ -86,13 +83,11 @@ class LocalReplacementModel:
     def shape(self) -> Shape:
         """What a sweep's memory follows from."""
         attention, weights = self.attention[0], self.attention[0].writes
-        n_values, _, n_grouped, _ = attention.pattern.shape
         kept = sum(writes.n_kept for writes in self.features.writes)
         return Shape(
             n_layers=self.n_layers,
             n_pos=self.n_pos,
             d_model=self.tokens.shape[1],
-            n_heads=n_values * n_grouped,
             d_results=weights.shape[0],
             d_values=attention.reads.shape[0],
             n_active=self.n_active,
@@ -101,7 +96,6 @@ class LocalReplacementModel:
             bfloat16=weights.dtype == torch.bfloat16,
             cross_layer=self.is_cross_layer,
             skip=self.skips[0] is not None,
-            encoders_copied=self.features.encoders_are_active,
             padding=kept / max(1, self.n_active),
         )
 

@@ -1,30 +1,22 @@
-"""How much memory a graph takes beside the model: from its shape, in bytes, stage by stage.
+"""How many targets a sweep carries down at once: as many as there is memory for.
 
-With F active features that write to W layers each (1 for per-layer transcoders, half of them for
-cross-layer ones), L layers, P tokens, S = F + (L + 1) P sources, R rows (feature nodes and logits),
-N nodes in the graph, B targets carried down at once, d the model's width, h and v the widths of all
-heads' results and values, b bytes of a number of the model:
-
-    frozen for the prompt   b F W d + 4 L P^2 n_heads + 4 L P d + b L d (h + v)
-    rows and their ranking  4 R S + 4 R^2
-    a batch                 B P (8 d + 4 max(2 h, h + 2 v, d + v)) [+ 4 B P L d across layers]
-    the graph, on the host  4 R N
-
-These are the largest terms; the functions below have all of them. On a CUDA device decoder vectors
-are padded to the position of a layer that has most. Rows on the host take memory only as far as
-the features below their target, about half of it.
+What a whole graph takes, stage by stage, is in `benchmarks.graph_memory`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 # Of a block of rows that is made absolute: on a CPU it stays in the cache, on a GPU it is large
 # enough for a launch to be worth it.
-ENTRIES_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 26}
+ENTRIES_AT_ONCE = {"cpu": 1 << 19, "cuda": 1 << 26}
 # Targets that go through a layer's attention at once on a CPU: what they need stays in its cache.
 TARGETS_IN_CACHE = 24
-_FLOAT, _INDEX = 4, 8
+# What targets beyond one batch may take: these bytes, as larger products are no faster, and on a
+# GPU no more than this share of its free memory.
+BYTES_OF_BATCH, SHARE_OF_BATCH = {"cpu": 1 << 26, "cuda": 1 << 30}, 0.5
+FLOAT = 4  # bytes
 
 
 @dataclass(frozen=True)
@@ -34,7 +26,6 @@ class Shape:
     n_layers: int
     n_pos: int
     d_model: int
-    n_heads: int
     d_results: int  # n_heads * d_head
     d_values: int  # key-value heads * d_head
     n_active: int  # features, at all layers and positions
@@ -43,14 +34,7 @@ class Shape:
     bfloat16: bool = False
     cross_layer: bool = False
     skip: bool = False
-    encoders_copied: bool = False  # lazy ones
     padding: float = 1  # decoder vectors kept for each active feature's
-    # What only the pass over the prompt and the encoders take.
-    d_mlp: int = 0
-    d_vocab: int = 0
-    d_transcoder: int = 0
-    capped_logits: bool = False
-    reads_behind_norm: bool = True
 
     @property
     def n_sources(self) -> int:
@@ -59,161 +43,55 @@ class Shape:
     @property
     def gradient(self) -> int:
         """Bytes of a number of the gradients that enter products."""
-        return 2 if self.on_cuda and self.bfloat16 else _FLOAT
-
-    @property
-    def widens(self) -> bool:
-        """Whether weights of 16 bits are made float32 for a product."""
-        return self.number < self.gradient
-
-
-@dataclass(frozen=True)
-class Peak:
-    """Bytes beside the model's weights. On a CPU all are the host's."""
-
-    device: float
-    host: float
-
-    @property
-    def total(self) -> float:
-        return self.device + self.host
-
-
-def decoder_bytes(shape: Shape) -> float:
-    """What the active features' decoder vectors take, unpadded."""
-    layers_written = (shape.n_layers + 1) / 2 if shape.cross_layer else 1
-    return shape.n_active * layers_written * shape.d_model * shape.number
+        return 2 if self.on_cuda and self.bfloat16 else FLOAT
 
 
 def rows_bytes(n_rows: int, n_sources: int) -> int:
     """Rows of the attribution matrix, and what ranking keeps of the block between them."""
-    return _FLOAT * n_rows * (n_sources + n_rows)
+    return FLOAT * n_rows * (n_sources + n_rows)
 
 
-def forward_bytes(shape: Shape) -> float:
-    """The model's pass over the prompt, with what is recorded of it."""
-    positions, pattern = shape.n_pos, _pattern_bytes(shape)
-    attention = 4.25 * pattern  # scores, the pattern, a copy without NaN, zeros and a mask
-    mlp = 4 * positions * shape.d_mlp * shape.number
-    logits = positions * shape.d_vocab * shape.number * (3 if shape.capped_logits else 1)
-    records = shape.n_layers * pattern + _recorded_bytes(shape)
-    return records + max(attention, mlp, logits)
+def targets_at_once(
+    shape: Shape,
+    batch_size: int,
+    update_interval: int,
+    *,
+    free_bytes: float = inf,
+    rows_on_host: bool = False,
+) -> int:
+    """A batch, and of the others up to the next ranking as many as there is room for.
 
-
-def frozen_bytes(shape: Shape) -> float:
-    """The local replacement model of the prompt, which stays until the graph is done."""
-    return decoder_bytes(shape) * shape.padding + _frozen_beside_decoders(shape)
-
-
-def building_bytes(shape: Shape) -> float:
-    """The most there is while features are encoded and their decoder vectors gathered."""
-    decoders, stream = decoder_bytes(shape), shape.n_layers * shape.n_pos * shape.d_model
-    # Of one layer: float32 vectors before and behind the norm, and what the product leaves.
-    widened = 3 * _FLOAT * shape.n_active / shape.n_layers * shape.d_model
-    encoding = shape.n_pos * shape.d_transcoder * (2 * shape.number + 1)
-    gathering = decoders + max(widened, encoding)
-    padding = decoders * shape.padding + 2 * decoders / shape.n_layers if shape.on_cuda else 0
-    # The reconstruction, which becomes the errors, is in the frozen part.
-    recorded = _recorded_bytes(shape) + shape.number * stream
-    return _frozen_beside_decoders(shape) + recorded + max(gathering, padding)
+    Args:
+        free_bytes: of a CUDA device.
+        rows_on_host: on a CUDA device, whether the rows are kept on the host.
+    """
+    room: float = BYTES_OF_BATCH["cuda" if shape.on_cuda else "cpu"]
+    if shape.on_cuda:
+        room = min(room, SHARE_OF_BATCH * free_bytes)
+    affordable = int(room / target_bytes(shape, rows_on_host=rows_on_host))
+    return max(batch_size, min(update_interval * batch_size, affordable))
 
 
 def target_bytes(shape: Shape, *, rows_on_host: bool = False) -> float:
     """What a sweep takes for each target that it carries down."""
     d = shape.d_model
-    numbers = float(_FLOAT * d)
+    numbers = float(FLOAT * d)
     if shape.cross_layer:  # gradients behind every layer
         numbers += shape.gradient * shape.n_layers * d
     if shape.on_cuda:
-        numbers += _step_bytes(shape)
-    row = _FLOAT * shape.n_sources if rows_on_host and shape.on_cuda else 0
+        numbers += step_bytes(shape)
+    row = FLOAT * shape.n_sources if rows_on_host and shape.on_cuda else 0
     return shape.n_pos * numbers + row
 
 
-def sweep_bytes(shape: Shape, n_targets: int, *, rows_on_host: bool = False) -> float:
-    """What a sweep takes for all targets that it carries down at once."""
-    needed = n_targets * target_bytes(shape, rows_on_host=rows_on_host)
-    if not shape.on_cuda:
-        needed += min(n_targets, TARGETS_IN_CACHE) * shape.n_pos * _step_bytes(shape)
-    if shape.widens:
-        needed += _FLOAT * shape.d_results * shape.d_model
-        if shape.on_cuda:
-            needed += _FLOAT / shape.number * decoder_bytes(shape) * shape.padding / shape.n_layers
-    return needed
-
-
-def ranking_bytes(shape: Shape, n_rows: int) -> float:
-    """The block of absolute entries that ranking goes by, and what it takes in."""
-    step = max(1, ENTRIES_AT_ONCE["cuda" if shape.on_cuda else "cpu"] // shape.n_sources)
-    return _FLOAT * min(step, n_rows) * shape.n_sources
-
-
-def peak(
-    shape: Shape,
-    n_features: int,
-    n_logits: int,
-    n_targets: int,
-    *,
-    rows_on_host: bool = False,
-    reached: float = 1,
-) -> Peak:
-    """The most that a graph of `n_features` feature nodes takes, of all that are active.
-
-    Args:
-        n_targets: carried down at once, where there are as many.
-        rows_on_host: on a CUDA device, whether the rows are kept on the host.
-        reached: of a row on the host, the share that is written: what is below its target.
-    """
-    n_rows, n_targets = n_features + n_logits, min(n_targets, max(n_features, n_logits))
-    n_nodes = n_rows + (shape.n_layers + 1) * shape.n_pos
-    graph = _FLOAT * n_rows * n_nodes
-    rows = _FLOAT * n_rows * shape.n_sources
-    between = rows_bytes(n_rows, shape.n_sources) - rows
-    ranking = ranking_bytes(shape, n_rows)
-    sweep = frozen_bytes(shape) + sweep_bytes(shape, n_targets, rows_on_host=rows_on_host)
-    before = max(forward_bytes(shape), building_bytes(shape))
-    if not shape.on_cuda:
-        # An allocator keeps what building frees, in pieces that are too small for a batch.
-        batch = sweep - frozen_bytes(shape)
-        return Peak(0, before + batch + rows * reached + between + graph)
-    if rows_on_host:
-        return Peak(max(before, sweep), rows * reached + between + max(ranking, graph))
-    device = max(sweep, frozen_bytes(shape) + ranking) + rows + between
-    return Peak(max(before, device), graph)
-
-
-def _pattern_bytes(shape: Shape) -> float:
-    return _FLOAT * shape.n_heads * shape.n_pos**2
-
-
-def _recorded_bytes(shape: Shape) -> float:
-    """What features read and write in the model's pass, which is recorded."""
-    read = _FLOAT if shape.reads_behind_norm else shape.number
-    return shape.n_layers * shape.n_pos * shape.d_model * (read + shape.number)
-
-
-def _frozen_beside_decoders(shape: Shape) -> float:
-    layers, d = shape.n_layers, shape.d_model
-    folded = layers * d * (shape.d_results + shape.d_values) * shape.number
-    skips = layers * d * d * _FLOAT if shape.skip else 0
-    errors_and_tokens = (layers + 1) * shape.n_pos * d * _FLOAT
-    of_feature = 3 * _INDEX + shape.number  # its place and activation
-    if shape.on_cuda:
-        of_feature += 2 * _INDEX  # where it is among the padded
-    if shape.encoders_copied:
-        of_feature += d * shape.number
-    patterns = layers * _pattern_bytes(shape)
-    return folded + skips + errors_and_tokens + shape.n_active * of_feature + patterns
-
-
-def _step_bytes(shape: Shape) -> float:
+def step_bytes(shape: Shape) -> float:
     """Of a target and position, the most that a layer takes beside the gradients."""
     d, h, v = shape.d_model, shape.d_results, shape.d_values
-    rounded = shape.gradient * d if shape.gradient < _FLOAT else 0
-    attention = _FLOAT * max(2 * h, h + 2 * v)
-    added = _FLOAT * (d + v) + (2 * v if rounded else 0)
+    rounded = shape.gradient * d if shape.gradient < FLOAT else 0
+    attention = FLOAT * max(2 * h, h + 2 * v)
+    added = FLOAT * (d + v) + (2 * v if rounded else 0)
     met = 0.0
     if shape.on_cuda:  # edges of a layer's features, padded and not
-        met = _FLOAT * shape.n_active / shape.n_layers / shape.n_pos * (1 + shape.padding)
-    through_skip = 2 * _FLOAT * d if shape.skip else 0
+        met = FLOAT * shape.n_active / shape.n_layers / shape.n_pos * (1 + shape.padding)
+    through_skip = 2 * FLOAT * d if shape.skip else 0
     return rounded + max(attention, added, met, through_skip)

@@ -46,17 +46,19 @@ class Ranking:
             nodes: for each row so far but the logits', which come first, its active feature.
             reach: for each of these how many features come before its layer, on the CPU.
         """
-        self._take_in(nodes.to(self._rows.device))
+        reach = torch.cat([torch.full((self._n_logits,), self._n_active), reach])
+        self._take_in(nodes.to(self._rows.device), reach)
         weights = self._row_influence() / self._norms[: self._n]
         influence = self._rows.new_zeros(self._n_active)
-        reach = torch.cat([torch.full((self._n_logits,), self._n_active), reach])
         add_influence_(influence, self._rows[: self._n, : self._n_active], weights, reach)
         return influence
 
-    def _take_in(self, nodes: torch.Tensor) -> None:
+    def _take_in(self, nodes: torch.Tensor, reach: torch.Tensor) -> None:
         old, new = self._n, self._n_logits + len(nodes)
         self._nodes[self._n_logits : new] = nodes
-        self._norms[old:new] = row_norms(self._rows[old:new]).clamp(min=1e-8)
+        from_features, others = self._rows[old:new].tensor_split([self._n_active], 1)
+        norms = row_norms(from_features, reach[old:]) + row_norms(others)
+        self._norms[old:new] = norms.clamp(min=1e-8)
         added, first = self._nodes[max(old, self._n_logits) : new], max(old, self._n_logits)
         norms = self._norms[:new, None]
         self._between[:new, first:new] = self._rows[:new, added].abs() / norms

@@ -6,11 +6,12 @@ activation) through the Jacobian of the residual stream, against the target's re
 everything nonlinear frozen `J` is a product of a few matrices a layer, so a target's gradient is
 carried down the layers once, without autograd; at each layer it meets what sources write there.
 
-Four things keep this near the least arithmetic there is:
+Five things keep this near the least arithmetic there is:
 
 - features of one position meet the same gradient, so their edges are one matrix product;
 - a target is carried from its own layer down, over positions no later than its batch's last;
 - until its first attention a target's gradient is at a single position;
+- attention patterns are multiplied in blocks, without those that causality makes zero;
 - below the last attention there are only tokens, whose edges are read off its heads' values.
 """
 
@@ -156,17 +157,9 @@ def _values_of_spread(
 ) -> torch.Tensor:
     """For gradients (n, n_pos, d_model) of any kind."""
     n, n_pos, d_model = gradients.shape
-    n_values, _, n_grouped, _ = attention.pattern.shape
-    results = product(gradients.view(-1, d_model), attention.writes.T).view(
-        n, n_pos, n_values, n_grouped, attention.d_head
-    )
-    # A value's heads and positions in one sum, for all targets in one product.
-    results = results.permute(2, 3, 1, 0, 4).reshape(n_values, n_grouped * n_pos, -1)
-    pattern = attention.pattern[:, :n_pos, :, :n_pos].flatten(2)
-    mixed = (pattern @ results).view(n_values, n_pos, n, attention.d_head)
-    # Brought together and, where it is another dtype, rounded in one copy.
-    together = mixed.permute(2, 1, 0, 3).to(dtype, memory_format=torch.contiguous_format)
-    return together.reshape(n, n_pos, -1)
+    flat = gradients.view(-1, d_model)
+    # Without a name for the heads' results, which are freed when they are copied.
+    return attention.pattern.back(product(flat, attention.writes.T).view(n, n_pos, -1), dtype)
 
 
 def _values_of_single(
@@ -174,9 +167,8 @@ def _values_of_single(
 ) -> torch.Tensor:
     """The same for gradients that are zero but at one position each, `where` (n,)."""
     n, n_pos, _ = gradients.shape
-    n_values, _, n_grouped, _ = attention.pattern.shape
+    pattern = attention.pattern
     single = gradients[torch.arange(n, device=where.device), where]
-    results = product(single, attention.writes.T).view(n, n_values, n_grouped, attention.d_head)
-    pattern = attention.pattern[:, :n_pos, :, where]  # (n_values, n_pos, n_grouped, n)
-    mixed = torch.einsum("vpgn,nvgd->npvd", pattern, results)
-    return mixed.reshape(n, n_pos, -1)
+    results = product(single, attention.writes.T).view(n, pattern.n_values, pattern.n_grouped, -1)
+    mixed = pattern.columns(where, n_pos).permute(2, 0, 1, 3) @ results
+    return mixed.transpose(1, 2).reshape(n, n_pos, -1)

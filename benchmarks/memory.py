@@ -4,7 +4,7 @@
 
 Measured are the peak of the emulated CUDA device (`benchmarks.emulated_cuda`) and that of a process
 on the CPU (`benchmarks.measure`), each in a process of its own, both without the model's weights.
-The formula is `attribution.memory`'s.
+The formula is `benchmarks.graph_memory`'s.
 """
 
 import argparse
@@ -21,10 +21,10 @@ import torch
 from circuit_tracer.graph import Graph
 
 import attribution
-from attribution import memory
-from attribution.expansion import _BYTES_OF_BATCH
-from attribution.memory import Peak, Shape
+from attribution.memory import rows_bytes, targets_at_once
+from benchmarks import graph_memory
 from benchmarks.emulated_cuda import emulated_cuda
+from benchmarks.graph_memory import GraphShape, Peak
 from benchmarks.measure import measure
 from benchmarks.reference_workload import build
 
@@ -32,7 +32,7 @@ WORKLOADS, DTYPES, DEVICES = ("R2", "R2-512"), ("float32", "bfloat16"), ("cuda",
 GB = 1e9
 # Decoder vectors kept on a CUDA device for each active feature's. At R2 they are 1.3 to 1.5.
 PADDING = 1.5
-GEMMA = Shape(
+GEMMA = GraphShape(
     n_layers=26,
     n_pos=0,
     d_model=2304,
@@ -55,11 +55,11 @@ SETS = {
 }
 
 
-def shape_of(model: Any, graph: Graph, *, on_cuda: bool) -> Shape:
+def shape_of(model: Any, graph: Graph, *, on_cuda: bool) -> GraphShape:
     """The shape of a graph's model and prompt, per-layer transcoders that read behind a norm."""
     cfg, counts = model.cfg, feature_counts(graph)
     kept = counts.shape[1] * counts.max(1).values.sum() if on_cuda else counts.sum()
-    return Shape(
+    return GraphShape(
         n_layers=cfg.n_layers,
         n_pos=graph.n_pos,
         d_model=cfg.d_model,
@@ -98,20 +98,13 @@ def reached(graph: Graph) -> float:
 def predicted(model: Any, graph: Graph, *, on_cuda: bool, **settings: Any) -> Peak:
     """The formula's answer for a graph that is there."""
     shape = shape_of(model, graph, on_cuda=on_cuda)
-    return memory.peak(
+    return graph_memory.peak(
         shape,
         len(graph.selected_features),
         len(graph.logit_targets),
         targets_at_once(shape, settings["batch_size"], settings["update_interval"]),
         reached=1 if on_cuda else reached(graph),
     )
-
-
-def targets_at_once(shape: Shape, batch_size: int, update_interval: int) -> int:
-    """As many as `Expansion` carries down, on a device that has room for them."""
-    room = _BYTES_OF_BATCH["cuda" if shape.on_cuda else "cpu"]
-    affordable = int(room / memory.target_bytes(shape))
-    return max(batch_size, min(batch_size * update_interval, affordable))
 
 
 def on_emulated_device(name: str, dtype: torch.dtype) -> tuple[float, Peak]:
@@ -179,15 +172,15 @@ def evaluate() -> None:
                 print(f"| {name} | {n_pos:,} | {density} | {_evaluated(shape)} |")
 
 
-def _evaluated(shape: Shape, n_features: int = 5000, n_logits: int = 10) -> str:
+def _evaluated(shape: GraphShape, n_features: int = 5000, n_logits: int = 10) -> str:
     at_once = targets_at_once(shape, 48, 4)
     n_rows = n_features + n_logits
-    device = memory.peak(shape, n_features, n_logits, at_once)
-    host = memory.peak(shape, n_features, n_logits, at_once, rows_on_host=True, reached=0.5)
+    device = graph_memory.peak(shape, n_features, n_logits, at_once)
+    host = graph_memory.peak(shape, n_features, n_logits, at_once, rows_on_host=True, reached=0.5)
     numbers = [
-        memory.frozen_bytes(shape),
-        memory.rows_bytes(n_rows, shape.n_sources),
-        memory.sweep_bytes(shape, at_once),
+        graph_memory.frozen_bytes(shape),
+        rows_bytes(n_rows, shape.n_sources),
+        graph_memory.sweep_bytes(shape, at_once),
         device.host,
         device.total,
     ]

@@ -7,21 +7,25 @@ matrix products, apart for those in the model's dtype and in float32.
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from math import ceil, log
 
+from attribution.memory import Shape, targets_at_once
+from attribution.patterns import BLOCK_LENGTH
 from benchmarks.families import share_above
 from benchmarks.reference_workload import Workload
 
 N_LOGITS, INTERVAL = 10, 4
-_SHARE_OF_BATCH = 0.5  # of free memory, as in `attribution.expansion`
+_ROWS_AT_ONCE = 256  # of the matrix that goes to the host
 # TransformerLens's elementwise operations a layer, as passes over its activations: read or written.
 _PASSES_OF_STREAM, _PASSES_OF_HEADS, _PASSES_OF_MLP, _PASSES_OF_PATTERNS = 60, 24, 12, 12
 # By bytes of a number: launches of a layer, and those beside the layers.
 _FORWARD_LAUNCHES = {2: (93, 18), 4: (85, 13)}
 _ENCODING_LAUNCHES = {2: (41, 16), 4: (32, 14)}
-_RANKING_LAUNCHES, _LAUNCHES_OF_BLOCK, _ENTRIES_OF_BLOCK = 18, 2, 1 << 26
+_RANKING_LAUNCHES, _LAUNCHES_OF_BLOCK, _ENTRIES_OF_BLOCK = 20, 2, 1 << 26
 
 
 @dataclass(frozen=True)
@@ -136,9 +140,7 @@ def even_intervals(w: Workload, s: Shapes, free_bytes: float) -> list[list[Batch
     """Logits, and feature nodes spread evenly, in batches of as many as the device has room for."""
     all_layers = [N_LOGITS] * s.n_layers
     intervals = [[Batch(N_LOGITS, s.n_pos, all_layers, all_layers)]]
-    of_target = 4 * (s.n_pos * (3 * s.d_model + 2 * s.results + 2 * s.values) + s.n_sources)
-    at_once = min(INTERVAL * w.batch_size, int(_SHARE_OF_BATCH * free_bytes / of_target))
-    at_once = max(w.batch_size, at_once)
+    at_once = targets_at_once(memory_shape(s), w.batch_size, INTERVAL, free_bytes=free_bytes)
     left = min(w.max_feature_nodes, s.n_active)
     while left:
         queue = min(INTERVAL * w.batch_size, left)
@@ -152,6 +154,22 @@ def even_intervals(w: Workload, s: Shapes, free_bytes: float) -> list[list[Batch
         intervals.append(batches)
         left -= queue
     return intervals
+
+
+def memory_shape(s: Shapes) -> Shape:
+    """What a sweep's memory follows from."""
+    return Shape(
+        n_layers=s.n_layers,
+        n_pos=s.n_pos,
+        d_model=s.d_model,
+        d_results=s.results,
+        d_values=s.values,
+        n_active=s.n_active,
+        number=s.itemsize,
+        on_cuda=True,
+        bfloat16=s.itemsize == 2,
+        padding=sum(s.most) * s.n_pos / s.n_active,
+    )
 
 
 def forward_pass(s: Shapes) -> Cost:
@@ -224,17 +242,27 @@ def _attention(s: Shapes, n_pos: int, joined: int, layer: int) -> Cost:
     rounded = 6 * vectors * s.d_model * (b == 2)
     writes = b * s.d_model * (vectors + s.results) + 4 * vectors * s.results
     together = 8 * vectors * s.results
-    cut = 8 * s.n_heads * n_pos**2 * (n_pos < s.n_pos)  # the patterns of the first positions
-    mixed = 4 * (s.n_heads * n_pos**2 + vectors * (s.results + s.values))
     brought = (4 + (b if layer else 4)) * vectors * s.values
-    flop, n_bytes = 2 * vectors * s.d_model * s.results, rounded + writes + together + cut
-    launches = 4 + (b == 2) + (n_pos < s.n_pos)
+    flop, n_bytes = 2 * vectors * s.d_model * s.results, rounded + writes + together + brought
+    launches = 2 + (b == 2)
+    mixed = _patterns(s, n_pos, joined)
     if layer:
         flop += 2 * vectors * s.values * s.d_model
         read = b * s.values * (vectors + s.d_model) + 8 * vectors * s.d_model
         n_bytes, launches = n_bytes + read, launches + 1
-    cost = _in_dtype(s, flop, n_bytes + mixed + brought, launches)
-    return cost + Cost(flop_float32=2 * joined * n_pos**2 * s.results)
+    return _in_dtype(s, flop, n_bytes, launches) + mixed
+
+
+def _patterns(s: Shapes, n_pos: int, joined: int) -> Cost:
+    """Products with each block of a pattern, and the copies that bring their results together."""
+    cost = Cost(launches=n_pos > BLOCK_LENGTH["cuda"])  # memory for the copies
+    for start in range(0, n_pos, BLOCK_LENGTH["cuda"]):
+        attended, attending = min(BLOCK_LENGTH["cuda"], n_pos - start), n_pos - start
+        entries = s.n_heads * attended * attending
+        vectors = joined * (attending * s.results + attended * s.values)
+        flop = 2 * joined * attended * attending * s.results
+        cost += Cost(flop_float32=flop, n_bytes=4 * (entries + vectors), launches=2)
+    return cost
 
 
 def _dots(n_pos: int, n: int, d: int) -> Cost:
@@ -256,12 +284,14 @@ def ranking(s: Shapes) -> Cost:
     cost, before, n_rows = Cost(), 0, s.n_logits
     for i, batches in enumerate(s.intervals[1:]):
         new = n_rows - before
-        norms = 4 * new * 3 * s.n_sources
+        # Of the new rows: features as far as the highest target's, then errors and tokens.
+        reach = sum(s.active[: _top_layer(s.intervals[i], s.n_layers)])
+        norms = 4 * new * 3 * (reach + s.n_sources - s.n_active)
         # Edges between rows' own nodes: gathered, absolute, over the norm, put in their block.
         between = 4 * 8 * (n_rows * new + new * before * (i > 1)) * (i > 0)
         paths = (s.n_layers + 1) * 4 * (n_rows**2 + 5 * n_rows)
         spread = 4 * 3 * n_rows * s.n_active
-        blocks = ceil(new * s.n_sources / _ENTRIES_OF_BLOCK)
+        blocks = 1 + ceil(new * s.n_active / _ENTRIES_OF_BLOCK)
         blocks += ceil(n_rows * s.n_active / _ENTRIES_OF_BLOCK)
         flop = 2 * n_rows * ((s.n_layers + 1) * n_rows + s.n_active)
         cost += Cost(
@@ -274,21 +304,32 @@ def ranking(s: Shapes) -> Cost:
     return cost
 
 
+def _top_layer(batches: Sequence[Batch], n_layers: int) -> int:
+    """The layer of the highest target; a logit's is `n_layers`."""
+    first = batches[0]
+    return n_layers if first.above[-1] else sum(joined > 0 for joined in first.joined) - 1
+
+
 def the_rest(s: Shapes) -> Cost:
     """Memory for the rows, what targets read, and the graph's matrix to the host."""
     n_rows, n_columns = s.n_features + s.n_logits, s.n_nodes - s.n_logits
     rows = 4 * (n_rows * s.n_sources + n_rows**2)
     reads = s.n_features * s.d_model * (4 * s.itemsize + 28)
     unembedding = 2 * s.itemsize * s.d_vocab * s.d_model
-    matrix = 4 * n_rows * n_columns
-    batches = [batch for interval in s.intervals[1:] for batch in interval]
-    layers_met = sum(
-        joined > above
-        for batch in batches
-        for joined, above in zip(batch.joined, batch.above, strict=True)
-    )
+    layers_met, nodes = 0, [0] * s.n_layers  # feature nodes of each layer
+    for batch in (batch for interval in s.intervals[1:] for batch in interval):
+        for layer, (joined, above) in enumerate(zip(batch.joined, batch.above, strict=True)):
+            layers_met += joined > above
+            nodes[layer] += joined - above
+    # The matrix by blocks of rows, each up to the features below the layer of its last row.
+    starts, entries = list(accumulate(nodes, initial=0)), s.n_logits * n_columns
+    for start in range(0, s.n_features, _ROWS_AT_ONCE):
+        end = min(start + _ROWS_AT_ONCE, s.n_features)
+        below = starts[bisect(starts, end - 1) - 1]
+        entries += (end - start) * (below + n_columns - s.n_features)
+    matrix = 4 * entries
     ordered = 20 * s.n_active * (len(s.intervals) - 1)
-    launches = 2 * layers_met + 8 * len(s.intervals) + 2 * (n_rows // 256) + 20
+    launches = 2 * layers_met + 8 * len(s.intervals) + 3 * (n_rows // _ROWS_AT_ONCE) + 22
     to_host = matrix + 8 * s.n_active * (len(s.intervals) + 2)
     return Cost(0, 0, rows + reads + unembedding + ordered + 3 * matrix, launches, to_host)
 

@@ -9,7 +9,7 @@ from circuit_tracer.attribution.context_transformerlens import AttributionContex
 
 import attribution
 import errors
-from attribution import expansion
+from attribution import expansion, memory
 from tests.support.tiny_models import prompt_tokens, tiny_model
 
 WAYS = pytest.mark.parametrize("architecture", ["gemma2", "parallel"], ids=["swept", "library"])
@@ -41,7 +41,7 @@ def test_progress_counts_feature_nodes_from_none_to_all(architecture):
 
 def test_a_whole_interval_is_one_step_where_there_is_memory_for_it(monkeypatch):
     def steps(bytes_of_batch):
-        monkeypatch.setitem(expansion._BYTES_OF_BATCH, "cpu", bytes_of_batch)
+        monkeypatch.setitem(memory.BYTES_OF_BATCH, "cpu", bytes_of_batch)
         seen = []
         graph = attribution.attribute(
             prompt_tokens(),

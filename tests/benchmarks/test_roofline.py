@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from attribution.patterns import BLOCK_LENGTH
 from benchmarks.counted_graph import counted_graph
 from benchmarks.emulated_cuda import emulated_cuda
 from benchmarks.reference_workload import WORKLOADS, build
@@ -13,27 +14,34 @@ from benchmarks.workload_costs import Cost, shapes_of, stages
 CLOSE = {"forward pass": 0.06, "encoding and freezing": 0.12, "the rest": 0.15}
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture(
+    scope="module",
+    params=[("float32", 128), ("bfloat16", 128), ("bfloat16", 10)],
+    ids=["float32", "bfloat16", "patterns in blocks"],
+)
 def counted(request):
-    with emulated_cuda() as cuda:
-        model, tokens, settings = build("K24", device="cuda", dtype=getattr(torch, request.param))
-        return request.param, *counted_graph(cuda, model, tokens, **settings)
+    dtype, length = request.param
+    with pytest.MonkeyPatch.context() as patch, emulated_cuda() as cuda:
+        patch.setitem(BLOCK_LENGTH, "cuda", length)
+        model, tokens, settings = build("K24", device="cuda", dtype=getattr(torch, dtype))
+        shapes, counts = counted_graph(cuda, model, tokens, **settings)
+        return dtype, stages(shapes), counts
 
 
 def test_flop_are_exactly_those_that_are_counted(counted):
-    dtype, shapes, counts = counted
-    for name, cost in stages(shapes).items():
+    dtype, costs, counts = counted
+    for name, cost in costs.items():
         if dtype == "float32":
             assert cost.flop + cost.flop_float32 == counts[name].flop["float32"]
         else:
             assert cost.flop == counts[name].flop["bfloat16"]
             assert cost.flop_float32 == counts[name].flop["float32"]
-    assert sum(stages(shapes).values(), Cost()).flop_float32 > 0
+    assert sum(costs.values(), Cost()).flop_float32 > 0
 
 
 def test_bytes_and_launches_are_those_that_are_counted(counted):
-    _, shapes, counts = counted
-    for name, cost in stages(shapes).items():
+    _, costs, counts = counted
+    for name, cost in costs.items():
         to_host = counts[name].n_bytes["to the host"]
         moved = counts[name].n_bytes.total() - to_host
         assert cost.n_bytes == pytest.approx(moved, rel=CLOSE.get(name, 0.01)), name
@@ -70,7 +78,7 @@ def test_circuit_tracer_moves_more_than_the_sweep_on_every_workload():
         for cost in library_stages(shapes, w.batch_size).values():
             theirs += cost
         assert theirs.n_bytes > 3 * ours.n_bytes
-        assert theirs.launches > 3 * ours.launches
+        assert theirs.launches > 2 * ours.launches
 
 
 def test_tables_are_markdown_with_a_row_a_stage_or_a_card():
