@@ -83,25 +83,27 @@ def _connect(args: Namespace) -> Client:
 
 
 def _run(args: Namespace, out: Console, err: Console) -> None:
-    """Do an action and print its output."""
+    """Do an action, or wait for a job that was sent before, and print the output."""
     started = time.monotonic()
     with _connect(args) as client, Display(err) as display:
         if args.endpoint is not None and args.command == "graph" and "signed_url" not in args.job:
             words = "without --signed-url Runpod carries graphs of up to 10 MB"
             err.print(words, style="dim", soft_wrap=True)
-        output = client.run(args.job, display, args.timeout)
+        if args.command == "wait":
+            output = client.wait(args.job_id, display, args.timeout)
+        else:
+            output = client.run(args.job, display, args.timeout)
         path = _write_graph(args, output, display)
-    _print_output(args, output, path, out)
-    if not args.json:
+    if args.json:
+        _print_json(output)
+        return
+    summary.print_output(out, output, path)
+    if "sha256" in output and path is not None:
+        out.print(f"file    {summary.shown(str(path))}, its SHA-256 is right", soft_wrap=True)
+        if path.stat().st_size <= _LARGEST_SUMMARISED_BYTES:
+            summary.print_output(out, orjson.loads(path.read_bytes()), path)
+    if args.command != "wait":
         out.print(f"time    {time.monotonic() - started:.1f} s")
-
-
-def _wait(args: Namespace, out: Console, err: Console) -> None:
-    """Wait for a job that was sent before, and print its output."""
-    with _connect(args) as client, Display(err) as display:
-        output = client.wait(args.job_id, display, args.timeout)
-        path = _write_graph(args, output, display)
-    _print_output(args, output, path, out)
 
 
 def _status(args: Namespace, out: Console, _err: Console) -> None:
@@ -152,17 +154,6 @@ def _write_graph(args: Namespace, output: dict[str, Any], display: Display) -> P
     return None
 
 
-def _print_output(args: Namespace, output: dict[str, Any], path: Path | None, out: Console) -> None:
-    if args.json:
-        _print_json(output)
-        return
-    summary.print_output(out, output, path)
-    if "sha256" in output and path is not None:
-        out.print(f"file    {summary.shown(str(path))}, its SHA-256 is right", soft_wrap=True)
-        if path.stat().st_size <= _LARGEST_SUMMARISED_BYTES:
-            summary.print_output(out, orjson.loads(path.read_bytes()), path)
-
-
 def _print_json(output: Any) -> None:
     sys.stdout.buffer.write(orjson.dumps(output, option=orjson.OPT_INDENT_2) + b"\n")
 
@@ -206,9 +197,8 @@ def _sentence(error: Exception, args: Namespace) -> str:
     return str(error)
 
 
-# Every other command is an action.
+# Every other command does an action, or waits for one.
 _COMMANDS: dict[str, Callable[[Namespace, Console, Console], None]] = {
-    "wait": _wait,
     "status": _status,
     "cancel": _cancel,
     "health": _health,

@@ -115,7 +115,6 @@ class Settings(BaseSettings):
     runpod_webhook_post_output: str | None = Field(
         None, description="set by Runpod on its hosts; unset means that no progress is posted"
     )
-
     runpod_gpu_count: int | None = Field(
         None, ge=0, description="set by Runpod on its hosts; above 0 a worker without a GPU ends"
     )
@@ -123,9 +122,7 @@ class Settings(BaseSettings):
     @property
     def hub_cache(self) -> Path:
         """The directory that downloads are kept in."""
-        if self.hf_hub_cache is not None:
-            return Path(self.hf_hub_cache).expanduser()
-        return Path(self.hf_home).expanduser() / "hub"
+        return Path(self.hf_hub_cache or f"{self.hf_home}/hub").expanduser()
 
     def hub_token(self) -> str | None:
         """The Hugging Face token, from the environment or its file."""
@@ -206,8 +203,7 @@ def how_threads_wait() -> str:
     return chosen or "waiting as OpenMP does by default"
 
 
-def _explain(detail: object) -> str:
-    assert isinstance(detail, dict)  # noqa: S101 - pydantic's ErrorDetails is a TypedDict
+def _explain(detail: Any) -> str:
     field = str(detail["loc"][0])
     value = "***" if field in {"hf_token", "secret"} else repr(detail["input"])
     wanted = Settings.model_fields[field].description

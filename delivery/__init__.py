@@ -4,9 +4,8 @@
 known; `upload` sends it.
 """
 
-from delivery.put import Network
 from delivery.spooling import Spooled, spool
 from delivery.target import Target, read_target
 from delivery.upload import RetryPolicy, upload
 
-__all__ = ["Network", "RetryPolicy", "Spooled", "Target", "read_target", "spool", "upload"]
+__all__ = ["RetryPolicy", "Spooled", "Target", "read_target", "spool", "upload"]

@@ -10,14 +10,14 @@ import contextlib
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import IO, Any
 
 import aiohttp
 import certifi
-from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.abc import ResolveResult
+from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
 from delivery.target import Target, is_public, not_public
@@ -37,14 +37,6 @@ def tls_context() -> ssl.SSLContext:
 
 
 @dataclass(frozen=True)
-class Network:
-    """How names become addresses, and which certificates are trusted."""
-
-    resolve: Callable[..., list[Any]] = socket.getaddrinfo
-    tls_context: Callable[[], ssl.SSLContext] = tls_context
-
-
-@dataclass(frozen=True)
 class Answer:
     """What a store answered."""
 
@@ -54,26 +46,27 @@ class Answer:
     body_was_sent: bool  # the request's; False when the store stopped reading it
 
 
-class ConnectionFailed(Exception):
-    """No answer came. The message says why, without any of the URL."""
+class TemporaryFailure(Exception):
+    """An attempt failed in a way that another may not. The message has nothing of the URL."""
+
+    def __init__(self, reason: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
 
 
-class CheckingResolver(AbstractResolver):
+class CheckingResolver(ThreadedResolver):
     """Gives a connection the addresses of a host, after checking all of them.
 
     The connection is made to these addresses, so a name server that answers differently the next
     time is not asked again.
     """
 
-    def __init__(self, target: Target, network: Network) -> None:
+    def __init__(self, target: Target) -> None:
+        super().__init__()
         self._target = target
-        self._network = network
 
     async def resolve(
-        self,
-        host: str,
-        port: int = 0,
-        family: socket.AddressFamily = socket.AF_UNSPEC,  # noqa: ARG002 - both are looked up
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         """The addresses of a host.
 
@@ -81,25 +74,10 @@ class CheckingResolver(AbstractResolver):
             UploadUrlRefused: one of them is not public, and the target is not exempt.
             OSError: there is none.
         """
-        find = partial(self._network.resolve, host, port, type=socket.SOCK_STREAM)
-        found = await asyncio.get_running_loop().run_in_executor(None, find)
-        addresses = dict.fromkeys(str(address[0]) for *_, address in found)
-        if not self._target.exempt and not all(map(is_public, addresses)):
+        addresses = await super().resolve(host, port, family)
+        if not self._target.exempt and not all(is_public(found["host"]) for found in addresses):
             raise not_public()
-        return [
-            ResolveResult(
-                hostname=host,
-                host=address,
-                port=port,
-                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
-                proto=0,
-                flags=socket.AI_NUMERICHOST,
-            )
-            for address in addresses
-        ]
-
-    async def close(self) -> None:
-        """Nothing is held."""
+        return addresses
 
 
 def put(
@@ -108,8 +86,8 @@ def put(
     body: IO[bytes],
     *,
     timeout_s: float,
-    network: Network,
     check: Callable[[], None],
+    tls_context: Callable[[], ssl.SSLContext],
 ) -> Answer:
     """Send the body from its start, and return the answer, whatever it is.
 
@@ -118,20 +96,23 @@ def put(
         timeout_s: seconds without progress after which the attempt is given up; also what the
             answer may take once the body is sent.
         check: called several times a second; ends the connection with what it raises.
+        tls_context: makes the context that verifies the store's certificate.
 
     Raises:
         UploadUrlRefused: the target has an address that isn't public. Nothing was sent to it.
         UploadFailed: the server isn't who its certificate says.
-        ConnectionFailed: there was no answer.
+        TemporaryFailure: there was no answer.
     """
+    sent = _Body(body)
+    exchange = _exchange(target, headers, sent, timeout_s, tls_context)
     try:
-        return asyncio.run(_watched(target, headers, _Body(body), timeout_s, network, check))
+        return asyncio.run(_watched(exchange, sent, timeout_s, check))
     except (aiohttp.ClientError, OSError, ValueError) as error:
         reason = _reason(error)
     # Raised out here so that the exceptions above, with all they quote, are not their context.
     if reason is None:
         raise UploadFailed("the store's TLS certificate isn't valid for the host of signed_url")
-    raise ConnectionFailed(reason)
+    raise TemporaryFailure(reason)
 
 
 @dataclass
@@ -151,15 +132,10 @@ class _Body:
 
 
 async def _watched(
-    target: Target,
-    headers: Mapping[str, str],
-    body: _Body,
-    timeout_s: float,
-    network: Network,
-    check: Callable[[], None],
+    answer: Coroutine[Any, Any, Answer], body: _Body, timeout_s: float, check: Callable[[], None]
 ) -> Answer:
     """The exchange, ended when `check` raises or nothing moves for `timeout_s`."""
-    exchange = asyncio.ensure_future(_exchange(target, headers, body, timeout_s, network))
+    exchange = asyncio.ensure_future(answer)
     try:
         while not (await asyncio.wait([exchange], timeout=_POLL_S))[0]:
             check()
@@ -174,12 +150,16 @@ async def _watched(
 
 
 async def _exchange(
-    target: Target, headers: Mapping[str, str], body: _Body, timeout_s: float, network: Network
+    target: Target,
+    headers: Mapping[str, str],
+    body: _Body,
+    timeout_s: float,
+    tls_context: Callable[[], ssl.SSLContext],
 ) -> Answer:
     connector = aiohttp.TCPConnector(
-        resolver=CheckingResolver(target, network),
+        resolver=CheckingResolver(target),
         use_dns_cache=False,
-        ssl=network.tls_context() if target.scheme == "https" else True,
+        ssl=tls_context() if target.url.startswith("https:") else True,
     )
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=min(timeout_s, _CONNECT_TIMEOUT_S))
     async with (

@@ -76,15 +76,14 @@ def spool(
             digest.update(chunk)
             size += len(chunk)
         file.seek(0)
-    except OSError as error:
+    except BaseException as error:
         file.close()
+        if not isinstance(error, OSError):
+            raise
         raise Internal(
             f"the worker's disk did not take the graph after {size} bytes ({error.strerror}); "
             "ask for less with node_threshold and edge_threshold, or give the worker more disk"
         ) from None
-    except BaseException:
-        file.close()
-        raise
     return Spooled(file, size, digest.hexdigest(), compress)
 
 

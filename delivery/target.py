@@ -13,8 +13,6 @@ from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from errors import InvalidInput, UploadUrlRefused
 
-CONTENT_TYPE = "application/json"
-
 _PRINTABLE = re.compile(r"[!-\[\]-~]+")  # no space, no control character, no backslash
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
 _VALUE = re.compile(r"[\t -~]*")  # S3 takes no other characters
@@ -28,7 +26,6 @@ class Target:
     """A signed URL and its headers, checked: what an upload needs to know of where it goes."""
 
     url: str = field(repr=False)  # without a fragment
-    scheme: str
     headers: Mapping[str, str] = field(repr=False)  # all of them but a Content-Length
     compressed: bool  # the body is gzipped
     exempt: bool  # its host may have an address that isn't public
@@ -65,7 +62,7 @@ def read_target(
     host = str(parts.hostname).rstrip(".")
     if host not in allowed_hosts:
         _check_host(host)
-    headers = _headers(signed_headers or {}, parts.netloc, compressed)
+    headers = _headers(dict(signed_headers or {}), parts.netloc, compressed)
     names = parse_qs(parts.query).get("X-Amz-SignedHeaders", [""])[0].lower()
     sent = {name.lower() for name in headers} | {"content-length", ""}
     if missing := set(names.split(";")) - sent:
@@ -75,7 +72,6 @@ def read_target(
         )
     return Target(
         url=parts._replace(fragment="").geturl(),
-        scheme=parts.scheme,
         headers=headers,
         compressed=compressed,
         exempt=host in allowed_hosts,
@@ -140,7 +136,7 @@ def not_public() -> UploadUrlRefused:
     )
 
 
-def _headers(given: Mapping[str, str], netloc: str, compressed: bool) -> dict[str, str]:
+def _headers(given: dict[str, str], netloc: str, compressed: bool) -> dict[str, str]:
     """The headers of the request, the signed ones as they were given."""
     for name, value in given.items():
         if not _TOKEN.fullmatch(name) or not _VALUE.fullmatch(value):
@@ -161,10 +157,7 @@ def _headers(given: Mapping[str, str], netloc: str, compressed: bool) -> dict[st
             f"signed_headers: Content-Encoding is {encoding!r} and compress is "
             f"{str(compressed).lower()}; one of them must change"
         )
-    ours = {"Host": netloc} if "host" not in values else {}
-    headers = {**ours, **given}
-    if compressed and encoding is None:
-        headers["Content-Encoding"] = "gzip"
-    if "content-type" not in values:
-        headers["Content-Type"] = CONTENT_TYPE
-    return headers
+    added = {"Host": netloc, "Content-Type": "application/json"}
+    if compressed:
+        added["Content-Encoding"] = "gzip"
+    return {name: value for name, value in added.items() if name.lower() not in values} | given

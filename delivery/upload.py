@@ -6,6 +6,7 @@ passing trouble is tried again; what the store has against the request itself is
 
 import logging
 import re
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import tenacity
 from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 
-from delivery.put import Answer, ConnectionFailed, Network, put
+from delivery.put import Answer, TemporaryFailure, put, tls_context
 from delivery.spooling import Spooled
 from delivery.target import Target
 from errors import UploadFailed
@@ -40,12 +41,8 @@ _ADVICE = {
     "NoSuchBucket": "the bucket does not exist; create it or sign a URL of another",
     "EntityTooLarge": "ask for less with node_threshold and edge_threshold, or set compress",
 }
-_ADVICE_BY_STATUS = {
-    401: _ADVICE["AccessDenied"],
-    403: _ADVICE["AccessDenied"],
-    404: _ADVICE["NoSuchBucket"],
-    413: _ADVICE["EntityTooLarge"],
-}
+# What a status means without one of these codes.
+_CODES = {401: "AccessDenied", 403: "AccessDenied", 404: "NoSuchBucket", 413: "EntityTooLarge"}
 
 
 @dataclass(frozen=True)
@@ -58,6 +55,9 @@ class RetryPolicy:
     longest_retry_after_s: float = 60.0  # a store's Retry-After counts up to this
 
 
+_POLICY = RetryPolicy()
+
+
 def upload(
     spooled: Spooled,
     target: Target,
@@ -65,8 +65,8 @@ def upload(
     timeout_s: float = 120.0,
     deadline: float | None = None,
     check: Callable[[], None] = lambda: None,
-    policy: RetryPolicy | None = None,
-    network: Network | None = None,
+    policy: RetryPolicy = _POLICY,
+    tls_context: Callable[[], ssl.SSLContext] = tls_context,
 ) -> None:
     """PUT the body to the target, each attempt from its start. The body stays open, come what may.
 
@@ -83,16 +83,17 @@ def upload(
         UploadFailed: the store did not take the body. The sentence has the store's own error code.
     """
     headers = _with_length(target.headers, spooled.size)
-    policy, network = policy or RetryPolicy(), network or Network()
 
     def attempt() -> None:
         check()
-        try:
-            answer = put(
-                target, headers, spooled.file, timeout_s=timeout_s, network=network, check=check
-            )
-        except ConnectionFailed as failure:
-            raise _PassingError(str(failure)) from None
+        answer = put(
+            target,
+            headers,
+            spooled.file,
+            timeout_s=timeout_s,
+            check=check,
+            tls_context=tls_context,
+        )
         _judge(answer, spooled.size)
 
     _retry(attempt, policy, deadline, check)
@@ -119,6 +120,17 @@ def _retry(
     stop: tenacity.stop.stop_base = tenacity.stop_after_attempt(policy.attempts)
     if deadline is not None:
         stop = stop | tenacity.stop_before_delay(deadline - time.time())
+    backoff = tenacity.wait_exponential_jitter(
+        policy.first_wait_s, policy.longest_wait_s, jitter=policy.first_wait_s
+    )
+
+    def wait(state: tenacity.RetryCallState) -> float:
+        asked_s = min(_failure(state).retry_after_s, policy.longest_retry_after_s)
+        return max(backoff(state), asked_s)
+
+    def report(state: tenacity.RetryCallState) -> None:
+        words = "upload attempt %d failed: %s; the next in %.1f s"
+        logger.warning(words, state.attempt_number, _failure(state), state.upcoming_sleep)
 
     def sleep(seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -127,16 +139,16 @@ def _retry(
             time.sleep(min(left, _POLL_S))
 
     retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(_PassingError),
+        retry=tenacity.retry_if_exception_type(TemporaryFailure),
         stop=stop,
-        wait=_wait(policy),
+        wait=wait,
         sleep=sleep,
-        before_sleep=_log_retry,
+        before_sleep=report,
         reraise=True,
     )
     try:
         retrying(attempt)
-    except _PassingError as error:
+    except TemporaryFailure as error:
         attempts = retrying.statistics["attempt_number"]
         rest = "" if attempts == policy.attempts else "; the deadline leaves no time for another"
         raise UploadFailed(
@@ -145,34 +157,10 @@ def _retry(
         ) from None
 
 
-class _PassingError(Exception):
-    """An attempt failed in a way that another may not."""
-
-    def __init__(self, reason: str, retry_after_s: float = 0.0) -> None:
-        super().__init__(reason)
-        self.retry_after_s = retry_after_s
-
-
-def _wait(policy: RetryPolicy) -> Callable[[tenacity.RetryCallState], float]:
-    backoff = tenacity.wait_exponential_jitter(
-        policy.first_wait_s, policy.longest_wait_s, jitter=policy.first_wait_s
-    )
-
-    def wait(state: tenacity.RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome else None
-        asked = error.retry_after_s if isinstance(error, _PassingError) else 0.0
-        return max(backoff(state), min(asked, policy.longest_retry_after_s))
-
-    return wait
-
-
-def _log_retry(state: tenacity.RetryCallState) -> None:
-    logger.warning(
-        "upload attempt %d failed: %s; the next in %.1f s",
-        state.attempt_number,
-        state.outcome.exception() if state.outcome else None,
-        state.upcoming_sleep,
-    )
+def _failure(state: tenacity.RetryCallState) -> TemporaryFailure:
+    error = state.outcome.exception() if state.outcome else None
+    assert isinstance(error, TemporaryFailure)  # noqa: S101 - nothing else is retried
+    return error
 
 
 def _judge(answer: Answer, size: int) -> None:
@@ -184,27 +172,25 @@ def _judge(answer: Answer, size: int) -> None:
     if answer.status in _TAKEN:
         if answer.body_was_sent:
             return
-        raise _PassingError(f"it answered {answer.status} before it had the whole graph")
+        raise TemporaryFailure(f"it answered {answer.status} before it had the whole graph")
     found = _CODE.search(answer.body)
     code = found[1].decode() if found else ""
     said = f"{answer.status} {code}".strip()
     if answer.status in _AGAIN or answer.status >= 500 or code in _AGAIN_CODES:
-        raise _PassingError(f"it answered {said}", _retry_after_s(answer.retry_after))
+        raise TemporaryFailure(f"it answered {said}", _retry_after_s(answer.retry_after))
     if 300 <= answer.status < 400:
         raise UploadFailed(
             f"the store answered {said}, and redirects are not followed; sign a URL of the "
             "bucket's own region and endpoint"
         )
-    advice = _ADVICE.get(code) or _ADVICE_BY_STATUS.get(answer.status)
+    advice = _ADVICE.get(code) or _ADVICE.get(_CODES.get(answer.status, ""))
     advice = advice or "check signed_url and signed_headers, and sign a new URL"
     raise UploadFailed(f"the store refused the graph of {size} bytes with {said}: {advice}")
 
 
 def _retry_after_s(header: str | None) -> float:
     """Return the seconds that a Retry-After asks for, in either of its forms; 0 without one."""
-    if header is None:
-        return 0.0
     try:
-        return Retry().parse_retry_after(header)
+        return Retry().parse_retry_after(header or "0")
     except (InvalidHeader, ValueError, OverflowError):
         return 0.0

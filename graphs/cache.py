@@ -20,23 +20,14 @@ class GraphCache:
     Safe to use from several threads. A graph that is kept must not be changed.
     """
 
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes  # 0 keeps nothing
-        self._graphs: LRUCache[Hashable, Graph] = LRUCache(max_bytes, getsizeof=graph_bytes)
+    def __init__(self, max_bytes: int) -> None:  # 0 keeps nothing
+        self.kept: LRUCache[Hashable, Graph] = LRUCache(max_bytes, getsizeof=graph_bytes)
         self._lock = threading.Lock()
-
-    @property
-    def held_bytes(self) -> int:
-        """The bytes that the tensors of the kept graphs take."""
-        return int(self._graphs.currsize)
-
-    def __len__(self) -> int:
-        return len(self._graphs)
 
     def get(self, key: Hashable) -> "Graph | None":
         """Return the graph that is kept under the key, or None."""
         with self._lock:
-            return self._graphs.get(key)
+            return self.kept.get(key)
 
     def put(self, key: Hashable, graph: "Graph") -> bool:
         """Keep a graph, drop others until all fit, and return whether it is kept.
@@ -44,9 +35,9 @@ class GraphCache:
         A graph larger than `max_bytes` is not kept, and no other is dropped for it.
         """
         with self._lock:
-            self._graphs.pop(key, None)
+            self.kept.pop(key, None)
             try:
-                self._graphs[key] = graph
+                self.kept[key] = graph
             except ValueError:  # it is larger than the cache
                 return False
             return True

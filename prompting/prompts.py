@@ -121,10 +121,7 @@ def _check_characters(n_characters: int, token_limit: int, limit: str) -> None:
 def _encode(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of the text alone, special tokens in it recognised and none added."""
     refuse_surrogates(prompt, "prompt")
-    encoding = tokenizer(
-        prompt, add_special_tokens=False, return_attention_mask=False, verbose=False
-    )
-    return [int(token_id) for token_id in encoding.input_ids]
+    return tokenizer.encode(prompt, add_special_tokens=False, verbose=False)
 
 
 def _leading_special_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ByRole = defaultdict[str, set[str]]  # texts, by the role of the turn that they belong to
+_by_role: Callable[[], ByRole] = partial(defaultdict, set)
 
 DATE = "\ue004"  # stands for a date that the template writes
 
@@ -38,10 +40,6 @@ _PROBES: list[tuple[str, ...]] = [
 ]
 _MARK = "\ue002{}\ue003"
 _ANY_MARK = re.compile("\ue002\\d+\ue003")
-
-
-def _by_role() -> ByRole:
-    return defaultdict(set)
 
 
 @dataclass

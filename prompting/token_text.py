@@ -179,18 +179,14 @@ def _bytes_named(name: str) -> bytes | None:
     if _BYTE.fullmatch(name):
         return _bytes_of(name)
     try:
-        return bytes(_BYTE_OF_CHARACTER[character] for character in name)
+        return bytes(_byte_of_character()[character] for character in name)
     except KeyError:
         return None
 
 
+@cache
 def _byte_of_character() -> dict[str, int]:
-    """The alphabet of byte-level vocabularies (GPT-2's): bytes that print are themselves."""
-    printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printed]
-    return {chr(byte): byte for byte in printed} | {
-        chr(256 + at): byte for at, byte in enumerate(others)
-    }
+    """The alphabet of byte-level vocabularies."""
+    from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
 
-
-_BYTE_OF_CHARACTER = _byte_of_character()
+    return {character: byte for byte, character in bytes_to_unicode().items()}

@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 import orjson
 import requests
 from requests.adapters import HTTPAdapter
-from requests.auth import AuthBase
 from requests.exceptions import ConnectTimeout, ProxyError, SSLError, Timeout
 from urllib3.connection import HTTPConnection
 from urllib3.exceptions import InvalidHeader, NameResolutionError, NewConnectionError
@@ -140,22 +139,17 @@ def send(
 
 def new_session(headers: Mapping[str, str]) -> requests.Session:
     """A session that sends these headers and detects a server that disappeared."""
+    encoded = {name: value.strip().encode() for name, value in headers.items()}
+
+    def authenticate(request: Any) -> Any:
+        request.headers.update(encoded)
+        return request
+
     session = requests.Session()
-    session.auth = _Headers(headers)
+    session.auth = authenticate  # which prevents a look into ~/.netrc
     for scheme in ("http://", "https://"):
         session.mount(scheme, _KeptAlive())
     return session
-
-
-class _Headers(AuthBase):
-    """Adds the headers to every request. As requests' `auth` it prevents a look into ~/.netrc."""
-
-    def __init__(self, headers: Mapping[str, str]) -> None:
-        self._headers = {name: value.strip().encode() for name, value in headers.items()}
-
-    def __call__(self, request: Any) -> Any:
-        request.headers.update(self._headers)
-        return request
 
 
 class _KeptAlive(HTTPAdapter):

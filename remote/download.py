@@ -44,9 +44,31 @@ def download(
         WrongTarget: the URL is not valid.
         OSError: `path` can't be written.
     """
+    # Without this, stores may decompress the object, and proxies may compress it.
+    headers = {"Accept-Encoding": "gzip" if receipt.compressed else "identity"}
+
+    def attempt() -> None:
+        with send(
+            session,
+            "GET",
+            url,
+            name="the store",
+            is_repeatable=True,
+            read_timeout_s=_READ_TIMEOUT_S,
+            headers=headers,
+            stream=True,
+        ) as response:
+            if response.status_code != 200:
+                raise NotAllowed(
+                    f"the store answered {response.status_code} to the download: the URL has "
+                    "expired, is of another object, or allows no GET; the graph is at "
+                    f"{receipt.url}"
+                )
+            _write(response, receipt, file, on_progress)
+
     with new_session({}) as session, replacing(path) as file:
         (patience or Patience()).retry(
-            lambda: _attempt(session, receipt, url, file, on_progress),
+            attempt,
             "the store",
             on_retry=lambda sentence: on_progress(Progress("download", sentence)),
         )
@@ -63,33 +85,6 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-
-
-def _attempt(
-    session: requests.Session,
-    receipt: UploadReceipt,
-    url: str,
-    file: IO[bytes],
-    on_progress: OnProgress,
-) -> None:
-    # Without this, stores may decompress the object, and proxies may compress it.
-    headers = {"Accept-Encoding": "gzip" if receipt.compressed else "identity"}
-    with send(
-        session,
-        "GET",
-        url,
-        name="the store",
-        is_repeatable=True,
-        read_timeout_s=_READ_TIMEOUT_S,
-        headers=headers,
-        stream=True,
-    ) as response:
-        if response.status_code != 200:
-            raise NotAllowed(
-                f"the store answered {response.status_code} to the download: the URL has expired, "
-                f"is of another object, or allows no GET; the graph is at {receipt.url}"
-            )
-        _write(response, receipt, file, on_progress)
 
 
 def _write(

@@ -11,7 +11,6 @@ from remote.connection import Answer
 from remote.errors import JobCancelled, JobEnded, JobTimedOut, Unreachable, WorkerFailure
 
 State = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"]
-STATES: frozenset[str] = frozenset(get_args(State))
 
 _FAILURE = re.compile(r"([a-z][a-z_]*): (.+)", re.DOTALL)
 
@@ -101,7 +100,7 @@ def read_status(answer: Answer, name: str) -> JobStatus:
         Unreachable: the answer has another form; `name` is the server's.
     """
     body = answer.body if isinstance(answer.body, dict) else {}
-    if answer.status != 200 or body.get("status") not in STATES or not body.get("id"):
+    if answer.status != 200 or body.get("status") not in get_args(State) or not body.get("id"):
         raise Unreachable(f"{name} answered {answer.describe()}, which tells nothing of the job")
     rest = map(body.get, ("output", "error", "delayTime", "executionTime"))
     return JobStatus(str(body["id"]), body["status"], *rest)

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,9 +32,91 @@ def _logging_as_it_was() -> Iterator[None]:
     logging.root.handlers, logging.root.level = kept
 
 
+# The fixtures import what they need themselves, after the variables above are set.
+
+
 @pytest.fixture
 def caches(tmp_path: Path) -> dict[str, Any]:
     """Settings under which the caches of weights are directories that don't exist yet."""
-    from tests.support.weight_files import empty_caches  # needs the variables above
+    from tests.support.weight_files import empty_caches
 
     return empty_caches(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Any]:
+    """The HTTP door with the demo model, in this process."""
+    from tests.support.http_server import serving
+
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[Any]:
+    """The same with a secret."""
+    from tests.support.http_server import SECRET, serving
+
+    with serving(secret=SECRET) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def plane() -> Iterator[Any]:
+    """Runpod's side of the SDK's protocol."""
+    from tests.support.control_plane import ControlPlane
+
+    with ControlPlane() as plane:
+        yield plane
+
+
+@pytest.fixture
+def demo_block() -> Any:
+    """The first block of this process's demo model."""
+    from model_loader import get_model
+    from tests.support.demo_worker import demo_settings
+
+    return get_model(demo_settings()).model.blocks[0]
+
+
+@pytest.fixture
+def held_model(demo_block: Any) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """The demo model, held within its next run, which sets the first event, until the second."""
+    from tests.support.demo_worker import forget_graphs
+
+    forget_graphs()
+    entered, go_on = threading.Event(), threading.Event()
+
+    def hold(*_: Any) -> None:
+        entered.set()
+        assert go_on.wait(60)
+
+    handle = demo_block.register_forward_pre_hook(hold)
+    yield entered, go_on
+    go_on.set()
+    handle.remove()
+
+
+@pytest.fixture
+def model_runs(demo_block: Any) -> Iterator[list[None]]:
+    """Grows by one whenever the demo model is run."""
+    runs: list[None] = []
+    handle = demo_block.register_forward_pre_hook(lambda *_: runs.append(None))
+    yield runs
+    handle.remove()
+
+
+@pytest.fixture
+def demo_with_nan(tmp_path: Path) -> Path:
+    """The demo model's directory with one weight spoilt."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from loading.registry import DEMO
+
+    directory = tmp_path / "model"
+    shutil.copytree(DEMO.model, directory)
+    weights = load_file(directory / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = torch.nan
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory

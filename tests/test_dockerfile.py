@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from dockerfile_parse import DockerfileParser
 
-from tests.support.demo_worker import ROOT
+from tests.support.programs import ROOT
 from tools.house import read_house
 
 JOB = '{"input": {"action": "generate-graph", "prompt": "Rafael Nadal juega al"}}'

@@ -3,8 +3,6 @@
 import asyncio
 import json
 import os
-import subprocess
-import sys
 import time
 
 import pytest
@@ -17,13 +15,13 @@ from tests.support.demo_worker import (
     FORWARD,
     GRAPH,
     PARSE,
-    ROOT,
     TOO_LONG,
     ask,
     demo_settings,
     forget_graphs,
     without_times,
 )
+from tests.support.programs import ROOT, imported_by, run
 
 
 @pytest.fixture(autouse=True)
@@ -41,14 +39,8 @@ def run_job(body):
 
 
 def test_importing_the_handler_loads_no_torch_and_no_model_library():
-    program = (
-        "import sys, handler, schemas, settings\n"
-        "print([m for m in ('torch', 'transformer_lens', 'transformers') if m in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
+    program = "import handler, schemas, settings"
+    assert not imported_by(program, "torch", "transformer_lens", "transformers")
 
 
 @pytest.mark.parametrize("body", [FORWARD, PARSE])
@@ -128,7 +120,7 @@ def test_a_cancelled_job_ends_and_the_next_is_answered():
         return await door.handler({"id": "next", "input": FORWARD})
 
     output = asyncio.run(cancel_then_ask())
-    assert len(get_model(demo_settings()).graphs) == 0
+    assert len(get_model(demo_settings()).graphs.kept) == 0
     assert output == ask(FORWARD)
 
 
@@ -186,14 +178,8 @@ def test_any_other_failure_keeps_the_worker(failing_model, exception, code):
 
 def local_run(tmp_path, *arguments):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RUNPOD_")}
-    return subprocess.run(
-        [sys.executable, str(ROOT / "handler.py"), *arguments],
-        cwd=tmp_path,
-        env={**environment, "COLUMNS": "120"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment["COLUMNS"] = "120"
+    return run(ROOT / "handler.py", *arguments, cwd=tmp_path, env=environment)
 
 
 def test_the_sdk_s_local_mode_ends_with_a_summary_and_keeps_the_graph(tmp_path):
@@ -223,14 +209,8 @@ def test_a_local_job_that_fails_ends_with_its_error_and_a_failing_status(tmp_pat
     ],
 )
 def test_a_worker_that_cannot_start_says_which_setting_is_why(tmp_path, variable, value, words):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "handler.py"), "--rp_serve_api"],
-        cwd=tmp_path,
-        env={**os.environ, variable: value},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = {**os.environ, variable: value}
+    done = run(ROOT / "handler.py", "--rp_serve_api", cwd=tmp_path, env=environment)
     assert done.returncode == 1
     assert words in done.stderr
     assert "Traceback" not in done.stderr

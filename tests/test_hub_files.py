@@ -15,7 +15,8 @@ from loading.selection import resolve_entry
 from settings import Settings, read_settings
 from tests.support import runpod_hub_schema
 from tests.support.bake_file import BAKE, TARGETS
-from tests.support.demo_worker import ROOT, ask
+from tests.support.demo_worker import ask
+from tests.support.programs import ROOT
 from tests.support.runpod_hub_schema import GPU_POOLS
 from tools import hub_files
 from tools.presets import PRESETS as MADE

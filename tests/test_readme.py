@@ -14,7 +14,8 @@ from loading.registry import REGISTRY
 from model_loader import get_model
 from prompting.prompts import tokenize
 from settings import Settings, get_settings
-from tests.support.demo_worker import ROOT, ask
+from tests.support.demo_worker import ask
+from tests.support.programs import ROOT
 from tools.documents import PAGES, blocks, links, read, rows
 from tools.house import OUTSIDE, ROOMS
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.support.bake_file import BAKE, TARGETS
-from tests.support.demo_worker import ROOT
+from tests.support.programs import ROOT
 from tools.documents import DOCUMENTS, read
 from tools.presets import REPOSITORY, image
 

@@ -341,7 +341,7 @@ FIELD_NAMES = sorted(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.one_of(JSON, st.dictionaries(st.sampled_from(FIELD_NAMES), JSON, max_size=6)))
 def test_whatever_comes_is_a_request_or_a_worker_error(body):
     try:

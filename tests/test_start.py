@@ -1,7 +1,6 @@
 """start.py as a program: arguments, where it listens, what it logs, how it ends."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -9,25 +8,18 @@ import sys
 
 import pytest
 import requests
-import torch
-from safetensors.torch import load_file, save_file
 
 import start
 from loading.registry import DEMO
 from settings import read_settings
-from tests.support.demo_worker import ROOT, demo_settings
-from tests.support.http_server import GRAPH, assert_error, wait_until
+from tests.support.demo_worker import demo_settings
+from tests.support.http_server import GRAPH, assert_error
+from tests.support.polling import until
+from tests.support.programs import ROOT, free_port, imported_by, is_listening, run
 
 
 def test_importing_it_loads_no_torch_and_no_model_library():
-    program = (
-        "import sys, start\n"
-        "print([m for m in ('torch', 'transformer_lens', 'transformers') if m in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
+    assert not imported_by("import start", "torch", "transformer_lens", "transformers")
 
 
 def test_arguments_win_over_the_environment(monkeypatch, tmp_path):
@@ -40,11 +32,6 @@ def test_arguments_win_over_the_environment(monkeypatch, tmp_path):
     assert settings.transcoder_set == "gemma"
     assert settings.server_port == 80
     assert settings.token_limit == 32
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 def environment(**changed):
@@ -66,10 +53,9 @@ def test_the_program_serves_on_loopback_logs_nothing_private_and_ends_when_told(
 
         def answers():
             assert process.poll() is None, process.stderr.read()
-            with socket.socket() as connection:
-                return connection.connect_ex(("127.0.0.1", port)) == 0
+            return is_listening(port)
 
-        wait_until(answers)
+        until(answers)
         # All of 127.0.0.0/8 is this machine; a server on every address answers there, too.
         with socket.socket() as connection:
             assert connection.connect_ex(("127.0.0.2", port)) != 0
@@ -113,14 +99,7 @@ def test_a_server_told_to_end_while_it_loads_its_model_ends(tmp_path):
     ],
 )
 def test_a_server_that_cannot_start_says_which_setting_is_why(tmp_path, arguments, words):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "start.py"), *arguments],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run(ROOT / "start.py", *arguments, cwd=tmp_path, env=environment())
     assert done.returncode == 1
     assert words in done.stderr
     assert "Traceback" not in done.stderr
@@ -133,21 +112,10 @@ def test_without_a_secret_the_server_listens_on_loopback_only(host):
     assert start.listening_host(demo_settings(server_host="::1")) == "::1"
 
 
-def test_a_server_whose_weights_are_damaged_ends_before_it_listens(tmp_path):
-    model = tmp_path / "model"
-    shutil.copytree(DEMO.model, model)
-    weights = load_file(model / "model.safetensors")
-    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = torch.nan
-    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
-    names = {"MODEL_ID": str(model), "TRANSCODER_SET": DEMO.transcoder_set}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "start.py"), "--port", str(free_port())],
-        cwd=tmp_path,
-        env=environment(**names),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+def test_a_server_whose_weights_are_damaged_ends_before_it_listens(tmp_path, demo_with_nan):
+    names = {"MODEL_ID": str(demo_with_nan), "TRANSCODER_SET": DEMO.transcoder_set}
+    command = (ROOT / "start.py", "--port", str(free_port()))
+    done = run(*command, cwd=tmp_path, env=environment(**names), timeout=60)
     assert done.returncode == 1
     assert "start: blocks.1.mlp.old_mlp.W_in of" in done.stderr
     assert "holds NaN" in done.stderr

@@ -51,7 +51,11 @@ def panel(metadata: Metadata, number: int) -> dict[str, Any]:
     feature: Mapping[str, Any] = {}
     texts: Sequence[Sequence[str]] = []
     if not _is_demo(metadata):
-        title = f"No examples of this feature here. {_advice(metadata, layer, index)}"
+        page = feature_page(metadata)
+        where = "The graph does not say where its features are described."
+        if page is not None:
+            where = f"With the internet: {page.format(layer=layer, index=index)}"
+        title = f"No examples of this feature here. {where}"
     elif (name := f"{layer}_{index}") not in _demo_examples()["features"]:
         title = "This feature fires on no text of the demo model's corpus."
     else:
@@ -107,13 +111,6 @@ def _is_demo(metadata: Metadata) -> bool:
     info = metadata.get("info")
     transcoders = info.get("transcoder_set") if isinstance(info, Mapping) else None
     return metadata["scan"] == DEMO_SCAN and transcoders == DEMO_TRANSCODERS
-
-
-def _advice(metadata: Metadata, layer: int, index: int) -> str:
-    page = feature_page(metadata)
-    if page is None:
-        return "The graph does not say where its features are described."
-    return f"With the internet: {page.format(layer=layer, index=index)}"
 
 
 @cache

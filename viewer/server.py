@@ -137,7 +137,7 @@ def read_graphs(paths: Sequence[Path]) -> list[Graph]:
 
 def _read_metadata(path: Path) -> Mapping[str, Any]:
     try:
-        with _opened(path) as file:
+        with gzip.open(path) if _is_gzipped(path) else path.open("rb") as file:
             head = file.read(_HEAD_BYTES)
             metadata = _leading_metadata(head)
             if metadata is None:
@@ -167,10 +167,6 @@ def _leading_metadata(head: bytes) -> Any:
         return None
 
 
-def _opened(path: Path) -> Any:
-    return gzip.open(path) if _is_gzipped(path) else path.open("rb")
-
-
 def _is_gzipped(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(len(_GZIP)) == _GZIP
@@ -189,17 +185,13 @@ def read_page() -> Page:
     files = {name: web_assets.DIRECTORY / name for name in names}
     [script] = re.findall(r"<script>(.*?)</script>", text, flags=re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return Page(text, files, _policy(digest))
-
-
-def _policy(script_digest: str) -> str:
-    """A Content-Security-Policy: text from a prompt can't run as a script, and the page can send
-    requests to this server only."""
-    return (
-        f"default-src 'none'; script-src 'self' 'sha256-{script_digest}'; "
+    # Text from a prompt can't run as a script, and the page can send requests to this server only.
+    policy = (
+        f"default-src 'none'; script-src 'self' 'sha256-{digest}'; "
         "style-src 'self' 'unsafe-inline'; connect-src 'self'; img-src 'self' data:; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
+    return Page(text, files, policy)
 
 
 def create_app(graphs: Sequence[Graph]) -> Starlette:

@@ -1,6 +1,5 @@
 """Every action counts a conversation's tokens alike, for each family's model and chat template."""
 
-import json
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -22,17 +21,11 @@ import model_loader
 import schemas
 from actions.answer import ACTIONS
 from actions.job import Job
-from delivery import Spooled
 from loading.loaded_model import LoadedModel
-from tests.loading.test_hooked_config import (
-    GPT2_SHAPE,
-    SHAPE,
-    gemma3_with_vision,
-    hugging_face_model,
-)
 from tests.support import tiny_tokenizers
 from tests.support.chat_messages import assistant, user
-from tests.support.demo_worker import demo_settings
+from tests.support.demo_worker import as_json, demo_settings
+from tests.support.model_configs import GPT2_SHAPE, SHAPE, gemma3_with_vision, hugging_face_model
 
 CONVERSATION = [user("What is one?"), assistant("The big")]
 TEXT = "The capital of France is"
@@ -53,11 +46,7 @@ class Family:
         request = schemas.parse_request({"action": action, **fields})
         settings = demo_settings(token_limit=128)
         job = Job(settings, None, threading.Event())
-        response = ACTIONS[type(request)](request, self.loaded, job)
-        if isinstance(response, Spooled):
-            with response:
-                return json.loads(b"".join(response.chunks()))
-        return json.loads(response.model_dump_json())
+        return as_json(ACTIONS[type(request)](request, self.loaded, job))
 
 
 def with_template(tokenizer: PreTrainedTokenizerFast) -> list[int]:

@@ -14,7 +14,7 @@ import model_loader
 from loading.registry import REGISTRY
 from loading.selection import resolve_entry
 from tests.support.chat_messages import user
-from tests.support.demo_worker import ask, demo_settings, without_times
+from tests.support.demo_worker import ask, settings_at, without_times
 from tests.support.model_cache import commit_of
 from tests.support.tiny_families import FAMILIES, PUBLISHED, write_family
 
@@ -76,12 +76,10 @@ def home(family, tmp_path_factory):
 
 
 def settings(family, home, **changed):
-    return demo_settings(
+    return settings_at(
+        home,
         model_id=family.model,
         transcoder_set=family.transcoder_set,
-        hf_home=str(home),
-        image_weights=str(home / "none"),
-        runpod_model_cache=str(home / "none"),
         token_limit=200,
         max_feature_nodes=500,
         **changed,

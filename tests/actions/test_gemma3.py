@@ -17,14 +17,14 @@ import attribution
 import steering
 from loading.transformerlens_engine import replacement_model
 from steering import Intervention
-from tests.attribution.test_attribute import assert_same_graph
-from tests.loading.test_hooked_config import (
-    GEMMA3,
-    LINEAR_ROPE,
-    gemma3_with_vision,
-    hugging_face_model,
+from tests.support.model_configs import GEMMA3, LINEAR_ROPE, gemma3_with_vision, hugging_face_model
+from tests.support.same_graph import assert_same_graph
+from tests.support.steering_cases import (
+    assert_same_predictions,
+    library_form,
+    library_logits,
+    options,
 )
-from tests.support.steering_cases import assert_same_predictions, library_form, options
 from tests.support.tiny_tokenizers import gemma3
 
 D_MODEL, N_FEATURES, N_LAYERS, D_VOCAB = 32, 64, 3, 4400
@@ -182,13 +182,8 @@ def test_steered_tokens_go_on_through_the_cache(model, prompt):
         for layer, _, index, value in strongest(model, prompt)
     ]
     ours = steering.generate(model, prompt, interventions, options(n_tokens=10, top_k=D_VOCAB))
-    ids = ours.token_ids
-    logits, _ = model.feature_intervention(
-        torch.tensor(ids),
-        library_form(interventions, generated=slice(len(prompt), len(ids))),
-        freeze_attention=False,
-    )
-    assert_same_predictions(ours, logits[0, len(prompt) - 1 :])
+    logits = library_logits(model, interventions, ours.token_ids, len(prompt))
+    assert_same_predictions(ours, logits)
 
 
 def test_a_generation_without_interventions_is_hugging_face_s(model, hf_model, prompt):

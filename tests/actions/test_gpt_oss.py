@@ -26,19 +26,17 @@ from settings import Settings
 from steering import Intervention, Options
 from tests.support import gpt_oss
 from tests.support.chat_messages import assistant, system, user
-from tests.support.demo_worker import ask, demo_settings
+from tests.support.demo_worker import ask, settings_at
 
 TEXT = "The capital of France is"
 
 
 def settings_in(home: Path, **changed: Any) -> Settings:
-    return demo_settings(
+    return settings_at(
+        home,
         model_engine="nnsight",
         model_id=gpt_oss.MODEL,
         transcoder_set=gpt_oss.TRANSCODER_SET,
-        hf_home=str(home),
-        image_weights=str(home / "none"),
-        runpod_model_cache=str(home / "none"),
         token_limit=200,
         **changed,
     )

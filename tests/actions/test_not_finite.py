@@ -11,7 +11,7 @@ import handler
 import model_loader
 from errors import NotFinite
 from settings import get_settings
-from tests.support.demo_worker import ask, demo_settings
+from tests.support.demo_worker import ask, settings_at
 from tests.support.http_server import post, serving
 from tests.support.tiny_families import FAMILIES, write_family
 
@@ -53,12 +53,10 @@ def load(home, monkeypatch):
     """Loads the tiny Gemma as the process's model; returns it and its settings."""
 
     def load(dtype, engine="transformerlens"):
-        settings = demo_settings(
+        settings = settings_at(
+            home,
             model_id=GEMMA.model,
             transcoder_set=GEMMA.transcoder_set,
-            hf_home=str(home),
-            image_weights=str(home / "none"),
-            runpod_model_cache=str(home / "none"),
             model_dtype=dtype,
             model_engine=engine,
         )

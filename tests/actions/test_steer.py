@@ -5,8 +5,7 @@ import itertools
 import pytest
 
 from errors import InvalidInput, NotFinite
-from model_loader import get_model
-from tests.support.demo_worker import FORWARD, GRAPH, PROMPT, ask, demo_settings
+from tests.support.demo_worker import FORWARD, GRAPH, PROMPT, ask
 
 TOKENS = ["Michael", " Jordan", " joue", " au"]
 LAST = 4  # position of " au"
@@ -22,16 +21,6 @@ def strongest():
     node = min(at_last, key=lambda n: n["influence"])
     layer, index, position = map(int, node["node_id"].split("_"))
     return {"layer": layer, "index": index, "token_active_position": position}
-
-
-@pytest.fixture
-def model_runs():
-    """Grows by one whenever the model is run."""
-    runs = []
-    block = get_model(demo_settings()).model.blocks[0]
-    handle = block.register_forward_pre_hook(lambda *_: runs.append(None))
-    yield runs
-    handle.remove()
 
 
 def steer(features, **fields):

@@ -1,6 +1,5 @@
 """What the actions show of tokens, for a model with a tokenizer of each kind."""
 
-import json
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +11,13 @@ import model_loader
 import schemas
 from actions.answer import ACTIONS
 from actions.job import Job
-from delivery import Spooled
 from errors import InvalidInput
 from loading.loaded_model import LoadedModel
 from prompting import prompts
 from prompting.token_text import joined
 from tests.actions.test_chat_families import save_transcoders
-from tests.loading.test_hooked_config import SHAPE, hugging_face_model
-from tests.support.demo_worker import demo_settings
+from tests.support.demo_worker import as_json, demo_settings
+from tests.support.model_configs import SHAPE, hugging_face_model
 from tests.support.tokenizer_kinds import FAITHFUL, KINDS
 
 PROMPT = "the  capital . é🦜\tof w7\n"
@@ -45,11 +43,7 @@ class Worker:
     def ask(self, action: str, **fields: Any) -> dict[str, Any]:
         request = schemas.parse_request({"action": action, "prompt": PROMPT, **fields})
         job = Job(demo_settings(token_limit=128), None, threading.Event())
-        response = ACTIONS[type(request)](request, self.loaded, job)
-        if isinstance(response, Spooled):
-            with response:
-                return json.loads(b"".join(response.chunks()))
-        return json.loads(response.model_dump_json())
+        return as_json(ACTIONS[type(request)](request, self.loaded, job))
 
     def steer(self, **fields: Any) -> dict[str, Any]:
         feature = {"layer": 0, "index": 5, "token_active_position": 1, "steer_position": 1}

@@ -3,12 +3,12 @@
 import circuit_tracer
 import pytest
 import torch
-from circuit_tracer.graph import Graph
 
 import attribution
 from attribution import expansion
 from benchmarks.reference_workload import build
 from tests.support import tiny_models
+from tests.support.same_graph import assert_same_graph
 from tests.support.tiny_models import (
     ARCHITECTURES,
     CROSS_LAYER,
@@ -18,29 +18,7 @@ from tests.support.tiny_models import (
     tiny_model,
 )
 
-TOLERANCE = 1e-5  # of the largest entry
 SWEPT = [name for name in ARCHITECTURES if name != "parallel"]
-
-
-def assert_same_graph(model, prompt=None, **settings) -> Graph:
-    """Ours and the library's graph agree in every field; return ours."""
-    prompt = prompt_tokens() if prompt is None else prompt
-    ours = attribution.attribute(prompt, model, **settings)
-    theirs = circuit_tracer.attribute(prompt, model, **{"batch_size": 48, **settings})
-    assert torch.equal(ours.selected_features, theirs.selected_features)
-    assert torch.equal(ours.active_features, theirs.active_features)
-    assert torch.equal(ours.input_tokens, theirs.input_tokens)
-    assert ours.logit_targets == theirs.logit_targets
-    torch.testing.assert_close(ours.activation_values, theirs.activation_values)
-    torch.testing.assert_close(ours.logit_probabilities, theirs.logit_probabilities)
-    assert (ours.input_string, ours.scan) == (theirs.input_string, theirs.scan)
-    assert (ours.vocab_size, ours.n_pos) == (theirs.vocab_size, theirs.n_pos)
-    largest = theirs.adjacency_matrix.abs().max()
-    assert ours.adjacency_matrix.shape == theirs.adjacency_matrix.shape
-    difference = (ours.adjacency_matrix - theirs.adjacency_matrix).abs().max()
-    assert difference <= TOLERANCE * largest
-    assert ours.adjacency_matrix[: len(ours.selected_features)].abs().max() > 0
-    return ours
 
 
 @pytest.mark.parametrize("hooks", HOOKS)

@@ -1,9 +1,6 @@
 """Names that the two circuit-tracers don't share are asked for in one place alone."""
 
-import subprocess
-import sys
-
-from tests.support.demo_worker import ROOT
+from tests.support.programs import output_of
 
 IMPORT_WITHOUT_THE_FORK_S_NAMES = """
 from circuit_tracer.utils import tl_nnsight_mapping
@@ -20,10 +17,4 @@ import loading.build, loading.nnsight_engine, loading.transformerlens_engine
 
 
 def test_the_worker_imports_no_name_that_upstream_lacks() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", IMPORT_WITHOUT_THE_FORK_S_NAMES],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    output_of(IMPORT_WITHOUT_THE_FORK_S_NAMES)

@@ -12,6 +12,7 @@ import errors
 from attribution import expansion, memory
 from tests.support.tiny_models import prompt_tokens, tiny_model
 
+IN_THREE_BATCHES = {"max_feature_nodes": 50, "batch_size": 20, "update_interval": 1}
 WAYS = pytest.mark.parametrize("architecture", ["gemma2", "parallel"], ids=["swept", "library"])
 
 
@@ -31,9 +32,7 @@ def test_progress_counts_feature_nodes_from_none_to_all(architecture):
     attribution.attribute(
         prompt_tokens(),
         tiny_model(architecture, "relu", "gemma scope"),
-        max_feature_nodes=50,
-        batch_size=20,
-        update_interval=1,
+        **IN_THREE_BATCHES,
         on_progress=lambda done, total: seen.append((done, total)),
     )
     assert seen == [(0, 50), (20, 50), (40, 50), (50, 50)]
@@ -73,9 +72,7 @@ def test_what_check_raises_stops_attribution_between_batches(architecture, asked
         attribution.attribute(
             prompt_tokens(),
             tiny_model(architecture, "relu", "gemma scope"),
-            max_feature_nodes=50,
-            batch_size=20,
-            update_interval=1,
+            **IN_THREE_BATCHES,
             on_progress=lambda done, total: seen.append(done),
             check=check,
         )

@@ -16,8 +16,8 @@ import pytest
 
 from tests.support import tiny_tokenizers
 from tests.support.model_cache import files_of, write_repository
+from tests.support.programs import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 SOURCE = os.environ.get("CIRCUIT_TRACER_SRC", "")
 
 pytestmark = [

@@ -18,12 +18,6 @@ from tests.support.cuda_devices import numbers, places
 BF16 = torch.bfloat16
 
 
-@pytest.fixture
-def cuda():
-    with emulated_cuda() as emulation:
-        yield emulation
-
-
 # What it computes.
 
 COMPUTATIONS = {

@@ -10,12 +10,6 @@ from tests.support.cuda_devices import numbers, places
 BF16 = torch.bfloat16
 
 
-@pytest.fixture
-def cuda():
-    with emulated_cuda() as emulation:
-        yield emulation
-
-
 OTHER_DEVICE = {
     "a sum": lambda x, y: x + y,
     "a sum in place": lambda x, y: x.add_(y),

@@ -20,14 +20,8 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
-from delivery import (
-    Network,
-    RetryPolicy,
-    read_target,
-    spool,
-    upload,
-)
-from delivery.put import CheckingResolver
+from delivery import RetryPolicy, read_target, spool, upload
+from delivery.put import CheckingResolver, tls_context
 from delivery.target import is_public
 from errors import (
     Cancelled,
@@ -64,6 +58,22 @@ def nothing_logs_the_secret(caplog):
     yield
     for record in caplog.get_records("call"):
         assert SECRET not in record.message
+
+
+@pytest.fixture
+def resolved_by(monkeypatch):
+    """Gives every name the addresses of a function."""
+    real = socket.getaddrinfo
+
+    def replace(resolve):
+        def getaddrinfo(host, port, family=0, type=0, proto=0, flags=0):
+            if flags & socket.AI_NUMERICHOST:
+                return real(host, port, family, type, proto, flags)
+            return [(socket.AF_INET, type, proto, "", (found, port)) for found in resolve(host)]
+
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+    return replace
 
 
 @pytest.fixture
@@ -299,15 +309,16 @@ def test_a_store_that_does_not_come_to_an_answer_is_given_up(body, act):
         assert re.search("2 attempts, .*(no progress|closed before)", str(error))
 
 
-def test_a_host_that_has_no_address_is_tried_again_and_fails(body):
+def test_a_host_that_has_no_address_is_tried_again_and_fails(body, resolved_by):
     asked = []
 
-    def resolve(host, port, **_):
+    def resolve(host):
         asked.append(host)
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
 
+    resolved_by(resolve)
     url = f"https://bucket.example.org/graph.json{QUERY}"
-    error = failure(UploadFailed, body, url, network=Network(resolve))
+    error = failure(UploadFailed, body, url)
     assert "could not be resolved" in str(error)
     assert asked == ["bucket.example.org"] * 5
 
@@ -476,42 +487,42 @@ def test_a_host_that_the_owner_exempts_may_be_anywhere(body):
 
 
 @pytest.mark.parametrize("others", [[], ["192.88.99.1"]])
-def test_a_name_with_an_address_inside_is_refused_at_the_connection(body, others):
-    def resolve(host, port, **_):
-        return [(0, 0, 0, "", (address, port)) for address in [*others, "127.0.0.1"]]
-
+def test_a_name_with_an_address_inside_is_refused_at_the_connection(body, others, resolved_by):
+    resolved_by(lambda _: [*others, "127.0.0.1"])
     with RawServer([answer(200)]) as server:
         url = server.url(QUERY, host="rebound.example.org")
-        error = failure(UploadUrlRefused, body, url, network=Network(resolve))
+        error = failure(UploadUrlRefused, body, url)
         assert "127.0.0.1" not in str(error)
         assert server.requests == []
 
 
-def test_a_name_is_asked_for_once_an_attempt_and_judged_each_time(body):
+def test_a_name_is_asked_for_once_an_attempt_and_judged_each_time(resolved_by):
     """What was checked is what is connected to, so an answer that changes is seen."""
     target = read_target(f"https://rebound.example.org/x{QUERY}", compressed=False)
     answers = iter(["8.8.8.8", "127.0.0.1"])
+    resolved_by(lambda _: [next(answers)])
 
-    def resolve(host, port, **_):
-        return [(0, 0, 0, "", (next(answers), port))]
+    async def ask():
+        resolver = CheckingResolver(target)
+        [found] = await resolver.resolve("rebound.example.org", 443)
+        assert (found["host"], found["port"]) == ("8.8.8.8", 443)
+        with pytest.raises(UploadUrlRefused):
+            await resolver.resolve("rebound.example.org", 443)
 
-    resolver = CheckingResolver(target, Network(resolve))
-    [found] = asyncio.run(resolver.resolve("rebound.example.org", 443))
-    assert (found["host"], found["port"]) == ("8.8.8.8", 443)
-    with pytest.raises(UploadUrlRefused):
-        asyncio.run(resolver.resolve("rebound.example.org", 443))
+    asyncio.run(ask())
 
 
-def test_an_attempt_asks_for_a_name_once(body):
+def test_an_attempt_asks_for_a_name_once(body, resolved_by):
     asked = []
 
-    def resolve(host, port, **_):
+    def resolve(host):
         asked.append(host)
-        return [(0, 0, 0, "", ("127.0.0.1", port))]
+        return ["127.0.0.1"]
 
+    resolved_by(resolve)
     with RawServer([answer(500), answer(200)]) as server:
         url, allowed = server.url(QUERY, host="minio.internal"), ("minio.internal",)
-        send(body, url, network=Network(resolve), allowed_hosts=allowed)
+        send(body, url, allowed_hosts=allowed)
         assert asked == ["minio.internal"] * len(server.requests) == ["minio.internal"] * 2
 
 
@@ -594,21 +605,21 @@ def believing(authority):
         authority.configure_trust(made)
         return made
 
-    return Network(tls_context=context)
+    return context
 
 
 def test_a_large_body_goes_through_tls(large_body, authority):
     server_tls = serving(authority.issue_cert("localhost"))
     with RawServer([answer(503), answer(200)], server_tls) as server:
         url = server.url(QUERY, host="localhost")
-        send(large_body, url, network=believing(authority))
+        send(large_body, url, tls_context=believing(authority))
         assert server.requests[1].body == LARGE
 
 
 def test_a_stopped_job_ends_its_tls_connection(large_body, authority):
     with RawServer([stop_reading], serving(authority.issue_cert("localhost"))) as server:
-        url, network = server.url(QUERY, host="localhost"), believing(authority)
-        failure(DeadlineExceeded, large_body, url, network=network, check=until(time.time() + 1))
+        url, tls = server.url(QUERY, host="localhost"), believing(authority)
+        failure(DeadlineExceeded, large_body, url, tls_context=tls, check=until(time.time() + 1))
 
 
 @pytest.mark.parametrize("fault", ["another name", "an unknown authority"])
@@ -616,10 +627,10 @@ def test_a_certificate_that_proves_nothing_is_final(body, authority, fault):
     certificate = authority.issue_cert(
         "other.example.org" if fault == "another name" else "localhost"
     )
-    network = believing(authority) if fault == "another name" else Network()
+    tls = believing(authority) if fault == "another name" else tls_context
     with RawServer([answer(200)], serving(certificate)) as server:
         url = server.url(QUERY, host="localhost")
-        error = failure(UploadFailed, body, url, network=network)
+        error = failure(UploadFailed, body, url, tls_context=tls)
         assert "certificate isn't valid" in str(error)
         assert [request.head for request in server.requests] == [b""]
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
 import sys
 
 import numpy as np
@@ -18,6 +17,7 @@ from hypothesis import strategies as st
 from attribution import prune
 from errors import Internal, InvalidInput, NotFinite
 from graphs import document as graph_document
+from tests.support.programs import output_of
 from tests.support.synthetic_graph import make_graph, make_metadata, make_pruned
 
 
@@ -279,8 +279,7 @@ for compress in (False, True):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_three_million_links_need_less_than_64_mb_beyond_the_arrays():
-    command = [sys.executable, "-c", ENCODE_AND_MEASURE]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    plain_mb, plain_peak_mb, gzipped_mb, gzipped_peak_mb = map(int, done.stdout.split())
+    output = output_of(ENCODE_AND_MEASURE)
+    plain_mb, plain_peak_mb, gzipped_mb, gzipped_peak_mb = map(int, output.split())
     assert plain_mb > 150 > 64 > gzipped_mb > 30
     assert max(plain_peak_mb, gzipped_peak_mb) < 64

@@ -18,7 +18,7 @@ from loading import WeightsError, WeightsMismatchError
 from loading.checkpoint import open_checkpoint, weight_files
 from loading.layouts import INDEX, SINGLE_FILE, ModelNeeds
 from loading.transformerlens_engine import hooked_model
-from tests.loading.test_hooked_config import CONFIGS, SHAPE, hugging_face_model
+from tests.support.model_configs import CONFIGS, SHAPE, hugging_face_model
 
 CPU = torch.device("cpu")
 

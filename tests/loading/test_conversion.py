@@ -33,17 +33,6 @@ def small_pieces(monkeypatch):
     monkeypatch.setattr(safetensors_writer, "PIECE_BYTES", 3000)
 
 
-@pytest.fixture(params=LAYOUTS)
-def original(request, tmp_path):
-    """A set in each of the layouts."""
-    return LAYOUTS[request.param](tmp_path / "My-set")
-
-
-@pytest.fixture
-def one_set(tmp_path):
-    return scope_2_set(tmp_path / "set")
-
-
 class TestWhatIsConverted:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_the_copy_holds_the_same_numbers_read_whole(self, original, caches, dtype):

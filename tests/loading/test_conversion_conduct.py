@@ -15,14 +15,9 @@ from collections.abc import Callable
 import pytest
 
 from loading import conversion, converted
-from tests.support.conversions import LAYOUTS, LAZY, contents, convert, located, read, scope_2_set
+from tests.support.conversions import LAYOUTS, LAZY, contents, convert, located, read
 from tests.support.tiny_sets import N_LAYERS
 from tests.support.weight_files import empty_caches, storage
-
-
-@pytest.fixture
-def one_set(tmp_path):
-    return scope_2_set(tmp_path / "set")
 
 
 def in_a_process(work: Callable[[], object]) -> int:

@@ -2,36 +2,24 @@
 
 import json
 import logging
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import model_loader
 from loading import conversion, converted
-from tests.loading.test_hub import TestCommands as HubCommands
 from tests.support.chat_messages import user
-from tests.support.conversions import FILES, LAYOUTS, convert, located, scope_2_set
+from tests.support.conversions import FILES, convert, located
 from tests.support.demo_worker import ask, demo_settings, without_times
+from tests.support.hub_client import run_command
 from tests.support.model_cache import write_repositories
 from tests.support.model_hub import Repository, running_hub
+from tests.support.programs import imported_by
 from tests.support.tiny_families import FAMILIES, write_family
 from tests.support.tiny_sets import N_LAYERS, gemma_scope_2
 from tests.support.weight_files import MODEL, NAME, storage
 
 TRANSCODER = "cross layer transcoder"  # what features' nodes are called
-
-
-@pytest.fixture(params=LAYOUTS)
-def original(request, tmp_path):
-    """A set in each of the layouts."""
-    return LAYOUTS[request.param](tmp_path / "My-set")
-
-
-@pytest.fixture
-def one_set(tmp_path):
-    return scope_2_set(tmp_path / "set")
 
 
 def start(directory, caches, model, **changed):
@@ -151,14 +139,13 @@ class TestCommands:
             hub.repositories = {NAME: Repository(dict(MODEL))}
             sets = gemma_scope_2(skip=True)(name)
             hub.repositories |= {key: Repository(files) for key, files in sets.items()}
-            done = HubCommands.run("convert", url=hub.url, **environment)
+            done = run_command("convert", url=hub.url, **environment)
         assert done.returncode == 0, done.stderr
         *_, last = done.stdout.splitlines()
         assert last.startswith(f"{name}: 0.00 GB in {caches['hf_home']}/converted/mwhanna--")
         for line in ("downloading", "converting mwhanna--", "converted 3 of 3 files"):
             assert line in done.stderr
-        program = "import sys; import loading.conversion; sys.exit('torch' in sys.modules)"
-        assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+        assert not imported_by("import loading.conversion", "torch")
 
     def test_convert_says_where_there_is_nothing_to_do(self, caches, monkeypatch, capsys):
         assert self.run(monkeypatch, caches, "convert") == 0

@@ -2,18 +2,17 @@
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import requests
 
 from loading import sources
-from tests.support.http_server import wait_until
-from tests.support.hub_client import ROOT, hub_client
+from tests.support.hub_client import hub_client, run_command, start_command
 from tests.support.model_cache import commit_of, files_of, write_repository
 from tests.support.model_hub import MEMBER, Repository, etag, running_hub
+from tests.support.polling import until
+from tests.support.programs import imported_by
 from tests.support.weight_files import (
     CROSS_LAYER,
     FEATURE_PAGES,
@@ -271,25 +270,6 @@ def test_a_hub_that_answers_503_to_a_file_is_asked_again():
 
 
 class TestCommands:
-    @staticmethod
-    def start(*arguments, url="http://127.0.0.1:9", **environment):
-        aside = {"HF_HUB_OFFLINE", "HF_TOKEN", "MODEL_ID", "TRANSCODER_SET"}
-        kept = {name: value for name, value in os.environ.items() if name not in aside}
-        return subprocess.Popen(
-            [sys.executable, "model_loader.py", *arguments],
-            cwd=ROOT,
-            env={**kept, "HF_ENDPOINT": url, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    @classmethod
-    def run(cls, *arguments, **environment):
-        with cls.start(*arguments, **environment) as process:
-            output, errors = process.communicate(timeout=60)
-        return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
-
     def test_prefetch_fills_a_cache_and_list_shows_it(self, hub, caches, tmp_path):
         hub.repositories[NAME] = Repository(MODEL, gated=True)
         hub.repositories["mntss/clt-gemma-2-2b-2.5M"] = Repository(CROSS_LAYER)
@@ -299,13 +279,13 @@ class TestCommands:
         names = {"MODEL_ID": NAME, "TRANSCODER_SET": "mntss/clt-gemma-2-2b-2.5M"}
         # The image is built by filling the directory that its worker looks in first.
         filling = {"HF_HUB_CACHE": caches["image_weights"]}
-        done = self.run("prefetch", url=hub.url, **environment, **names, **filling)
+        done = run_command("prefetch", url=hub.url, **environment, **names, **filling)
         assert done.returncode == 0, done.stderr
         shown = done.stdout.splitlines()
         assert [line.split(": ")[0] for line in shown] == list(names.values())
         assert all(caches["image_weights"] in line and "GB" in line for line in shown)
         assert "downloading" in done.stderr
-        done = self.run("list", **environment)
+        done = run_command("list", **environment)
         assert done.returncode == 0, done.stderr
         rows = {tuple(line.split()[:2]): line.split()[-1] for line in done.stdout.splitlines()}
         assert rows["demo", "demo/transcoders"] == "directory"
@@ -314,7 +294,7 @@ class TestCommands:
 
     def test_a_failed_prefetch_is_one_sentence_and_status_1(self, caches):
         environment = {name.upper(): value for name, value in caches.items()}
-        done = self.run("prefetch", "--model-id", "gemma-2-2b", **environment)
+        done = run_command("prefetch", "--model-id", "gemma-2-2b", **environment)
         assert done.returncode == 1
         assert done.stdout == ""
         (line,) = done.stderr.splitlines()
@@ -324,9 +304,9 @@ class TestCommands:
     def test_an_interrupted_prefetch_ends_at_once(self, hub, caches):
         hub.sends.clear()
         environment = {name.upper(): value for name, value in caches.items()}
-        process = self.start("prefetch", "--model-id", NAME, url=hub.url, **environment)
+        process = start_command("prefetch", "--model-id", NAME, url=hub.url, **environment)
         try:
-            wait_until(lambda: any("GET" in r and "resolve" in r for r in hub.requests))
+            until(lambda: any("GET" in r and "resolve" in r for r in hub.requests))
             process.send_signal(signal.SIGINT)
             _, errors = process.communicate(timeout=30)  # the hub would wait for longer
         finally:
@@ -336,10 +316,5 @@ class TestCommands:
         assert errors.endswith("interrupted; what has arrived is kept\n")
 
     def test_neither_command_imports_torch(self):
-        program = (
-            "import sys, model_loader\n"
-            "assert model_loader.main(['list']) == 0\n"
-            "sys.exit('torch' in sys.modules)"
-        )
-        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True)
-        assert done.returncode == 0, done.stderr
+        program = "import model_loader; assert model_loader.main(['list']) == 0"
+        assert not imported_by(program, "torch")

@@ -5,18 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import (
-    Gemma2Config,
-    Gemma3TextConfig,
-    LlamaConfig,
-    PretrainedConfig,
-    Qwen3Config,
-)
+from transformers import Gemma2Config, Gemma3TextConfig, LlamaConfig, PretrainedConfig, Qwen3Config
 
 from loading import UnsupportedArchitectureError
 from loading.hugging_face_model import read_model
 from loading.model_config import read_config
-from tests.loading.test_hooked_config import (
+from tests.support.model_configs import (
     GEMMA3,
     LONG,
     SHAPE,

@@ -20,7 +20,7 @@ from loading.checkpoint import weight_files
 from loading.registry import DEMO
 from model_loader import load
 from settings import Settings
-from tests.loading.test_hooked_config import hugging_face_model
+from tests.support.model_configs import hugging_face_model
 
 N_LAYERS, D_MODEL, N_FEATURES = 3, 64, 16_384
 CONFIG = Gemma2Config(

@@ -30,7 +30,8 @@ from loading.model_config import read_config
 from loading.registry import DEMO
 from loading.transformerlens_engine import hooked_model
 from model_loader import ModelLoadError
-from tests.loading.test_hooked_config import (
+from tests.support.demo_worker import demo_settings
+from tests.support.model_configs import (
     CONFIGS,
     GEMMA3,
     GPT2_SHAPE,
@@ -44,7 +45,6 @@ from tests.loading.test_hooked_config import (
     hugging_face_model,
     prompt_tokens,
 )
-from tests.support.demo_worker import demo_settings
 
 CPU = torch.device("cpu")
 # No interpolation would be left of a longer context's.
@@ -113,20 +113,26 @@ def save(directory: Path, config: PretrainedConfig, **text: Any) -> Any:
     return model
 
 
+def assert_loaded_as_saved(folder: Path, saved: Any, *, hooked: bool = True) -> None:
+    """The configuration that is read gives the model's logits, in TransformerLens too."""
+    read = read_config(folder)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, config=read, attn_implementation="eager"
+    ).eval()
+    with torch.no_grad():
+        assert torch.equal(model(prompt_tokens()).logits, saved(prompt_tokens()).logits)
+    if hooked:
+        checkpoint = open_checkpoint(folder, read, device=CPU, dtype=torch.float32)
+        assert_same_logits(
+            hooked_model(HookedTransformer, checkpoint, "m", CPU, torch.float32), saved
+        )
+
+
 @pytest.mark.parametrize("name", MOVED)
 def test_moved_rope_settings_give_the_logits_of_the_old_names(name: str, tmp_path: Path) -> None:
     config, rope = MOVED[name]
     saved = save(tmp_path, config, rope_parameters=rope)
-    read = read_config(tmp_path)
-    model = AutoModelForCausalLM.from_pretrained(
-        tmp_path, config=read, attn_implementation="eager"
-    ).eval()
-    with torch.no_grad():
-        assert torch.equal(model(prompt_tokens()).logits, saved(prompt_tokens()).logits)
-    if name != "gpt-oss":
-        checkpoint = open_checkpoint(tmp_path, read, device=CPU, dtype=torch.float32)
-        hooked = hooked_model(HookedTransformer, checkpoint, "m", CPU, torch.float32)
-        assert_same_logits(hooked, saved)
+    assert_loaded_as_saved(tmp_path, saved, hooked=name != "gpt-oss")
 
 
 @pytest.mark.parametrize("engine", ["transformerlens", "nnsight"])
@@ -240,15 +246,7 @@ def test_embeddings_are_tied_as_the_version_that_saved_them_says(
     stored["tie_word_embeddings"] = tied if version[0] == "5" else True
     stored["text_config"]["tie_word_embeddings"] = tied if version[0] == "4" else True
     file.write_text(json.dumps(stored))
-    read = read_config(tmp_path)
-    model = AutoModelForCausalLM.from_pretrained(
-        tmp_path, config=read, attn_implementation="eager"
-    ).eval()
-    with torch.no_grad():
-        assert torch.equal(model(prompt_tokens()).logits, saved(prompt_tokens()).logits)
-    checkpoint = open_checkpoint(tmp_path, read, device=CPU, dtype=torch.float32)
-    hooked = hooked_model(HookedTransformer, checkpoint, "m", CPU, torch.float32)
-    assert_same_logits(hooked, saved)
+    assert_loaded_as_saved(tmp_path, saved)
 
 
 def test_an_attention_both_ways_that_is_null_is_off(tmp_path: Path) -> None:

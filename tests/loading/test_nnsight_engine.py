@@ -1,8 +1,6 @@
 """The worker on the nnsight engine: its start, the four actions, refusals, and stopping."""
 
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,12 +30,12 @@ from tests.support.demo_worker import (
     GRAPH,
     PARSE,
     PROMPT,
-    ROOT,
     ask,
     demo_settings,
     without_times,
 )
 from tests.support.hugging_face_models import hugging_face_model
+from tests.support.programs import output_of
 from tests.support.tiny_models import tiny_transcoders
 from tests.support.tiny_tokenizers import gemma3
 
@@ -231,13 +229,5 @@ def test_a_first_job_needs_neither_a_home_directory_nor_a_network(tmp_path) -> N
         "print(ask(FORWARD, demo_settings(model_engine='nnsight'))['salient_logits'][0]['token'])\n"
     )
     home = tmp_path / "none"
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        env={**os.environ, "HOME": str(home)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout == " basket\n", done.stderr
+    assert output_of(program, env={**os.environ, "HOME": str(home)}) == " basket\n"
     assert not home.exists()

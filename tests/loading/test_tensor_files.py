@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 from safetensors.torch import save_file
@@ -24,7 +24,6 @@ def read(path: Path, name: str = "a", dtype: torch.dtype = torch.float32) -> tor
     return read_tensor(path, name, dtype=dtype)
 
 
-@settings(deadline=None)
 @given(
     array=NUMBERS.flatmap(
         lambda dtype: arrays_of.arrays(dtype, arrays_of.array_shapes(min_dims=0, max_side=9))

@@ -9,7 +9,6 @@ from safetensors.torch import load_file, save_file
 
 from loading import WeightsError, sources
 from loading.inspection import check_fits, inspect
-from tests.loading.test_transcoder_activations import CROSS_LAYER, PER_LAYER, edit, load, write_set
 from tests.support.conversions import LAZY, read
 from tests.support.tiny_sets import (
     D_MODEL,
@@ -22,6 +21,7 @@ from tests.support.tiny_sets import (
     random_transcoder,
     write_listed,
 )
+from tests.support.transcoder_folders import CROSS_LAYER, PER_LAYER, edit, load, write_set
 from tests.support.weight_files import storage
 
 HOOKS = ("mlp.hook_in", "hook_mlp_out")

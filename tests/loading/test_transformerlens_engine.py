@@ -8,7 +8,7 @@ from transformer_lens.loading_from_pretrained import get_pretrained_state_dict
 from loading import UnsupportedArchitectureError
 from loading.hooked_config import hooked_config
 from loading.transformerlens_engine import hooked_model, replacement_model
-from tests.loading.test_hooked_config import CONFIGS, hugging_face_model
+from tests.support.model_configs import CONFIGS, hugging_face_model
 from tests.support.tiny_models import tiny_transcoders
 
 CPU = torch.device("cpu")

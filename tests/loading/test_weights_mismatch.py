@@ -17,9 +17,9 @@ from loading.layouts import SINGLE_FILE
 from loading.model_config import read_config
 from loading.registry import DEMO
 from model_loader import ModelLoadError
-from tests.loading.test_hooked_config import GEMMA3, SHAPE
 from tests.support.demo_worker import demo_settings
 from tests.support.hugging_face_models import FAMILIES, hugging_face_model
+from tests.support.model_configs import GEMMA3, SHAPE
 from tests.support.tiny_models import prompt_tokens, tiny_transcoders
 
 ENGINES: list[Any] = ["transformerlens", "nnsight"]

@@ -256,7 +256,7 @@ def test_a_prompt_that_cannot_be_tokenised_has_no_positions(prompt: str, model_n
     assert chat_prompt.parse(prompt, TOKENIZERS["gemma3"], model_name).unsteerable_positions == []
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.sampled_from(FAMILIES), st.sampled_from(["", *CHAT]), ANY_TEXT)
 def test_any_text_is_answered_and_none_of_it_invented(
     family: str, opened_by: str, text: str

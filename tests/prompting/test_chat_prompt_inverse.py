@@ -10,7 +10,7 @@ def parse(prompt: str, family: str) -> list[Message] | None:
     return chat_prompt.parse(prompt, TOKENIZERS[family]).messages
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(CONVERSATIONS)
 def test_parsing_gives_back_the_messages_of_an_open_prompt(
     conversation: tuple[str, list[Message]],
@@ -22,7 +22,7 @@ def test_parsing_gives_back_the_messages_of_an_open_prompt(
     assert parse(rendered(messages, family, closed=False), family) == messages
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(CONVERSATIONS)
 def test_parsing_gives_back_the_messages_of_a_closed_prompt(
     conversation: tuple[str, list[Message]],
@@ -33,7 +33,7 @@ def test_parsing_gives_back_the_messages_of_a_closed_prompt(
     assert parse(rendered(messages, family, closed=True), family) == messages
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(CONVERSATIONS)
 def test_parsing_needs_no_bos(conversation: tuple[str, list[Message]]) -> None:
     family, messages = conversation
@@ -44,7 +44,7 @@ def test_parsing_needs_no_bos(conversation: tuple[str, list[Message]]) -> None:
     assert chat_prompt.parse(parsed.prompt, TOKENIZERS[family]) == parsed
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(CONVERSATIONS)
 def test_positions_are_the_same_for_the_prompt_given_back(
     conversation: tuple[str, list[Message]],

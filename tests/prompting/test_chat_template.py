@@ -60,7 +60,7 @@ def test_a_blank_last_assistant_turn_is_the_generation_prompt(family: str, blank
 
 
 @pytest.mark.parametrize("family", CHAT)
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(content=TEXT.filter(lambda text: text.strip() and "</think>" not in text))
 def test_an_open_turn_is_what_transformers_continues(family: str, content: str) -> None:
     tokenizer = TOKENIZERS[family]

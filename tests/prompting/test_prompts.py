@@ -1,8 +1,6 @@
 """How text becomes tokens, for a tokenizer of every family."""
 
 import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +13,7 @@ from prompting import chat_template, prompts
 from prompting.token_text import TokenText
 from tests.support import tiny_tokenizers
 from tests.support.chat_messages import assistant, system, user
+from tests.support.programs import imported_by
 from tests.support.tiny_tokenizers import BASE_FAMILIES, CHAT_FAMILIES
 
 TOKENIZERS = {name: build() for name, build in {**CHAT_FAMILIES, **BASE_FAMILIES}.items()}
@@ -48,7 +47,7 @@ LIBRARY = library_rules()
 
 
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"bos_zero"}))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(text=TEXT.filter(bool))
 def test_tokens_are_those_of_the_library(family: str, text: str) -> None:
     tokenizer = TOKENIZERS[family]
@@ -60,7 +59,7 @@ def test_tokens_are_those_of_the_library(family: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(text=TEXT)
 def test_the_first_token_is_special_and_the_rest_is_the_text(family: str, text: str) -> None:
     tokenizer = TOKENIZERS[family]
@@ -294,9 +293,6 @@ def test_long_conversations_are_refused_before_the_template_renders_them(
 
 
 def test_importing_loads_neither_transformers_nor_torch() -> None:
-    check = (
-        "import sys; from prompting import chat_prompt, prompts; "
-        "sys.exit(bool({'torch', 'transformers', 'jinja2'} & set(sys.modules)))"
-    )
+    program = "from prompting import chat_prompt, prompts"
 
-    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+    assert not imported_by(program, "torch", "transformers", "jinja2")

@@ -15,17 +15,11 @@ from hypothesis import strategies as st
 from client import main
 from remote.arguments import parse
 from schemas import SteerFeature, parse_request
-from tests.support.demo_worker import PROMPT, ROOT
-from tests.support.http_server import serving
+from tests.support.demo_worker import PROMPT
+from tests.support.programs import ROOT, imported_by
 from tools.documents import read
 
 PAGE = read("docs/client.md")
-
-
-@pytest.fixture(scope="module")
-def server():
-    with serving() as running:
-        yield running
 
 
 @pytest.fixture
@@ -39,11 +33,7 @@ def workplace(tmp_path, monkeypatch):
 
 def test_importing_it_needs_no_torch_and_none_of_the_worker_s_servers():
     heavy = ("torch", "transformers", "runpod", "fastapi", "uvicorn", "settings", "actions")
-    program = f"import sys, client\nprint([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "[]\n"
+    assert not imported_by("import client", *heavy)
 
 
 COMMANDS = [

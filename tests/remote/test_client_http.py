@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 
 import pytest
 
@@ -15,9 +14,11 @@ from model_loader import get_model
 from remote.errors import JobTimedOut, NotAllowed, Unreachable, WorkerFailure, WrongTarget
 from remote.retries import Patience
 from serving import http_api
-from tests.support.demo_worker import PROMPT, ROOT, ask, demo_settings, forget_graphs, without_times
-from tests.support.http_server import STEER, get, serving, wait_until
+from tests.support.demo_worker import PROMPT, ask, demo_settings, without_times
+from tests.support.http_server import STEER, get, serving
 from tests.support.object_store import BUCKET, running_store
+from tests.support.polling import until
+from tests.support.programs import ROOT
 from tests.support.raw_server import RawServer
 
 PATIENCE = Patience(outage_s=5.0, busy_s=20.0, first_wait_s=0.02, longest_wait_s=0.2)
@@ -33,22 +34,6 @@ def server():
 def client(server):
     with Client.to_url(server.url, patience=PATIENCE) as client:
         yield client
-
-
-@pytest.fixture
-def held_model():
-    """The demo model, held within its next run until the second event is set."""
-    forget_graphs()
-    entered, go_on = threading.Event(), threading.Event()
-
-    def hold(*_):
-        entered.set()
-        assert go_on.wait(60)
-
-    handle = get_model(demo_settings()).model.blocks[0].register_forward_pre_hook(hold)
-    yield entered, go_on
-    go_on.set()
-    handle.remove()
 
 
 def test_every_action_answers_as_the_worker_does(client):
@@ -128,7 +113,7 @@ def test_ctrl_c_closes_the_connection_and_so_stops_the_job(server, held_model):
     assert "the job is cancelled: the connection is closed" in errors
     assert "Traceback" not in errors
     go_on.set()
-    wait_until(lambda: get(server, "/health").json()["jobs"]["failed"] == failed + 1)
+    until(lambda: get(server, "/health").json()["jobs"]["failed"] == failed + 1)
 
 
 def test_an_uploaded_graph_is_downloaded_checked_and_shown(server, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """What the client makes of the answers about a job, whatever they hold."""
 
 import json
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from remote.connection import Answer
 from remote.errors import JobEnded, RemoteError, WorkerFailure
-from remote.jobs import STATES, failure, read_status
+from remote.jobs import State, failure, read_status
 
 JSON = st.recursive(
     st.none()
@@ -26,7 +27,7 @@ def read(**body):
     return read_status(Answer(200, {"id": "job-1", **body}), "runpod")
 
 
-@given(st.sampled_from(sorted(STATES)), UPDATES | JSON, JSON, JSON)
+@given(st.sampled_from(get_args(State)), UPDATES | JSON, JSON, JSON)
 def test_any_status_has_progress_and_an_outcome_or_an_error_of_the_client_s(
     state, output, error, delay
 ):

@@ -14,8 +14,9 @@ import pytest
 import requests
 from packaging.requirements import Requirement
 
-from tests.support.demo_worker import PROMPT, ROOT
+from tests.support.demo_worker import PROMPT
 from tests.support.http_server import serving
+from tests.support.programs import ROOT
 
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 NAMES = {"attribution_client", f"attribution_client-{VERSION}.dist-info"}

@@ -26,19 +26,15 @@ from remote.errors import (
     WrongTarget,
 )
 from remote.retries import Patience
-from tests.support.control_plane import ControlPlane, running_worker
-from tests.support.demo_worker import PROMPT, ROOT, ask, without_times
+from tests.support.control_plane import running_worker
+from tests.support.demo_worker import PROMPT, ask, without_times
+from tests.support.polling import until
+from tests.support.programs import ROOT
 from tests.support.runpod_endpoint import ENDPOINT_ID, USER_KEY, RunpodEndpoint
-from tests.support.sdk_jobs import FEATURE, GRAPH, LONG_STEER, STEER, stopped, until
+from tests.support.sdk_jobs import FEATURE, GRAPH, LONG_STEER, STEER, stopped
 
 LONG = ["steer", PROMPT, "--feature", "2:5:4=+20", "--temperature", "5", "--seed", "4"]
 LONG += ["--n-tokens", "40", "--endpoint", ENDPOINT_ID]
-
-
-@pytest.fixture(scope="module")
-def plane():
-    with ControlPlane() as plane:
-        yield plane
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,11 @@ import requests
 from client import Client, main
 from remote.errors import Unreachable, WorkerFailure, WrongTarget
 from remote.servers import SdkApi
-from tests.support.demo_worker import PROMPT, ROOT, TOO_LONG, ask, without_times
-from tests.support.http_server import STEER, wait_until
+from tests.support.demo_worker import PROMPT, TOO_LONG, ask, without_times
+from tests.support.http_server import STEER
+from tests.support.polling import until
+from tests.support.programs import ROOT, free_port
 from tests.support.sdk_jobs import LONG_GRAPH
-from tests.test_start import free_port
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def url(tmp_path_factory):
         )
     url = f"http://localhost:{port}"
     try:
-        wait_until(lambda: answers(url) or process.poll() is not None)
+        until(lambda: answers(url) or process.poll() is not None)
         yield url
     finally:
         os.killpg(process.pid, signal.SIGKILL)  # the SDK pings from a process of its own
@@ -96,7 +97,7 @@ def test_its_health_says_how_many_jobs_wait_for_the_one_that_runs(client, url):
     with ThreadPoolExecutor(2) as threads:
         long = {"input": {**LONG_GRAPH, "max_feature_nodes": 1500}}
         asked = [threads.submit(requests.post, f"{url}/runsync", json=long) for _ in range(2)]
-        wait_until(lambda: client.health()["jobs"]["inQueue"] == 1)
+        until(lambda: client.health()["jobs"]["inQueue"] == 1)
         busy = client.health()
         assert busy["jobs"]["inProgress"] == 1
         assert busy["workers"] == {"idle": 0, "running": 1}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from serving import cpu_threads
 from settings import Settings, how_threads_wait, read_settings
-from tests.support.demo_worker import ROOT
+from tests.support.programs import ROOT
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 VARIABLES = ("CPU_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", *WAITING)

@@ -4,13 +4,10 @@ import os
 import re
 import resource
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
@@ -19,7 +16,8 @@ from loading.registry import DEMO
 from serving import fitness
 from serving.fitness import UnfitError
 from tests.support.control_plane import ControlPlane, running_worker
-from tests.support.demo_worker import FORWARD, ROOT, demo_settings
+from tests.support.demo_worker import FORWARD, demo_settings, settings_at
+from tests.support.programs import ROOT, run
 from tests.support.tiny_families import FAMILIES, write_family
 
 
@@ -55,14 +53,7 @@ def test_a_worker_without_the_gpu_that_was_expected_is_unfit(chosen, words):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_worker_without_its_gpu_ends_before_it_loads_the_model(tmp_path):
     environment = {**os.environ, "RUNPOD_GPU_COUNT": "1", "MODEL_ID": "demo", "DEVICE": ""}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "handler.py")],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = run(ROOT / "handler.py", cwd=tmp_path, env=environment, timeout=60)
     assert done.returncode == 1
     assert "start: a GPU was expected (Runpod gave the worker 1 of them)" in done.stderr
     assert "loaded" not in done.stderr
@@ -102,12 +93,10 @@ def test_a_threshold_of_infinity_is_no_fault(loaded):
 def test_a_gemma_3_chat_model_is_asked_in_a_chat(tmp_path):
     family = FAMILIES["Gemma 3 chat, affine in a folder"]
     write_family(tmp_path / "hub", family)
-    settings = demo_settings(
+    settings = settings_at(
+        tmp_path,
         model_id=family.model,
         transcoder_set=family.transcoder_set,
-        hf_home=str(tmp_path),
-        image_weights=str(tmp_path / "none"),
-        runpod_model_cache=str(tmp_path / "none"),
         model_dtype="bfloat16",
     )
     fitness.check_model(model_loader.load(settings))
@@ -188,17 +177,6 @@ def test_a_disk_without_room_for_a_graph_is_unfit(tmp_path, monkeypatch):
     more_than_there_is = shutil.disk_usage(tmp_path).total + 1
     with pytest.raises(UnfitError, match=re.escape(str(tmp_path)) + ".*set TMPDIR"):
         fitness.check_disk(more_than_there_is)
-
-
-@pytest.fixture
-def demo_with_nan(tmp_path):
-    """The demo model's directory with one weight spoilt."""
-    directory = tmp_path / "model"
-    shutil.copytree(DEMO.model, directory)
-    weights = load_file(directory / "model.safetensors")
-    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = torch.nan
-    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-    return directory
 
 
 def assert_ends_before_any_job(plane, worker, check, words):

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 import schemas
 from errors import WorkerError
-from model_loader import get_model
-from tests.support.demo_worker import FORWARD, GRAPH, PARSE, ask, demo_settings, forget_graphs
-from tests.support.sdk_jobs import FEATURE, GOOD, STEER, comparable
+from tests.support.demo_worker import FORWARD, GRAPH, PARSE, ask, comparable, forget_graphs
+from tests.support.sdk_jobs import FEATURE, GOOD, STEER
 
 # What the caller of a request that validation refuses may wait for it, of this thread's time.
 REFUSED_WITHIN_S = 0.05
@@ -170,17 +169,7 @@ def malformed(draw):
 
 
 REQUESTS = st.one_of(BORDERLINE, malformed(), malformed(), JUNK)
-FUZZ = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck))
-
-
-@pytest.fixture(scope="module")
-def model_runs():
-    """Grows by one whenever the model is run."""
-    runs = []
-    block = get_model(demo_settings()).model.blocks[0]
-    handle = block.register_forward_pre_hook(lambda *_: runs.append(None))
-    yield runs
-    handle.remove()
+FUZZ = settings(database=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -15,38 +15,24 @@ from starlette.responses import StreamingResponse
 import logs
 import schemas
 from serving import http_api, http_docs
-from tests.support.demo_worker import ROOT, TOO_LONG, ask
+from tests.support.demo_worker import TOO_LONG, ask, comparable
 from tests.support.http_server import (
     ACTIONS,
     FORWARD,
     GRAPH,
     PARSE,
+    SECRET,
     STEER,
     assert_error,
-    comparable,
     get,
     post,
     raw_request,
     serving,
-    wait_until,
 )
+from tests.support.polling import until
+from tests.support.programs import ROOT
 from tests.support.raw_server import RawServer, answer, error_xml
 from tools.documents import read, rows
-
-SECRET = "correct horse battery staple"
-
-
-@pytest.fixture(scope="module")
-def server():
-    with serving() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def guarded():
-    with serving(secret=SECRET) as running:
-        yield running
-
 
 # Actions
 
@@ -401,7 +387,7 @@ def test_a_fault_of_the_worker_s_own_is_answered_and_logged_without_its_message(
     response = post(server, "forward-pass", FORWARD)
     assert_error(response, 500, "internal")
     # It is logged once it has been answered.
-    wait_until(lambda: any(record.exc_info for record in caplog.records))
+    until(lambda: any(record.exc_info for record in caplog.records))
     [record] = [record for record in caplog.records if record.exc_info]
     record.exc_text = None  # what pytest's own formatter made of it
     line = logs.ReadableLines().format(record)

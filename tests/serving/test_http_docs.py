@@ -13,21 +13,7 @@ from pydantic import TypeAdapter
 
 import schemas
 from serving import http_docs
-from tests.support.http_server import ACTIONS, get, post, serving
-
-SECRET = "correct horse battery staple"
-
-
-@pytest.fixture(scope="module")
-def server():
-    with serving() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def guarded():
-    with serving(secret=SECRET) as running:
-        yield running
+from tests.support.http_server import ACTIONS, SECRET, get, post
 
 
 @pytest.fixture(scope="module")

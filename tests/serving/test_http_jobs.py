@@ -3,31 +3,22 @@
 import json
 import threading
 
-import pytest
-
 import attribution
 from model_loader import get_model
 from serving import http_docs
-from tests.support.demo_worker import ask, demo_settings, forget_graphs
+from tests.support.demo_worker import ask, comparable, demo_settings
 from tests.support.http_server import (
     FORWARD,
     GRAPH,
     PARSE,
     STEER,
     assert_error,
-    comparable,
     get,
     post,
     raw_request,
     serving,
-    wait_until,
 )
-
-
-@pytest.fixture(scope="module")
-def server():
-    with serving() as running:
-        yield running
+from tests.support.polling import until
 
 
 def test_while_the_model_is_busy_jobs_are_sent_away_and_prompts_are_still_parsed(server):
@@ -41,22 +32,6 @@ def test_while_the_model_is_busy_jobs_are_sent_away_and_prompts_are_still_parsed
         assert post(server, "parse-chat-prompt", PARSE).status_code == 200
     assert get(server, "/check-busy").json() == {"busy": False}
     assert post(server, "forward-pass", FORWARD).status_code == 200
-
-
-@pytest.fixture
-def held_model():
-    """The demo model, held within its next run until the event is set."""
-    forget_graphs()
-    entered, go_on = threading.Event(), threading.Event()
-
-    def hold(*_):
-        entered.set()
-        assert go_on.wait(60)
-
-    handle = get_model(demo_settings()).model.blocks[0].register_forward_pre_hook(hold)
-    yield entered, go_on
-    go_on.set()
-    handle.remove()
 
 
 def test_the_server_answers_while_a_job_is_worked_on(server, held_model):
@@ -94,13 +69,13 @@ def test_a_client_that_hangs_up_cancels_its_job(server, held_model):
     failed = get(server, "/health").json()["jobs"]["failed"]
     with raw_request(server, "generate-graph", json.dumps(GRAPH).encode()):
         assert entered.wait(60)
-    wait_until(lambda: not server.server_state.connections)
+    until(lambda: not server.server_state.connections)
     for _ in range(3):  # turns of the event loop, in which the job is told
         assert get(server, "/check-busy").json() == {"busy": True}
     go_on.set()
-    wait_until(lambda: not get(server, "/check-busy").json()["busy"])
+    until(lambda: not get(server, "/check-busy").json()["busy"])
     assert get(server, "/health").json()["jobs"]["failed"] == failed + 1
-    assert len(get_model(demo_settings()).graphs) == 0
+    assert len(get_model(demo_settings()).graphs.kept) == 0
     expected = ask({"action": "generate-graph", **GRAPH})
     assert comparable(post(server, "generate-graph", GRAPH).json()) == comparable(expected)
 
@@ -113,9 +88,9 @@ def test_a_server_told_to_stop_cancels_the_job_that_takes_too_long_to_end(held_m
             assert entered.wait(60)
             server.should_exit = True
             # uvicorn's last word on the request, after which it waits for the thread.
-            wait_until(lambda: "Exception in ASGI application" in caplog.text)
+            until(lambda: "Exception in ASGI application" in caplog.text)
             go_on.set()
-    assert len(get_model(demo_settings()).graphs) == 0
+    assert len(get_model(demo_settings()).graphs.kept) == 0
     assert ask({"action": "forward-pass", **FORWARD})["salient_logits"]
 
 

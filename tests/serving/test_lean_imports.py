@@ -3,15 +3,15 @@
 import contextlib
 import importlib.util
 import json
-import subprocess
 import sys
 
 import pytest
 
 from serving import lean_imports as lean
 from serving.lean_imports import lean_imports
-from tests.support.demo_worker import ROOT, ask
-from tests.support.sdk_jobs import FORWARD, GRAPH, PARSE, STEER, comparable
+from tests.support.demo_worker import ask, comparable
+from tests.support.programs import output_of
+from tests.support.sdk_jobs import FORWARD, GRAPH, PARSE, STEER
 
 JOBS = [GRAPH, STEER, FORWARD, PARSE]
 
@@ -95,10 +95,7 @@ def test_afterwards_imports_find_the_real_module_and_nothing_is_left(package):
 
 def run_program(program: str) -> list[object]:
     """What a program prints in a fresh process, a JSON value a line."""
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    lines = done.stdout.splitlines()
+    lines = output_of(program).splitlines()
     return [json.loads(line.removeprefix("JSON ")) for line in lines if line.startswith("JSON ")]
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from loading.read_ahead import memory_bytes, read_ahead
 from model_loader import read_weights_ahead
-from tests.support.demo_worker import ROOT, demo_settings
+from tests.support.demo_worker import demo_settings
+from tests.support.programs import ROOT
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ from statistics import median
 import pytest
 
 from delivery.spooling import MEMORY_LIMIT_BYTES
-from tests.support.control_plane import API_KEY, TAKE_POLL_S, ControlPlane, running_worker
-from tests.support.demo_worker import FORWARD, GRAPH, PARSE, ask, ask_fresh_process
+from tests.support.control_plane import API_KEY, TAKE_POLL_S, running_worker
+from tests.support.demo_worker import FORWARD, GRAPH, PARSE, ask, ask_fresh_process, comparable
+from tests.support.polling import until
 from tests.support.raw_server import RawServer, answer, close_without_an_answer, error_xml
 from tests.support.sdk_jobs import (
     LONG_GRAPH,
@@ -19,21 +20,13 @@ from tests.support.sdk_jobs import (
     assert_each_answered_once,
     assert_ended_without_a_result,
     cancel_in_mid_stage,
-    comparable,
     in_mid_stage,
     running,
     stopped,
     submit_mixed,
-    until,
 )
 
 SECRETS = {"HF_TOKEN": "planted-hub-token", "SECRET": "planted-secret"}
-
-
-@pytest.fixture(scope="module")
-def plane():
-    with ControlPlane() as plane:
-        yield plane
 
 
 @pytest.fixture(scope="module")

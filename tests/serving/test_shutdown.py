@@ -3,17 +3,16 @@
 import pytest
 
 from tests.support.control_plane import ControlPlane, running_worker
-from tests.support.demo_worker import FORWARD, GRAPH, ask, ask_fresh_process
+from tests.support.demo_worker import FORWARD, GRAPH, ask, ask_fresh_process, comparable
+from tests.support.polling import until
 from tests.support.sdk_jobs import (
     LONG_STEER,
     STEER,
     assert_as_a_fresh_worker,
     assert_ended_without_a_result,
     cancel_in_mid_stage,
-    comparable,
     in_mid_stage,
     running,
-    until,
 )
 
 

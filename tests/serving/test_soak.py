@@ -11,6 +11,7 @@ from model_loader import get_model
 from tests.support import raw_server
 from tests.support.control_plane import ControlPlane, running_worker
 from tests.support.demo_worker import GRAPH, ask, demo_settings, forget_graphs
+from tests.support.polling import until
 from tests.support.sdk_jobs import (
     BAD,
     GOOD,
@@ -18,7 +19,6 @@ from tests.support.sdk_jobs import (
     LONG_STEER,
     assert_each_answered_once,
     submit_mixed,
-    until,
 )
 
 pytestmark = pytest.mark.soak

@@ -20,6 +20,7 @@ from tests.support.steering_cases import (
     assert_same_predictions,
     generate,
     library_form,
+    library_logits,
     new_model,
     options,
     probabilities,
@@ -28,11 +29,6 @@ from tests.support.steering_cases import (
 from tests.support.tiny_models import D_TRANSCODER, N_LAYERS
 
 GREEDY = {"do_sample": False, "stop_at_eos": False, "verbose": False}
-
-
-@pytest.fixture(params=KINDS)
-def model(request: pytest.FixtureRequest) -> Any:
-    return shared_model(request.param)
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["free", "frozen"])
@@ -77,14 +73,9 @@ def test_the_cache_gives_what_one_pass_over_the_steered_text_gives(model: Any, w
 def assert_equals_one_pass(
     model: Any, interventions: list[Intervention], generation: Generation
 ) -> None:
-    ids = generation.token_ids
-    logits, _ = model.feature_intervention(
-        torch.tensor(ids),
-        library_form(interventions, generated=slice(len(PROMPT), len(ids))),
-        freeze_attention=False,
-    )
-    assert_same_predictions(generation, logits[0, len(PROMPT) - 1 :])
-    assert len(generation.top_ids) == len(ids) - len(PROMPT) + 1
+    logits = library_logits(model, interventions, generation.token_ids, len(PROMPT))
+    assert_same_predictions(generation, logits)
+    assert len(generation.top_ids) == len(generation.token_ids) - len(PROMPT) + 1
 
 
 ANY_INTERVENTIONS = st.lists(
@@ -100,7 +91,7 @@ ANY_INTERVENTIONS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(kind=st.sampled_from(list(KINDS)), interventions=ANY_INTERVENTIONS)
 def test_any_interventions_give_what_one_pass_gives(
     kind: str, interventions: list[Intervention]

@@ -24,11 +24,6 @@ from tests.support.steering_cases import (
 from tests.support.tiny_models import D_TRANSCODER
 
 
-@pytest.fixture(params=KINDS)
-def model(request: pytest.FixtureRequest) -> Any:
-    return shared_model(request.param)
-
-
 def test_activations_are_those_of_the_library(model: Any) -> None:
     _, activations = model.get_activations(torch.tensor(PROMPT))
     features = [(2, 5, 4), (0, 1, 3), (2, 5, 4), (1, 0, 7), (2, 1, 4), (1, 3, 47)]

@@ -2,7 +2,7 @@
 
 import hcl2
 
-from tests.support.demo_worker import ROOT
+from tests.support.programs import ROOT
 
 BAKE = hcl2.loads(
     (ROOT / "docker-bake.hcl").read_text(),

@@ -23,7 +23,8 @@ from typing import Any
 
 from aiohttp import web
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.support.programs import ROOT
+
 API_KEY = "control-plane-key"
 WORKER_ID = "worker-under-test"
 TAKE_POLL_S = 20.0

@@ -1,19 +1,16 @@
 """The demo model behind the worker's own front: what a door calls, in this process or a new one."""
 
 import json
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import model_loader
-from actions.answer import answer
+from actions.answer import Response, answer
 from delivery import Spooled
 from graphs.cache import GraphCache
 from settings import Settings
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.support.programs import output_of
 
 PROMPT = "Michael Jordan joue au"
 TOO_LONG = "a " * 600  # more tokens than the demo model's context has
@@ -27,12 +24,24 @@ def demo_settings(**changed: Any) -> Settings:
     return Settings(_env_file=None, device="cpu", **changed)
 
 
+def settings_at(home: Path, **changed: Any) -> Settings:
+    """The settings of a worker that has weights in this home of Hugging Face's and nowhere else."""
+    absent = str(home / "none")
+    return demo_settings(
+        hf_home=str(home), image_weights=absent, runpod_model_cache=absent, **changed
+    )
+
+
 def ask(
     body: object, settings: Settings | None = None, cancelled: threading.Event | None = None
 ) -> dict[str, Any]:
     """The output of a request as JSON gives it, a graph loaded from its document."""
     settings = settings or demo_settings()
-    response = answer(body, model_loader.get_model(settings), settings, cancelled)
+    return as_json(answer(body, model_loader.get_model(settings), settings, cancelled))
+
+
+def as_json(response: Response) -> dict[str, Any]:
+    """An action's response as its caller reads it."""
     if isinstance(response, Spooled):
         with response:
             return json.loads(b"".join(response.chunks()))
@@ -53,15 +62,7 @@ def ask_fresh_process(bodies: list[object]) -> list[dict[str, Any]]:
         "from tests.support.demo_worker import ask\n"
         "print(json.dumps([ask(body) for body in json.load(sys.stdin)]))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        input=json.dumps(bodies),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(output_of(program, input=json.dumps(bodies)).splitlines()[-1])
 
 
 def without_times(graph: dict[str, Any]) -> dict[str, Any]:
@@ -70,3 +71,8 @@ def without_times(graph: dict[str, Any]) -> dict[str, Any]:
     metadata["info"].pop("create_time_ms")
     metadata["info"].pop("timings_ms")
     return {**graph, "metadata": metadata}
+
+
+def comparable(output: dict[str, Any]) -> dict[str, Any]:
+    """Any action's output without what differs between two equal runs."""
+    return without_times(output) if "nodes" in output else output

@@ -1,8 +1,6 @@
 """The HTTP door with the demo model, running in this process, and requests to it."""
 
 import socket
-import threading
-import time
 from contextlib import contextmanager
 
 import requests
@@ -11,13 +9,15 @@ import schemas
 import start
 from model_loader import get_model
 from serving import http_docs
-from tests.support.demo_worker import demo_settings, without_times
+from tests.support.demo_worker import demo_settings
+from tests.support.uvicorn_thread import in_a_thread
 
 ACTIONS = list(schemas.REQUESTS)
 FORWARD = http_docs.EXAMPLES["forward-pass"]
 GRAPH = http_docs.EXAMPLES["generate-graph"]
 PARSE = http_docs.EXAMPLES["parse-chat-prompt"]
 STEER = http_docs.EXAMPLES["steer"]
+SECRET = "correct horse battery staple"
 
 
 @contextmanager
@@ -25,15 +25,8 @@ def serving(**settings):
     """A server in a thread of this process, on a free port of loopback."""
     chosen = demo_settings(**settings)
     server = start.server(chosen, get_model(chosen))
-    listener = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    server.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    try:
+    with in_a_thread(server) as server.url:
         yield server
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def post(server, action, body, **headers):
@@ -51,10 +44,6 @@ def assert_error(response, status, code):
     assert response.headers["Content-Type"] == "application/json"
 
 
-def comparable(output):
-    return without_times(output) if "nodes" in output else output
-
-
 @contextmanager
 def raw_request(server, action, body, length=None):
     """A connection on which a request has been sent and no answer read."""
@@ -66,11 +55,3 @@ def raw_request(server, action, body, length=None):
     with socket.create_connection((host, int(port)), timeout=60) as connection:
         connection.sendall(head.encode() + body)
         yield connection
-
-
-def wait_until(condition):
-    for _ in range(600):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it never came about")

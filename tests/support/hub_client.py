@@ -9,10 +9,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.support.programs import ROOT
 
 _ASIDE = ("HF_HUB_OFFLINE", "HF_TOKEN", "HF_HOME", "HF_HUB_CACHE")
 
@@ -30,6 +29,29 @@ class HubClient:
         self._process.stdin.write(json.dumps({**request, "settings": settings}) + "\n")
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
+
+
+def start_command(
+    *arguments: str, url: str = "http://127.0.0.1:9", **environment: str
+) -> subprocess.Popen[str]:
+    """A command of `model_loader.py` that has begun, with the hub at this address."""
+    aside = {"HF_HUB_OFFLINE", "HF_TOKEN", "MODEL_ID", "TRANSCODER_SET"}
+    kept = {name: value for name, value in os.environ.items() if name not in aside}
+    return subprocess.Popen(
+        [sys.executable, "model_loader.py", *arguments],
+        cwd=ROOT,
+        env={**kept, "HF_ENDPOINT": url, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The same, when it has ended."""
+    with start_command(*arguments, **environment) as process:
+        output, errors = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
 
 
 @contextmanager

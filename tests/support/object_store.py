@@ -2,15 +2,16 @@
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from typing import Any
 
 import boto3
 from botocore.config import Config
+
+from tests.support.polling import until
+from tests.support.programs import free_port, is_listening
 
 ACCESS_KEY = "test-access-key"
 SECRET_KEY = "test-secret-key"
@@ -37,8 +38,7 @@ class ObjectStore:
 
 @contextlib.contextmanager
 def running_store(directory):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     environment = {
         "PATH": os.environ["PATH"],
         "NANIO_ACCESS_KEY": ACCESS_KEY,
@@ -48,7 +48,9 @@ def running_store(directory):
     command += ["--data-dir", str(directory), "--host", "127.0.0.1", "--port", str(port)]
     process = subprocess.Popen(command, env=environment)
     try:
-        _wait_for(process, port)
+        until(lambda: is_listening(port) or process.poll() is not None)
+        if process.returncode is not None:
+            raise RuntimeError(f"the object store ended with {process.returncode}")
         url = f"http://127.0.0.1:{port}"
         client = boto3.client(
             "s3",
@@ -63,14 +65,3 @@ def running_store(directory):
     finally:
         process.terminate()
         process.wait()
-
-
-def _wait_for(process, port):
-    for _ in range(600):
-        with contextlib.suppress(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", port)).close()
-            return
-        if process.poll() is not None:
-            raise RuntimeError(f"the object store ended with {process.returncode}")
-        time.sleep(0.1)
-    raise RuntimeError("the object store did not start")

@@ -2,7 +2,8 @@
 
 import time
 
-from tests.support.demo_worker import FORWARD, GRAPH, PARSE, TOO_LONG, ask, without_times
+from tests.support.demo_worker import FORWARD, GRAPH, PARSE, TOO_LONG, ask, comparable
+from tests.support.polling import until
 
 FEATURE = {"layer": 2, "index": 5, "token_active_position": 4, "steer_position": 4, "delta": 20.0}
 STEER = {"action": "steer", "prompt": "Michael Jordan joue au", "features": [FEATURE]}
@@ -29,10 +30,6 @@ BAD = [
     ({**FORWARD, "prompt": TOO_LONG}, "prompt_too_long"),
     ({**STEER, "deadline": 1}, "deadline_exceeded"),
 ]
-
-
-def comparable(output):
-    return without_times(output) if "nodes" in output else output
 
 
 # What the caller of a job that is cancelled may wait for its end.
@@ -75,14 +72,6 @@ def running(worker, job_id):
 
 def stopped(worker, job_id):
     return f'"{job_id}", "message": "Job stopped."' in worker.log()
-
-
-def until(condition):
-    for _ in range(1500):
-        if condition():
-            return
-        time.sleep(0.02)
-    raise AssertionError("not within 30 s")
 
 
 def in_mid_stage(plane, job_id, stage):

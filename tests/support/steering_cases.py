@@ -111,3 +111,15 @@ def library_form(
         (i.layer, generated if i.position is None else i.position, i.index, i.value)
         for i in interventions
     ]
+
+
+def library_logits(
+    model: Any, interventions: list[Intervention], ids: list[int], n_prompt: int
+) -> torch.Tensor:
+    """What circuit-tracer predicts after the prompt and each token generated, in one pass."""
+    logits, _ = model.feature_intervention(
+        torch.tensor(ids),
+        library_form(interventions, generated=slice(n_prompt, len(ids))),
+        freeze_attention=False,
+    )
+    return logits[0, n_prompt - 1 :]

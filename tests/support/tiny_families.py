@@ -24,9 +24,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from tests.loading.test_hooked_config import LINEAR_ROPE, gemma3_with_vision
 from tests.support import tiny_tokenizers
 from tests.support.model_cache import files_of, write_repositories, write_repository
+from tests.support.model_configs import LINEAR_ROPE, gemma3_with_vision
 from tests.support.tiny_sets import (
     D_MODEL,
     N_LAYERS,

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.programs import ROOT
 from tools.house import ROOMS, read_house, room_of, upward
 
-ROOT = Path(__file__).parent.parent.parent
 HOUSE = read_house(ROOT)
 
 

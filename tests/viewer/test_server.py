@@ -15,8 +15,8 @@ import requests
 import uvicorn
 
 import web_assets
-from tests.support.demo_worker import ROOT
-from tests.support.http_server import wait_until
+from tests.support.polling import until
+from tests.support.programs import ROOT, imported_by, run
 from tests.support.viewer_server import showing
 from viewer import server as viewer
 from viewer.server import ViewerError, read_graphs, read_page
@@ -228,7 +228,7 @@ def test_the_browser_is_opened_at_the_page_once_it_can_be_had(file, monkeypatch,
         target=viewer.view, args=([file],), kwargs={"port": 0, "open_browser": True}
     )
     thread.start()
-    wait_until(lambda: answers)
+    until(lambda: answers)
     servers[0].should_exit = True
     thread.join()
     assert answers == [200]
@@ -249,20 +249,11 @@ def test_ctrl_c_ends_the_program_cleanly_even_with_a_reader(file):
 
 
 def test_the_program_says_what_is_wrong_in_a_line():
-    done = subprocess.run(
-        [sys.executable, "client.py", "view", "absent.json"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = run("client.py", "view", "absent.json")
     assert done.returncode == 2
     assert done.stderr == "error  absent.json: No such file or directory\n"
 
 
 def test_importing_it_loads_no_torch_and_not_the_library():
-    program = (
-        "import sys; from viewer.server import read_page; read_page()\n"
-        "print([m for m in ('torch', 'circuit_tracer', 'transformers') if m in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
+    program = "from viewer.server import read_page; read_page()"
+    assert not imported_by(program, "torch", "circuit_tracer", "transformers")
