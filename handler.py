@@ -8,6 +8,7 @@ Importing this module loads no model and no torch.
 
 import asyncio
 import logging
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -131,6 +132,10 @@ def main() -> None:
     if is_local:
         local_run.run(handler, loading_s=time.perf_counter() - started)
         return
+    if "--rp_serve_api" in sys.argv:
+        from serving import local_api
+
+        local_api.install()
     for check in fitness.checks(settings):
         runpod.serverless.register_fitness_check(check)
     runpod_loop.serve(

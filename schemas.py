@@ -26,7 +26,7 @@ MAX_URL_CHARACTERS = 16_384
 Whole = Annotated[int, Field(le=2**53)]  # what JSON's numbers hold exactly
 # Of a long list only the first fault is reported.
 Many = Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)
-ManyFeatures = Field(min_length=1, max_length=MAX_FEATURES, fail_fast=True)
+ManyFeatures = Field(max_length=MAX_FEATURES, fail_fast=True)
 
 
 def _refuse_many_fields(data: Any) -> Any:
@@ -161,7 +161,9 @@ class SteerRequest(_PromptRequest):
 
     action: ClassVar = "steer"
 
-    features: Annotated[list[SteerFeature], ManyFeatures]
+    features: Annotated[list[SteerFeature], ManyFeatures] = Field(
+        description="what to change; without any, both texts are the default one"
+    )
     n_tokens: Whole = Field(10, ge=1, description="most tokens to generate")
     top_k: Whole = Field(5, ge=0, description="predictions reported after each token")
     temperature: float = Field(0.0, ge=0, description="0 takes the likeliest token")
@@ -285,8 +287,9 @@ def parse_request(body: object, path_action: str | None = None) -> Request:
     if not isinstance(body, dict):
         raise InvalidInput(f"input must be an object, got {_quoted(body)}")
     fields = dict(body)
-    action, named_by = _pop_action(fields, path_action)
-    if action == "steer" and named_by == "request_type" and fields.get("logits_format") is None:
+    action = _pop_action(fields, path_action)
+    says_request_type = body.get("request_type") is not None
+    if action == "steer" and says_request_type and fields.get("logits_format") is None:
         fields["logits_format"] = "objects"
     try:
         return REQUESTS[action].model_validate(fields)
@@ -294,8 +297,8 @@ def parse_request(body: object, path_action: str | None = None) -> Request:
         raise InvalidInput(_sentence(error, REQUESTS[action])) from None
 
 
-def _pop_action(fields: dict[str, Any], path_action: str | None) -> tuple[str, str]:
-    """Take the action out of the fields; return it and what named it: a field, or the path."""
+def _pop_action(fields: dict[str, Any], path_action: str | None) -> str:
+    """Take the fields that may name the action out, and return the action."""
     names = ("action", "request_type")
     given = {name: fields.pop(name) for name in names if fields.get(name) is not None}
     for name, value in given.items():
@@ -307,7 +310,7 @@ def _pop_action(fields: dict[str, Any], path_action: str | None) -> tuple[str, s
                 "to the path of that action"
             )
     if path_action is not None:
-        return path_action, "path"
+        return path_action
     actions = {canonical_action(value) for value in given.values()}
     if len(actions) > 1:
         raise InvalidInput(
@@ -318,7 +321,7 @@ def _pop_action(fields: dict[str, Any], path_action: str | None) -> tuple[str, s
     action = canonical_action(value)
     if action not in REQUESTS:
         raise UnknownAction(f"{name} {_quoted(value)} is none of {', '.join(REQUESTS)}")
-    return action, name
+    return action
 
 
 def canonical_action(value: str) -> str:

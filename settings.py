@@ -56,7 +56,9 @@ class Settings(BaseSettings):
     lazy_decoder: bool | None = Field(
         None, description="leave decoder weights on disk until read; unset: the model's own"
     )
-    token_limit: int = Field(64, ge=2, description="most tokens a prompt may have, BOS included")
+    token_limit: int = Field(
+        64, ge=2, description="most tokens of a graph's or steer's prompt, BOS included"
+    )
     max_feature_nodes: int = Field(
         10_000, ge=1, description="default of a request's `max_feature_nodes`"
     )

@@ -14,7 +14,8 @@ def run(request: ForwardPassRequest, loaded: LoadedModel, job: Job) -> ForwardPa
     `max_n_logits`.
     """
     check_max_n_logits(request.max_n_logits, loaded)
-    prompt = prepare_prompt(request, loaded, job)
+    # Callers count the tokens of a long prompt before they ask for its graph.
+    prompt = prepare_prompt(request, loaded, job, up_to_context=True)
     with job.model(loaded), job.stage("forward"):
         logits = steering.next_token_logits(loaded.model, prompt.ids)
         salient = salient_logits(logits, request.max_n_logits, request.desired_logit_prob)

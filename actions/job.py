@@ -89,13 +89,21 @@ def prepare_prompt(
     request: "GenerateGraphRequest | SteerRequest | ForwardPassRequest",
     loaded: "LoadedModel",
     job: Job,
+    *,
+    up_to_context: bool = False,
 ) -> prompts.Prompt:
-    """Check the request's model and turn its prompt or messages into tokens."""
+    """Check the request's model and turn its prompt or messages into tokens.
+
+    A prompt may have TOKEN_LIMIT tokens; with `up_to_context`, as many as the model takes.
+    """
     check_model(request.model_id, loaded)
+    context = loaded.n_context
+    token_limit = context if up_to_context else min(job.settings.token_limit, context)
     prompt = prompts.prepare(
         request.prompt or [message.model_dump() for message in request.messages or ()],
         loaded.tokenizer,
-        token_limit=min(job.settings.token_limit, loaded.n_context),
+        token_limit=token_limit,
+        limit_name="the model's context" if token_limit == context else "the limit",
         model_name=loaded.name,
     )
     job.counts["tokens"] = len(prompt.ids)

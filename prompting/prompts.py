@@ -45,6 +45,7 @@ def prepare(
     tokenizer: PreTrainedTokenizerBase,
     *,
     token_limit: int,
+    limit_name: str = "the limit",
     model_name: str = "",
 ) -> Prompt:
     """Render, tokenise and check a text or chat messages.
@@ -52,23 +53,24 @@ def prepare(
     What is certainly too long is refused before the work of rendering or tokenising it.
 
     Raises InvalidInput for what can't be rendered, tokenised or attributed, PromptTooLong above
-    `token_limit` tokens (the leading special token counts).
+    `token_limit` tokens (the leading special token counts), in whose sentence the limit has
+    `limit_name`.
     """
+    limit = f"{limit_name} is {token_limit}"
     if isinstance(prompt, str):
         text = prompt
     else:
         if len(prompt) > token_limit:
-            raise PromptTooLong(
-                f"there are {len(prompt)} messages, the limit is {token_limit} tokens"
-            )
-        _check_characters(sum(len(message["content"]) for message in prompt), token_limit)
+            raise PromptTooLong(f"there are {len(prompt)} messages, {limit} tokens")
+        n_characters = sum(len(message["content"]) for message in prompt)
+        _check_characters(n_characters, token_limit, limit)
         text = render_messages(prompt, tokenizer)
     if not text:
         raise InvalidInput("prompt is empty; it must have at least one character")
-    _check_characters(len(text), token_limit)
+    _check_characters(len(text), token_limit, limit)
     ids = tokenize(text, tokenizer, model_name)
     if len(ids) > token_limit:
-        raise PromptTooLong(f"the prompt has {len(ids)} tokens, the limit is {token_limit}")
+        raise PromptTooLong(f"the prompt has {len(ids)} tokens, {limit}")
     unsteerable = unsteerable_positions(ids, model_name)
     if len(ids) == len(unsteerable) or set(ids) <= _special_ids(tokenizer):
         beginning = "".join(TokenText(tokenizer).strings(ids[:8]))
@@ -108,10 +110,10 @@ def unsteerable_positions(ids: Sequence[int], model_name: str = "") -> list[int]
     return list(range(len(ids)))[: len(gemma_3_chat.PREFIX) if is_gemma_3_it else 1]
 
 
-def _check_characters(n_characters: int, token_limit: int) -> None:
+def _check_characters(n_characters: int, token_limit: int, limit: str) -> None:
     if n_characters > token_limit * MAX_CHARACTERS_PER_TOKEN:
         raise PromptTooLong(
-            f"the prompt has {n_characters} characters, the limit is {token_limit} tokens "
+            f"the prompt has {n_characters} characters, {limit} tokens "
             f"(at most {MAX_CHARACTERS_PER_TOKEN} characters each)"
         )
 

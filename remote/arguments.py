@@ -32,7 +32,8 @@ exit codes:
 _FEATURE_HELP = """\
 LAYER:INDEX:POSITION=CHANGE, as often as needed. POSITION is the prompt token (forward-pass
 numbers them) whose activation is read and changed. CHANGE is 0 to ablate, or +10 or -3 to add.
-2:157:4@6=+10 reads at 4 and changes 6; 2:157:4@new=+10 changes every generated token.
+2:157:4@6=+10 reads at 4 and changes 6; 2:157:4@new=+10 changes every generated token. Without
+features both texts are the default one.
 """
 
 _FEATURE = re.compile(
@@ -239,7 +240,7 @@ _FEATURES = [
         dest="features",
         action="append",
         type=_feature,
-        required=True,
+        default=[],
         metavar="FEATURE",
     )
 ]

@@ -195,8 +195,8 @@ class SdkApi:
         return read_status(answer, self.connection.name).result()
 
     def health(self) -> dict[str, Any]:
-        self.connection.ask("GET", "/openapi.json", is_repeatable=False)
-        return {"server": "the Runpod SDK's local API, which says nothing more of itself"}
+        health = _object(self.connection.ask("GET", "/health"), self.connection.name)
+        return {"server": "the Runpod SDK's local API", **health}
 
 
 @dataclass(frozen=True)
@@ -237,15 +237,15 @@ def find_server(connection: Connection) -> SdkApi | HttpDoor:
         Unreachable: nothing answers.
     """
     health = connection.ask("GET", "/health", is_repeatable=False)
-    if isinstance(health.body, dict):
-        if "token_limit" in health.body:
-            return HttpDoor(connection)
-        if "workers" in health.body:
-            raise WrongTarget(f"{connection.name} is Runpod's; name the endpoint instead of a URL")
+    reported = health.body if isinstance(health.body, dict) else {}
+    if "token_limit" in reported:
+        return HttpDoor(connection)
     openapi = connection.ask("GET", "/openapi.json", is_repeatable=False)
     paths = openapi.body.get("paths") if isinstance(openapi.body, dict) else None
     if isinstance(paths, dict) and "/runsync" in paths:
         return SdkApi(connection)
+    if "workers" in reported:  # as the SDK's API has them, but without its document
+        raise WrongTarget(f"{connection.name} is Runpod's; name the endpoint instead of a URL")
     raise WrongTarget(
         f"{connection.name} answers, but neither as start.py nor as the SDK's local API does "
         f"(GET /health: {health.describe()}); check the URL, or say which it is with --server"

@@ -8,7 +8,7 @@ import hmac
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -74,12 +74,12 @@ class Door:
         started = time.perf_counter()
         outcome = "stopped"
         try:
-            body = await _read_json(request)
+            body, is_job = _without_envelope(await _read_json(request))
             needs_model = action != "parse-chat-prompt"  # which needs only the tokenizer
             with self._one_job() if needs_model else nullcontext():
                 response = await self._answer(action, body, request)
             outcome = "done"
-            return response
+            return _as_output(response) if is_job else response
         except (HTTPException, WorkerError) as error:
             outcome = error.code if isinstance(error, WorkerError) else error.detail.split(":")[0]
             raise
@@ -206,6 +206,13 @@ async def _read_json(request: Request) -> object:
         raise HTTPException(400, f"invalid_input: the body is no JSON: {error}") from None
 
 
+def _without_envelope(body: object) -> tuple[object, bool]:
+    """The `input` of a body that is only that, as Runpod's jobs are, and whether it was one."""
+    if isinstance(body, dict) and list(body) == ["input"] and isinstance(body["input"], dict):
+        return body["input"], True
+    return body, False
+
+
 def _too_large() -> HTTPException:
     return HTTPException(
         413, f"body_too_large: a request's body may have {MAX_BODY_BYTES} bytes, this has more"
@@ -231,6 +238,25 @@ def _response(result: "actions.answer.Response") -> Response:
 def _chunks(document: "Spooled") -> Iterator[bytes]:
     with document:
         yield from document.chunks()
+
+
+def _as_output(response: Response) -> Response:
+    """A JSON response within `{"output": ...}`. What was to be streamed is streamed."""
+    before, after = b'{"output":', b"}"
+    if not isinstance(response, StreamingResponse):
+        return Response(before + response.body + after, media_type=response.media_type)
+    pieces = response.body_iterator
+
+    async def within() -> AsyncIterator[bytes | str | memoryview]:
+        yield before
+        async for piece in pieces:
+            yield piece
+        yield after
+
+    response.body_iterator = within()
+    length = int(response.headers["Content-Length"]) + len(before) + len(after)
+    response.headers["Content-Length"] = str(length)
+    return response
 
 
 async def _answer_error(_: Request, error: Exception) -> Response:

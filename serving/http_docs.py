@@ -150,7 +150,8 @@ def openapi(*, with_secret: bool) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "attribution-worker",
-            "description": "Attribution graphs and steering of the loaded model.",
+            "description": "Attribution graphs and steering of the loaded model. A body that is "
+            'only `{"input": ...}` is answered as `{"output": ...}`.',
             "version": "0.1.0",
         },
         "paths": paths,

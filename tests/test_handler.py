@@ -15,6 +15,7 @@ from tests.support.demo_worker import (
     FORWARD,
     GRAPH,
     PARSE,
+    TOO_LONG,
     ask,
     demo_settings,
     forget_graphs,
@@ -66,7 +67,7 @@ def test_a_graph_above_the_limit_is_an_error_that_says_its_size_and_the_way_out(
         (None, "invalid_input"),
         ({"action": "fly"}, "unknown_action"),
         ({**FORWARD, "model_id": "gpt2"}, "model_not_loaded"),
-        ({**FORWARD, "prompt": "a " * 80}, "prompt_too_long"),
+        ({**FORWARD, "prompt": TOO_LONG}, "prompt_too_long"),
         ({**FORWARD, "deadline": 1}, "deadline_exceeded"),
     ],
 )

@@ -1,7 +1,7 @@
 """Requests: what is accepted, and that whatever is refused is refused in words to act on."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import schemas
@@ -69,10 +69,6 @@ class TestAction:
             with pytest.raises(InvalidInput, match=f"{name} is 'forward_pass', the path says"):
                 parse_request(body, "generate-graph")
 
-    def test_of_a_path_is_no_dialect(self):
-        body = {"request_type": "steer", "prompt": "a", "features": [FEATURE]}
-        assert parse_request(body, "steer").logits_format == "pairs"
-
     def test_must_be_a_string(self):
         assert "action must be a string, got 7" in str(refusal({"action": 7}))
 
@@ -120,6 +116,9 @@ class TestDialect:
         )
         assert isinstance(request, SteerRequest)
         assert request.features[1].ablate
+
+    def test_a_steer_may_change_no_feature(self):
+        assert parse_request(steer(features=[])).features == []
 
     def test_a_steer_may_name_every_feature_that_a_graph_has_by_default(self):
         """To keep one circuit only, a caller ablates all of a graph's other features."""
@@ -213,7 +212,6 @@ REFUSED_GRAPHS = [
 
 REFUSED_STEERS = [
     ({"features": None}, ["features is required"]),
-    ({"features": []}, ["features", "at least 1"]),
     ({"features": {}}, ["features", "list"]),
     ({"features": [3]}, ["features[0]"]),
     ({"features": [{**FEATURE, "layer": -1}]}, ["features[0].layer", "equal to 0", "got -1"]),
@@ -307,6 +305,28 @@ class TestRefusals:
     )
     def test_never_repeat_a_secret_or_a_prompt(self, fields):
         assert "feedbeef" not in str(refusal(graph(**fields)))
+
+
+STEERS = st.fixed_dictionaries(
+    {"prompt": st.just("a"), "features": st.sampled_from([[], [FEATURE]])},
+    optional={
+        "action": st.sampled_from([None, "steer"]),
+        "request_type": st.sampled_from([None, "steer"]),
+        "logits_format": st.sampled_from([None, "pairs", "objects"]),
+        "n_tokens": st.integers(1, 256),
+        "steered_output_only": st.booleans(),
+        "seed": st.none() | st.integers(0, 2**53),
+    },
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(body=STEERS, is_path_named=st.booleans())
+def test_logits_are_objects_where_the_body_says_request_type_whatever_the_door(body, is_path_named):
+    assume(is_path_named or body.get("action") or body.get("request_type"))
+    request = parse_request(body, "steer" if is_path_named else None)
+    by_dialect = "pairs" if body.get("request_type") is None else "objects"
+    assert request.logits_format == (body.get("logits_format") or by_dialect)
 
 
 JSON = st.recursive(

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import requests
 
@@ -97,26 +96,13 @@ def _answers(port: int) -> bool:
     return False
 
 
-class Endpoint(RunpodEndpoint):
-    """The endpoint's API with `/runsync`."""
-
-    def _respond(
-        self, method: str, route: str, rest: list[str], body: bytes
-    ) -> tuple[int, dict[str, Any]]:
-        if (method, route) != ("POST", "runsync"):
-            return super()._respond(method, route, rest, body)
-        _, job = super()._respond("POST", "run", rest, body)
-        self.plane.result(job["id"], timeout_s=90)
-        return 200, self._status(job["id"])
-
-
 @contextlib.contextmanager
 def runpod_api(services: Services, plane: ControlPlane) -> Iterator[None]:
     """Runpod's APIs: jobs go to the control plane's worker, volumes and endpoints nowhere."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), RunpodRest)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    with Endpoint(plane) as endpoint:
+    with RunpodEndpoint(plane) as endpoint:
         services.hosts |= {
             "https://api.runpod.ai/v2": endpoint.base_url,
             runpod_rest.HOST: f"http://127.0.0.1:{server.server_port}",

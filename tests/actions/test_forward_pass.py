@@ -2,8 +2,8 @@
 
 import pytest
 
-from errors import InvalidInput
-from tests.support.demo_worker import FORWARD, PROMPT, ask
+from errors import InvalidInput, PromptTooLong
+from tests.support.demo_worker import FORWARD, GRAPH, PROMPT, TOO_LONG, ask, demo_settings
 
 VAGUE = {**FORWARD, "prompt": "The"}  # many tokens may follow
 
@@ -50,3 +50,27 @@ def test_as_many_logits_as_there_are_tokens_may_be_asked_for_and_no_more():
     assert whole["cumulative_probability"] == pytest.approx(1, abs=1e-5)
     with pytest.raises(InvalidInput):
         ask({**FORWARD, "max_n_logits": n_vocabulary + 1})
+
+
+def test_a_prompt_beyond_the_token_limit_is_answered_and_counted():
+    prompt = " ".join([PROMPT] * 40)
+    with pytest.raises(PromptTooLong, match="the limit is 64"):
+        ask({**GRAPH, "prompt": prompt})
+    output = ask({**FORWARD, "prompt": prompt})
+    assert len(output["input_tokens"]) == 1 + 4 * 40
+    assert "".join(output["input_tokens"][1:]) == prompt
+    assert output == ask({**FORWARD, "prompt": prompt}, demo_settings(token_limit=512))
+
+
+def test_its_bound_is_the_model_s_context_whatever_the_token_limit():
+    whole = ask({**FORWARD, "prompt": " au" * 511}, demo_settings(token_limit=8))
+    assert len(whole["input_tokens"]) == 512
+    with pytest.raises(PromptTooLong, match=r"has 513 tokens, the model's context is 512$"):
+        ask({**FORWARD, "prompt": " au" * 512})
+    with pytest.raises(PromptTooLong, match="the model's context is 512"):
+        ask({**FORWARD, "prompt": TOO_LONG}, demo_settings(token_limit=1000))
+
+
+def test_a_token_limit_above_the_model_s_context_is_that_context_for_every_action():
+    with pytest.raises(PromptTooLong, match="the model's context is 512"):
+        ask({**GRAPH, "prompt": " au" * 512}, demo_settings(token_limit=1000))

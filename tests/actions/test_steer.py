@@ -131,6 +131,41 @@ def test_the_default_side_can_be_skipped(strongest):
     assert one["DEFAULT_GENERATION"] == PROMPT
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"n_tokens": 5, "top_k": 3},
+        {"temperature": 1.5, "freq_penalty": 0.5},
+        {"temperature": 1.5, "seed": 11, "freeze_attention": True},
+        {"messages": [{"role": "user", "content": PROMPT}], "prompt": None},
+    ],
+)
+def test_without_features_both_sides_are_the_default(fields, model_runs):
+    output = steer([], **fields)
+    n_baseline = len(model_runs)
+    assert output["STEERED_GENERATION"] == output["DEFAULT_GENERATION"]
+    assert output["STEERED_LOGITS_BY_TOKEN"] == output["DEFAULT_LOGITS_BY_TOKEN"]
+    assert output["ignored_features"] == []
+    if fields.get("temperature", 0) == 0 or "seed" in fields:
+        one = steer([], **fields, steered_output_only=True)
+        assert one["DEFAULT_LOGITS_BY_TOKEN"] == []
+        assert one["STEERED_GENERATION"] == output["STEERED_GENERATION"]
+        assert one["STEERED_LOGITS_BY_TOKEN"] == output["STEERED_LOGITS_BY_TOKEN"]
+        assert len(model_runs) == 2 * n_baseline  # one generation serves for both sides
+
+
+def test_a_baseline_is_the_default_beside_a_steered_text(strongest):
+    steered = steer([{**strongest, "steer_position": LAST, "delta": 5.0}], n_tokens=4)
+    baseline = steer([], n_tokens=4)
+    assert baseline["DEFAULT_GENERATION"] == steered["DEFAULT_GENERATION"]
+    for (token, top), (same_token, same_top) in zip(
+        baseline["STEERED_LOGITS_BY_TOKEN"], steered["DEFAULT_LOGITS_BY_TOKEN"], strict=True
+    ):
+        assert token == same_token
+        assert dict(top) == pytest.approx(dict(same_top), abs=1e-5)
+
+
 def test_objects_hold_the_same_as_pairs(strongest):
     features = [{**strongest, "steer_position": LAST, "ablate": True}]
     pairs = steer(features)

@@ -147,6 +147,12 @@ def test_a_feature_written_otherwise_is_refused_with_the_form_it_has_to_have(fea
     assert "LAYER:INDEX:POSITION=CHANGE" in capsys.readouterr().err
 
 
+def test_a_steer_without_features_is_the_baseline(server, capsys):
+    assert parse(["steer", "hello"]).job == {"action": "steer", "prompt": "hello", "features": []}
+    assert main(["steer", PROMPT, "--n-tokens", "2", "--url", server.url]) == 0
+    assert "no prediction changed" in capsys.readouterr().out
+
+
 def test_messages_are_read_from_a_file(tmp_path):
     messages = [{"role": "user", "content": "hello"}]
     for content in (messages, {"messages": messages}):
@@ -162,7 +168,7 @@ def test_messages_are_read_from_a_file(tmp_path):
         ("graph hello --node-threshold 2", 2, "node_threshold: input should be less than"),
         ("graph hello --url ftp://host", 2, "'ftp://host' is no http(s) URL"),
         ("graph hello --endpoint abc", 2, "set RUNPOD_API_KEY"),
-        ("forward-pass " + "a" * 400, 1, "prompt_too_long: "),
+        ("graph " + "a" * 400, 1, "prompt_too_long: "),
         ("graph hello --server sdk", 2, "is not the SDK's local API"),
         ("status abc", 2, "only a Runpod endpoint has; name one with --endpoint"),
         ("graph hello -o /proc/none/graph.json", 2, "/proc/none"),

@@ -51,7 +51,7 @@ def test_every_action_answers_as_the_worker_does(client):
 
 def test_a_failed_job_has_the_worker_s_code(client):
     with pytest.raises(WorkerFailure) as caught:
-        client.forward_pass("a " * 80)
+        client.generate_graph("a " * 80)
     assert caught.value.code == "prompt_too_long"
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 
 import pytest
+import requests
 
 from client import Client, main
 from remote import servers
@@ -89,9 +90,31 @@ def test_a_steer_comes_back_typed_and_its_progress_rises_through_the_stages(clie
     assert len({progress.job_id for progress in seen[1:]} - {None}) == 1
 
 
+def runsync(endpoint, job, query=""):
+    url = f"{endpoint.base_url}/{ENDPOINT_ID}/runsync{query}"
+    headers = {"Authorization": f"Bearer {USER_KEY}"}
+    return requests.post(url, json={"input": job}, headers=headers, timeout=120).json()
+
+
+def test_a_job_that_runsync_answers_before_its_end_can_be_waited_for_by_its_id(endpoint, client):
+    early = runsync(endpoint, LONG_STEER, "?wait=1000")
+    assert early["status"] in {"IN_QUEUE", "IN_PROGRESS"}
+    assert "STEERED_GENERATION" not in early.get("output", {})
+    assert client.wait(early["id"]) == ask(LONG_STEER)
+    done = runsync(endpoint, STEER)
+    assert (done["status"], done["output"]) == ("COMPLETED", ask(STEER))
+
+
+def test_the_client_s_own_jobs_are_polled_and_never_wait_on_runsync(endpoint, client):
+    client.forward_pass(PROMPT)
+    assert endpoint.count("run") == 1
+    assert endpoint.count("status") > 0
+    assert endpoint.count("runsync") == 0
+
+
 def test_a_failed_job_is_an_exception_with_the_worker_s_code_and_sentence(client):
     with pytest.raises(WorkerFailure) as caught:
-        client.forward_pass("a " * 80)
+        client.generate_graph("a " * 80)
     assert caught.value.code == "prompt_too_long"
     assert caught.value.message.endswith("the limit is 64")
 

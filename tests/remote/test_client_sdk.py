@@ -4,12 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import requests
 
 from client import Client, main
 from remote.errors import Unreachable, WorkerFailure, WrongTarget
-from tests.support.demo_worker import PROMPT, ask, without_times
+from remote.servers import SdkApi
+from tests.support.demo_worker import PROMPT, TOO_LONG, ask, without_times
 from tests.support.http_server import STEER
 from tests.support.polling import until
 from tests.support.programs import ROOT, free_port
@@ -65,7 +68,7 @@ def test_every_action_answers_as_the_worker_does(client):
 
 def test_a_failed_job_has_the_worker_s_code(client):
     with pytest.raises(WorkerFailure) as caught:
-        client.forward_pass("a " * 80)
+        client.generate_graph("a " * 80)
     assert caught.value.code == "prompt_too_long"
 
 
@@ -74,6 +77,37 @@ def test_it_has_no_jobs_to_ask_for(client, url, capsys):
         client.status("test-1")
     assert main(["health", "--url", url]) == 0
     assert "local API" in capsys.readouterr().out
+
+
+def test_its_health_is_in_runpod_s_form_and_counts_jobs(client, url):
+    before = client.health()
+    names = ["completed", "failed", "inProgress", "inQueue", "retried"]
+    assert sorted(before["jobs"]) == names
+    assert (before["jobs"]["inProgress"], before["jobs"]["inQueue"]) == (0, 0)
+    assert before["workers"] == {"idle": 1, "running": 0}
+    client.forward_pass(PROMPT)
+    with pytest.raises(WorkerFailure):
+        client.forward_pass(TOO_LONG)
+    after = client.health()["jobs"]
+    assert after["completed"] == before["jobs"]["completed"] + 1
+    assert after["failed"] == before["jobs"]["failed"] + 1
+
+
+def test_its_health_says_how_many_jobs_wait_for_the_one_that_runs(client, url):
+    with ThreadPoolExecutor(2) as threads:
+        long = {"input": {**LONG_GRAPH, "max_feature_nodes": 1500}}
+        asked = [threads.submit(requests.post, f"{url}/runsync", json=long) for _ in range(2)]
+        until(lambda: client.health()["jobs"]["inQueue"] == 1)
+        busy = client.health()
+        assert busy["jobs"]["inProgress"] == 1
+        assert busy["workers"] == {"idle": 0, "running": 1}
+        assert [job.result().json()["status"] for job in asked] == ["COMPLETED", "COMPLETED"]
+    assert client.health()["workers"] == {"idle": 1, "running": 0}
+
+
+def test_it_is_told_from_a_runpod_endpoint_by_its_document(client):
+    assert isinstance(client.server, SdkApi)
+    assert "workers" in client.health()
 
 
 def test_ctrl_c_says_that_it_can_not_stop_a_job(url):

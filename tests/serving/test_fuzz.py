@@ -244,12 +244,27 @@ def test_a_field_of_any_name_is_refused_soon(name, model_runs):
         ({**GRAPH, "batch_size": 2**53 + 1}, "invalid_input: batch_size: input should be less"),
         ({**FORWARD, "action": [[1]]}, "invalid_input: action must be a string, got a list of 1"),
         (
-            {"action": "forward-pass", "messages": [{"role": "user", "content": "a"}] * 65},
+            {
+                "action": "steer",
+                "features": [],
+                "messages": [{"role": "user", "content": "a"}] * 65,
+            },
             "prompt_too_long: there are 65 messages, the limit is 64 tokens",
         ),
         (
-            {"action": "forward-pass", "messages": [{"role": "user", "content": "a" * 9_000}] * 2},
-            "prompt_too_long: the prompt has 18000 characters",
+            {
+                "action": "generate-graph",
+                "messages": [{"role": "user", "content": "a" * 9_000}] * 2,
+            },
+            "prompt_too_long: the prompt has 18000 characters, the limit is 64 tokens",
+        ),
+        (
+            {"action": "forward-pass", "messages": [{"role": "user", "content": "a"}] * 513},
+            "prompt_too_long: there are 513 messages, the model's context is 512 tokens",
+        ),
+        (
+            {**FORWARD, "prompt": "a" * 140_000},
+            "prompt_too_long: the prompt has 140000 characters, the model's context is 512 tokens",
         ),
     ],
 )

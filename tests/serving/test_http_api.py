@@ -1,5 +1,6 @@
 """What the paths answer, over real connections to a running server."""
 
+import asyncio
 import gzip
 import itertools
 import json
@@ -9,11 +10,12 @@ import subprocess
 
 import pytest
 import requests
+from starlette.responses import StreamingResponse
 
 import logs
 import schemas
 from serving import http_api, http_docs
-from tests.support.demo_worker import ask, comparable
+from tests.support.demo_worker import TOO_LONG, ask, comparable
 from tests.support.http_server import (
     ACTIONS,
     FORWARD,
@@ -55,13 +57,92 @@ def test_the_page_s_curl_command_of_an_action_works_as_it_stands(server, action)
     assert comparable(json.loads(done.stdout)) == comparable(expected)
 
 
-def test_steering_gives_pairs_unless_objects_are_asked_for(server):
-    body = STEER
-    for named in ({}, {"request_type": "steer"}, {"action": "steer"}):
-        lists = post(server, "steer", {**body, **named}).json()["STEERED_LOGITS_BY_TOKEN"]
-        assert all(isinstance(entry, list) for entry in lists)
-    lists = post(server, "steer", {**body, "logits_format": "objects"}).json()
-    assert all(set(e) == {"token", "top_logits"} for e in lists["STEERED_LOGITS_BY_TOKEN"])
+@pytest.mark.parametrize(
+    ("named", "form"),
+    [
+        ({}, list),
+        ({"action": "steer"}, list),
+        ({"request_type": None}, list),
+        ({"request_type": "steer"}, dict),
+        ({"request_type": "steer", "action": "steer"}, dict),
+        ({"logits_format": "objects"}, dict),
+        ({"request_type": "steer", "logits_format": "pairs"}, list),
+    ],
+)
+def test_steering_gives_objects_to_a_body_that_says_request_type_and_else_pairs(
+    server, named, form
+):
+    for body, output_of in (
+        ({**STEER, **named}, lambda answer: answer),
+        ({"input": {**STEER, **named}}, lambda answer: answer["output"]),
+    ):
+        output = output_of(post(server, "steer", body).json())
+        assert {type(entry) for entry in output["STEERED_LOGITS_BY_TOKEN"]} == {form}
+
+
+# A body that is a Runpod job
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_a_body_that_is_only_input_is_answered_as_a_job_s_output(server, action):
+    body = http_docs.EXAMPLES[action]
+    response = post(server, action, {"input": body})
+    assert response.status_code == 200, response.text
+    assert list(response.json()) == ["output"]
+    assert comparable(response.json()["output"]) == comparable(ask({"action": action, **body}))
+    if "Content-Encoding" not in response.headers:
+        assert int(response.headers["Content-Length"]) == len(response.content)
+
+
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+def test_a_streamed_graph_within_an_output_is_whole(server, encoding):
+    url = f"{server.url}/generate-graph"
+    headers = {"Accept-Encoding": encoding}
+    response = requests.post(url, json={"input": GRAPH}, headers=headers, timeout=60)
+    assert response.headers.get("Content-Encoding", "identity") == encoding
+    if encoding == "identity":
+        assert int(response.headers["Content-Length"]) == len(response.content)
+    plain = post(server, "generate-graph", GRAPH).json()
+    assert comparable(response.json()["output"]) == comparable(plain)
+
+
+def test_a_document_within_an_output_goes_out_piece_by_piece():
+    drawn = []
+
+    def pieces():
+        for piece in (b'{"nodes": [', b"]}"):
+            drawn.append(piece)
+            yield piece
+
+    async def sent():
+        response = StreamingResponse(pieces(), 200, {"Content-Length": "13"}, "application/json")
+        wrapped = http_api._as_output(response)
+        assert wrapped.headers["Content-Length"] == "24"
+        return [(piece, len(drawn)) async for piece in wrapped.body_iterator]
+
+    assert asyncio.run(sent()) == [
+        (b'{"output":', 0),
+        (b'{"nodes": [', 1),
+        (b"]}", 2),
+        (b"}", 2),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "words"),
+    [
+        ({"input": {**FORWARD, "prompt": TOO_LONG}}, 413, "prompt_too_long", "602 tokens"),
+        ({"input": {**FORWARD, "n_logits": 3}}, 422, "invalid_input", "n_logits is no field"),
+        ({"input": {**FORWARD, "request_type": "steer"}}, 422, "invalid_input", "the path says"),
+        ({"input": {"input": FORWARD}}, 422, "invalid_input", "input is no field"),
+        ({"input": FORWARD, "id": "job"}, 422, "invalid_input", "input is no field"),
+        ({"input": "text"}, 422, "invalid_input", "input is no field"),
+    ],
+)
+def test_what_fails_within_an_input_is_an_error_as_elsewhere(server, body, status, code, words):
+    response = post(server, "forward-pass", body)
+    assert_error(response, status, code)
+    assert words in response.json()["error"]
 
 
 def test_a_body_may_name_the_path_s_action_in_any_spelling(server):
@@ -83,7 +164,7 @@ def test_a_body_that_names_another_action_than_the_path_is_refused(server, name,
         ({"prompt": None}, 422, "invalid_input"),
         ({"n_logits": 3}, 422, "invalid_input"),
         ({"model_id": "gpt2"}, 400, "model_not_loaded"),
-        ({"prompt": "a " * 80}, 413, "prompt_too_long"),
+        ({"prompt": TOO_LONG}, 413, "prompt_too_long"),
         ({"deadline": 1}, 503, "deadline_exceeded"),
     ],
 )

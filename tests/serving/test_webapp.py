@@ -1,40 +1,60 @@
-"""The Neuronpedia webapp's way through the worker, with the bodies that it sends.
+"""The Neuronpedia webapp's calls through both doors, held to the rules that it checks answers by.
 
-It names the action `request_type`, or not at all for a generation, and reads `error` and `output`.
+It names the action `request_type`, or not at all for a generation. On Runpod it reads `error` and
+`output`. Its local mode posts to the paths of start.py: the body itself, or, for a source set that
+has a Runpod host, `{"input": body}`, of which it reads `output` too. The rules are those of
+apps/webapp/lib/utils/graph.ts and app/api/graph in github.com/hijohnnylin/neuronpedia.
 """
 
 import asyncio
 import json
-import math
+from typing import Annotated
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel, ConfigDict, Field
 
 import handler as door
 from settings import get_settings
 from tests.support.demo_worker import PROMPT
+from tests.support.http_server import post, serving
 from tests.support.object_store import running_store
 
-FEATURE = {
-    "layer": 2,
-    "index": 157,
-    "token_active_position": 4,
+# What its dialog of an attribution graph and its API let a caller choose. A slider of the dialog
+# gives a feature -5 to 5 times its highest activation.
+N_TOKENS_DIALOG, N_TOKENS_API = 20, 256
+TOP_K_API = 10
+TEMPERATURE = 2
+FREQ_PENALTY = 2
+MOST_CHARACTERS = 10_000
+
+AT = {"layer": 2, "index": 157, "token_active_position": 4}
+ABLATED = {
+    **AT,
     "steer_position": 4,
     "steer_generated_tokens": False,
     "delta": None,
     "ablate": True,
 }
+RAISED = {**ABLATED, "index": 146, "delta": 10.8, "ablate": False}
+LOWERED = {**RAISED, "delta": -5 * 10.8}
+AT_NEW_TOKENS = {**AT, "steer_generated_tokens": True, "delta": 5.0, "ablate": False}
+AT_BOS = {**RAISED, "steer_position": 0}
+
 STEER = {
     "model_id": "demo",
-    "features": [FEATURE],
+    "features": [ABLATED],
     "n_tokens": 3,
     "top_k": 5,
     "freeze_attention": False,
     "temperature": 0,
     "freq_penalty": 0,
     "seed": None,
-    "steered_output_only": False,
     "request_type": "steer",
 }
+DIALOG = {**STEER, "n_tokens": 10, "freeze_attention": True, "seed": 16}
+API = {**DIALOG, "n_tokens": 40, "temperature": 0.5, "freq_penalty": 1.0}
 GENERATE = {
     "model_id": "demo",
     "batch_size": 48,
@@ -46,15 +66,134 @@ GENERATE = {
     "max_feature_nodes": 5000,
     "user_id": "Ada",
 }
+PREVIEW = {"max_n_logits": 10, "desired_logit_prob": 0.95, "request_type": "forward-pass"}
 MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": ""}]
 CONTENT = [
     pytest.param({"prompt": PROMPT}, id="prompt"),
     pytest.param({"messages": MESSAGES}, id="messages"),
 ]
 
-# What its validator of graphs and its reader of steering require.
-NODE_FIELDS = {"node_id", "feature", "layer", "ctx_idx", "feature_type", "jsNodeId", "clerp"}
-METADATA_FIELDS = {"slug", "scan", "prompt_tokens", "prompt"}
+
+class _Rule(BaseModel):
+    """Fields besides these are let through, as by its validators; types are taken strictly."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+Required = Annotated[str, Field(min_length=1)]  # a required string may not be empty
+Number = float | int
+
+
+class TopLogit(_Rule):
+    token: Required
+    prob: Number
+
+
+class LogitsOfToken(_Rule):
+    token: Required
+    top_logits: list[TopLogit]
+
+
+class Steered(_Rule):
+    DEFAULT_GENERATION: Required
+    STEERED_GENERATION: Required
+    DEFAULT_LOGITS_BY_TOKEN: list[LogitsOfToken]
+    STEERED_LOGITS_BY_TOKEN: list[LogitsOfToken]
+
+
+class SalientLogit(_Rule):
+    token: str
+    token_id: int
+    probability: Number
+
+
+class Preview(_Rule):
+    prompt: str
+    input_tokens: list[str]
+    salient_logits: list[SalientLogit]
+    total_salient_tokens: int
+    cumulative_probability: Number
+
+
+class Message(_Rule):
+    role: Required
+    content: str
+
+
+class Parsed(_Rule):
+    messages: list[Message] | None
+    prompt: str
+    unsteerable_positions: list[int]
+
+
+class Generator(_Rule):
+    name: str
+    version: str
+    url: str
+
+
+class Info(_Rule):
+    creator_name: str = ""
+    creator_url: str = ""
+    source_urls: list[str]
+    generator: Generator
+    create_time_ms: Number
+
+
+class GenerationSettings(_Rule):
+    max_n_logits: int
+    desired_logit_prob: Number
+    batch_size: int
+    max_feature_nodes: int
+
+
+class PruningSettings(_Rule):
+    node_threshold: Number
+    edge_threshold: Number
+
+
+class Metadata(_Rule):
+    slug: str
+    scan: str
+    prompt_tokens: list[str]
+    prompt: str
+    node_threshold: Number
+    info: Info
+    generation_settings: GenerationSettings
+    pruning_settings: PruningSettings
+
+
+class SubgraphState(_Rule):
+    pinnedIds: list[str]  # noqa: N815 - the document's name
+    supernodes: list[list[str]]
+    linkType: str  # noqa: N815
+    clickedId: str  # noqa: N815
+    sg_pos: str
+
+
+class Node(_Rule):
+    node_id: str
+    feature: int | None
+    layer: str | int
+    ctx_idx: int
+    feature_type: str
+    jsNodeId: str  # noqa: N815
+    clerp: str
+    influence: Number | None = None
+    activation: Number | None = None
+
+
+class Link(_Rule):
+    source: str
+    target: str
+    weight: Number
+
+
+class Graph(_Rule):
+    metadata: Metadata
+    qParams: SubgraphState  # noqa: N815
+    nodes: list[Node]
+    links: list[Link]
 
 
 @pytest.fixture(autouse=True)
@@ -74,59 +213,223 @@ def store(tmp_path_factory):
         yield running
 
 
-def run_job(body):
+@pytest.fixture(scope="module")
+def server():
+    with serving(upload_allowed_hosts=("127.0.0.1",)) as running:
+        yield running
+
+
+def on_runpod(_server, _action, body):
     # The SDK posts JSON: what that can't hold would be lost.
     output = asyncio.run(door.handler({"id": "job", "input": json.loads(json.dumps(body))}))
-    return json.loads(json.dumps(output, allow_nan=False))
+    output = json.loads(json.dumps(output, allow_nan=False))
+    return output if "error" in output else {"output": output}
+
+
+def in_local_mode(server, action, body):
+    answer = post(server, action, body).json()
+    return answer if "error" in answer else {"output": answer}
+
+
+def in_local_mode_with_a_runpod_host(server, action, body):
+    headers = {"Authorization": "Bearer key-of-the-account", "x-secret-key": ""}
+    return post(server, action, {"input": body}, **headers).json()
+
+
+@pytest.fixture(params=[on_runpod, in_local_mode, in_local_mode_with_a_runpod_host])
+def answer(request, server):
+    """What the webapp reads of the answer to an action and a body: an `error` or an `output`."""
+    return lambda action, body: request.param(server, action, body)
+
+
+@pytest.fixture
+def call(answer):
+    """The output, as the webapp reads it."""
+
+    def output(action, body):
+        answered = answer(action, body)
+        assert list(answered) == ["output"], answered
+        return answered["output"]
+
+    return output
 
 
 @pytest.mark.parametrize("content", CONTENT)
-def test_a_graph_is_generated_uploaded_and_valid(store, content):
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {},
+        {
+            "max_n_logits": 5,
+            "desired_logit_prob": 0.6,
+            "node_threshold": 0.5,
+            "edge_threshold": 0.65,
+            "max_feature_nodes": 1500,
+        },
+        {
+            "max_n_logits": 15,
+            "desired_logit_prob": 0.99,
+            "node_threshold": 0.95,
+            "edge_threshold": 0.98,
+            "max_feature_nodes": 10000,
+        },
+    ],
+    ids=["defaults", "least", "most"],
+)
+def test_a_graph_is_generated_uploaded_and_valid(call, store, content, chosen):
     url = store.presign("user-graphs/1/michaeljordan-1.json", ContentType="application/json")
-    receipt = run_job({**GENERATE, **content, "signed_url": url})
+    receipt = call("generate-graph", {**GENERATE, **content, **chosen, "signed_url": url})
     assert receipt["success"] == "Graph uploaded", receipt
-    graph = json.loads(store.get("user-graphs/1/michaeljordan-1.json")[0])
-    assert set(graph["metadata"]) >= METADATA_FIELDS
-    assert graph["metadata"]["slug"] == "michaeljordan-1"
-    assert graph["metadata"]["info"]["creator_name"] == "Ada"
-    assert all(set(node) >= NODE_FIELDS for node in graph["nodes"])
-    ids = {node["node_id"] for node in graph["nodes"]}
-    assert len(ids) == len(graph["nodes"])
-    assert all(set(link) == {"source", "target", "weight"} for link in graph["links"])
-    assert all({link["source"], link["target"]} <= ids for link in graph["links"])
-    assert all(math.isfinite(link["weight"]) for link in graph["links"])
+    graph = Graph.model_validate_json(store.get("user-graphs/1/michaeljordan-1.json")[0])
+    assert graph.metadata.slug == "michaeljordan-1"
+    assert graph.metadata.info.creator_name == "Ada"
+    ids = {node.node_id for node in graph.nodes}
+    assert len(ids) == len(graph.nodes)
+    assert all({link.source, link.target} <= ids for link in graph.links)
+
+
+@pytest.mark.parametrize("content", CONTENT)
+def test_a_graph_without_an_upload_is_valid_too(call, content):
+    Graph.model_validate_json(json.dumps(call("generate-graph", {**GENERATE, **content})))
+
+
+def check_steered(output, body):
+    steered = Steered.model_validate(output)
+    for side in (steered.DEFAULT_LOGITS_BY_TOKEN, steered.STEERED_LOGITS_BY_TOKEN):
+        predicted = [entry for entry in side if len(entry.top_logits) == body["top_k"]]
+        assert body["top_k"] == 0 or 2 <= len(predicted) <= body["n_tokens"] + 1
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        pytest.param(STEER, id="one feature"),
+        pytest.param(DIALOG, id="the dialog's defaults"),
+        pytest.param(
+            {
+                **DIALOG,
+                "features": [ABLATED, LOWERED, AT_NEW_TOKENS, AT_BOS],
+                "n_tokens": 1,
+                "freq_penalty": -FREQ_PENALTY,
+            },
+            id="the dialog's least",
+        ),
+        pytest.param(
+            {
+                **DIALOG,
+                "features": [RAISED, AT_NEW_TOKENS],
+                "n_tokens": N_TOKENS_DIALOG,
+                "temperature": TEMPERATURE,
+                "freq_penalty": FREQ_PENALTY,
+                "seed": 4,
+            },
+            id="the dialog's most",
+        ),
+        pytest.param({**API, "features": [LOWERED]}, id="the API's defaults"),
+        pytest.param({**API, "features": [], "n_tokens": 1, "top_k": 0}, id="the API's least"),
+        pytest.param(
+            {
+                **API,
+                "features": [RAISED],
+                "n_tokens": N_TOKENS_API,
+                "top_k": TOP_K_API,
+                "temperature": TEMPERATURE,
+                "freq_penalty": FREQ_PENALTY,
+                "seed": None,
+            },
+            id="the API's most",
+        ),
+    ],
+)
+def test_a_steered_text_is_one_that_the_webapp_reads(call, chosen):
+    body = {**chosen, "prompt": PROMPT}
+    check_steered(call("steer", body), body)
+
+
+@settings(
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],
+)
+@given(
+    chosen=st.fixed_dictionaries(
+        {
+            "features": st.lists(
+                st.sampled_from([ABLATED, RAISED, LOWERED, AT_NEW_TOKENS, AT_BOS]), max_size=4
+            ),
+            "n_tokens": st.integers(1, N_TOKENS_DIALOG),
+            "top_k": st.integers(0, TOP_K_API),
+            "freeze_attention": st.booleans(),
+            "temperature": st.integers(0, 20).map(lambda tenths: tenths / 10),
+            "freq_penalty": st.integers(-20, 20).map(lambda tenths: tenths / 10),
+            "seed": st.none() | st.integers(0, 2**31),
+        }
+    )
+)
+def test_every_steer_within_the_webapp_s_ranges_is_one_that_it_reads(call, chosen):
+    body = {**STEER, "prompt": PROMPT, **chosen}
+    check_steered(call("steer", body), body)
 
 
 @pytest.mark.parametrize("content", CONTENT)
 @pytest.mark.parametrize("only_steered", [False, True])
-def test_a_steered_text_is_one_that_the_webapp_reads(content, only_steered):
-    output = run_job({**STEER, **content, "steered_output_only": only_steered})
-    for side in ("DEFAULT", "STEERED"):
-        assert output[f"{side}_GENERATION"]  # an empty text isn't taken
-        entries = output[f"{side}_LOGITS_BY_TOKEN"]
-        assert all(set(entry) == {"token", "top_logits"} for entry in entries)
-        assert all(set(top) == {"token", "prob"} for e in entries for top in e["top_logits"])
+def test_the_steered_side_alone_is_read_too(call, content, only_steered):
+    output = call("steer", {**STEER, **content, "steered_output_only": only_steered})
+    Steered.model_validate(output)
     assert (output["DEFAULT_LOGITS_BY_TOKEN"] == []) is only_steered
 
 
 @pytest.mark.parametrize("content", CONTENT)
-def test_the_preview_counts_the_graph_s_tokens(content):
-    wanted = {"max_n_logits": 10, "desired_logit_prob": 0.95}
-    preview = run_job({**content, **wanted, "request_type": "forward-pass"})
-    graph = run_job({**GENERATE, **content})
-    assert preview["input_tokens"] == graph["metadata"]["prompt_tokens"]
+def test_the_preview_counts_the_graph_s_tokens(call, content):
+    preview = Preview.model_validate(call("forward-pass", {**content, **PREVIEW}))
+    graph = call("generate-graph", {**GENERATE, **content})
+    assert preview.input_tokens == graph["metadata"]["prompt_tokens"]
 
 
-def test_a_stored_prompt_without_its_bos_steers_at_the_graph_s_positions():
-    graph = run_job({**GENERATE, "messages": MESSAGES})["metadata"]
+@pytest.mark.parametrize(("max_n_logits", "desired_logit_prob"), [(5, 0.6), (15, 0.99)])
+def test_the_preview_s_ranges_are_answered(call, max_n_logits, desired_logit_prob):
+    wanted = {"max_n_logits": max_n_logits, "desired_logit_prob": desired_logit_prob}
+    preview = Preview.model_validate(call("forward-pass", {"prompt": "The", **PREVIEW, **wanted}))
+    assert len(preview.salient_logits) == preview.total_salient_tokens <= max_n_logits
+
+
+def test_the_preview_counts_a_prompt_that_is_too_long_for_a_graph(call, answer):
+    """So that the webapp can say "Max tokens supported is 64, your prompt was 161 tokens"."""
+    prompt = " ".join([PROMPT] * 40)
+    preview = Preview.model_validate(call("forward-pass", {"prompt": prompt, **PREVIEW}))
+    assert len(preview.input_tokens) == 161
+    refused = answer("generate-graph", {**GENERATE, "prompt": prompt})
+    assert refused == {"error": "prompt_too_long: the prompt has 161 tokens, the limit is 64"}
+
+
+def test_a_stored_prompt_without_its_bos_steers_at_the_graph_s_positions(call):
+    graph = call("generate-graph", {**GENERATE, "messages": MESSAGES})["metadata"]
     stored = graph["prompt"].removeprefix(graph["prompt_tokens"][0])
-    parsed = run_job({"prompt": graph["prompt"], "request_type": "parse-chat-prompt"})
-    assert (parsed["messages"], parsed["is_chat"]) == (MESSAGES, True)
-    assert (parsed["prompt"], parsed["unsteerable_positions"]) == (stored, [0])
-    steered = run_job({**STEER, "prompt": stored})
+    asked = {"prompt": graph["prompt"], "request_type": "parse-chat-prompt"}
+    parsed = Parsed.model_validate(call("parse-chat-prompt", asked))
+    assert [message.model_dump() for message in parsed.messages] == MESSAGES
+    assert (parsed.prompt, parsed.unsteerable_positions) == (stored, [0])
+    steered = call("steer", {**STEER, "prompt": stored})
     tokens = [entry["token"] for entry in steered["DEFAULT_LOGITS_BY_TOKEN"]]
     assert tokens[: len(graph["prompt_tokens"]) - 1] == graph["prompt_tokens"][1:]
 
 
-def test_a_failure_is_an_error_string():
-    assert run_job({**GENERATE, "prompt": "a " * 80})["error"].startswith("prompt_too_long: ")
+def test_a_prompt_that_is_no_chat_is_parsed_as_none(call):
+    parsed = call("parse-chat-prompt", {"prompt": PROMPT, "request_type": "parse-chat-prompt"})
+    assert Parsed.model_validate(parsed).messages is None
+
+
+@pytest.mark.parametrize(
+    ("action", "body", "code"),
+    [
+        ("generate-graph", {**GENERATE, "prompt": "a " * 80}, "prompt_too_long"),
+        ("generate-graph", {**GENERATE, "prompt": PROMPT, "slug": "a"}, "invalid_input"),
+        ("steer", {**STEER, "prompt": PROMPT, "model_id": "gpt2"}, "model_not_loaded"),
+        ("steer", {**STEER, "prompt": PROMPT, "n_tokens": 512}, "invalid_input"),
+        ("forward-pass", {**PREVIEW, "prompt": "ab " * (MOST_CHARACTERS // 3)}, "prompt_too_long"),
+    ],
+)
+def test_a_failure_is_an_error_string(answer, action, body, code):
+    answered = answer(action, body)
+    assert list(answered) == ["error"]
+    assert answered["error"].startswith(f"{code}: ")

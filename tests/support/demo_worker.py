@@ -13,6 +13,7 @@ from settings import Settings
 from tests.support.programs import output_of
 
 PROMPT = "Michael Jordan joue au"
+TOO_LONG = "a " * 600  # more tokens than the demo model's context has
 GRAPH = {"action": "generate-graph", "prompt": PROMPT, "slug_identifier": "test"}
 FORWARD = {"action": "forward-pass", "prompt": PROMPT}
 PARSE = {"action": "parse-chat-prompt", "prompt": PROMPT}

@@ -1,9 +1,12 @@
-"""Runpod's side that callers see: `/run`, `/status`, `/cancel` and `/health` of one endpoint.
+"""Runpod's side that callers see of an endpoint.
+
+It has `/run`, `/runsync`, `/status`, `/cancel` and `/health`.
 
 The jobs are those of a `ControlPlane`, which a real worker takes: what `/status` shows is what the
 worker posted. Answers have the shapes of Runpod's documentation; results are kept until `forget`.
 """
 
+import contextlib
 import json
 import socket
 import struct
@@ -12,11 +15,14 @@ import time
 from collections import defaultdict, deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from tests.support.control_plane import WORKER_ID, ControlPlane
 
 ENDPOINT_ID = "abc123endpoint"
 USER_KEY = "key-of-the-account"
+# Seconds that `/runsync` waits for the job's end, unless `?wait=` says how many milliseconds.
+RUNSYNC_WAIT_S = 90.0
 
 
 class RunpodEndpoint:
@@ -79,7 +85,8 @@ class RunpodEndpoint:
 
     def _answer(self, request: BaseHTTPRequestHandler) -> None:
         body = request.rfile.read(int(request.headers.get("Content-Length", 0)))
-        _, _, endpoint_id, route, *rest = request.path.split("/")
+        url = urlsplit(request.path)
+        _, _, endpoint_id, route, *rest = url.path.split("/")
         self.requests.append((route, rest[0] if rest else ""))
         if self._faults[route]:
             self._trouble(request, *self._faults[route].popleft())
@@ -88,7 +95,7 @@ class RunpodEndpoint:
         elif endpoint_id != ENDPOINT_ID:
             _send(request, 404, {"error": "endpoint not found"})
         else:
-            _send(request, *self._respond(request.command, route, rest, body))
+            _send(request, *self._respond(request.command, route, rest, body, url.query))
 
     def _trouble(
         self, request: BaseHTTPRequestHandler, fault: int | str, headers: dict[str, str]
@@ -107,12 +114,15 @@ class RunpodEndpoint:
             _send(request, fault, "<html>something in between</html>", headers)
 
     def _respond(
-        self, method: str, route: str, rest: list[str], body: bytes
+        self, method: str, route: str, rest: list[str], body: bytes, query: str
     ) -> tuple[int, dict[str, Any]]:
-        if (method, route) == ("POST", "run"):
+        if (method, route) in {("POST", "run"), ("POST", "runsync")}:
             self.submitted.append(json.loads(body))
             job_id = self.plane.submit(self.submitted[-1]["input"])
             self._known[job_id] = time.monotonic()
+            if route == "runsync":
+                self._wait(job_id, query)
+                return 200, self._status(job_id)
             return 200, {"id": job_id, "status": "IN_QUEUE"}
         if (method, route) == ("GET", "health"):
             return 200, self._health()
@@ -124,6 +134,13 @@ class RunpodEndpoint:
             return 200, {"id": job_id, "status": "CANCELLED"}
         assert (method, route) == ("GET", "status")
         return 200, self._status(job_id)
+
+    def _wait(self, job_id: str, query: str) -> None:
+        """Wait for a job's end as `/runsync` does, from 1 to 300 s."""
+        [wait_ms] = parse_qs(query).get("wait", [str(RUNSYNC_WAIT_S * 1000)])
+        wait_s = min(max(float(wait_ms) / 1000, 1.0), 300.0)
+        with contextlib.suppress(AssertionError):  # that it isn't done by then
+            self.plane.result(job_id, wait_s)
 
     def _status(self, job_id: str) -> dict[str, Any]:
         status: dict[str, Any] = {"id": job_id, "status": "IN_QUEUE"}

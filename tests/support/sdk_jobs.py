@@ -2,7 +2,7 @@
 
 import time
 
-from tests.support.demo_worker import FORWARD, GRAPH, PARSE, ask, comparable
+from tests.support.demo_worker import FORWARD, GRAPH, PARSE, TOO_LONG, ask, comparable
 from tests.support.polling import until
 
 FEATURE = {"layer": 2, "index": 5, "token_active_position": 4, "steer_position": 4, "delta": 20.0}
@@ -27,7 +27,7 @@ GOOD = [
 BAD = [
     ({"action": "fly"}, "unknown_action"),
     ({**GRAPH, "batch_size": 0}, "invalid_input"),
-    ({**FORWARD, "prompt": "a " * 80}, "prompt_too_long"),
+    ({**FORWARD, "prompt": TOO_LONG}, "prompt_too_long"),
     ({**STEER, "deadline": 1}, "deadline_exceeded"),
 ]
 
