@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# What answers are streamed with; it would be imported by the first graph.
+LIBRARIES = ("anyio._backends._asyncio",)
+
 # Seconds in which a job may end after the server was stopped, before it is cancelled.
 _GRACE_S = 10
 
@@ -41,7 +44,7 @@ def main() -> None:
     settings = startup.prepare(**_parse_arguments())
     listeners = listen(settings)
     with answering_while_loading(listeners):
-        startup.load(settings, check=True)
+        startup.load(settings, *LIBRARIES, check=True)
     from model_loader import get_model
 
     loaded = get_model(settings)
