@@ -106,6 +106,18 @@ class Settings(BaseSettings):
     )
     server_host: str = Field("0.0.0.0", description="address that `start.py` listens on")  # noqa: S104
     server_port: int = Field(5004, ge=1, le=65535, description="port that `start.py` listens on")
+    port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="port of a load-balancing endpoint; it wins over SERVER_PORT, and needs SECRET",
+    )
+    port_health: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="port on which `start.py` answers `/ping` alone; unset: `/ping` is on PORT",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="least severe log lines that are written"
     )
@@ -118,6 +130,11 @@ class Settings(BaseSettings):
     runpod_gpu_count: int | None = Field(
         None, ge=0, description="set by Runpod on its hosts; above 0 a worker without a GPU ends"
     )
+
+    @property
+    def listening_port(self) -> int:
+        """The port of the HTTP door's paths."""
+        return self.server_port if self.port is None else self.port
 
     @property
     def hub_cache(self) -> Path:
@@ -174,11 +191,11 @@ class Settings(BaseSettings):
         return value
 
 
-def read_settings(**overrides: str) -> Settings:
+def read_settings(**overrides: str | None) -> Settings:
     """Read the environment anew.
 
     Args:
-        overrides: settings by name, which win over the environment.
+        overrides: settings by name, which win over the environment; None is "unset".
 
     Raises:
         SettingsError: a value can't be used. The message names each such variable, its value

@@ -8,7 +8,6 @@ Importing this module loads no model and no torch.
 
 import argparse
 import contextlib
-import ipaddress
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -17,14 +16,18 @@ import uvicorn
 
 from serving import startup
 from serving.http_api import create_app
+from serving.listening import answering_while_loading, listen, listening_host, only_pings
 from settings import Settings
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
     from loading.loaded_model import LoadedModel
 
 logger = logging.getLogger(__name__)
 
-LOOPBACK = "127.0.0.1"
+# What answers are streamed with; it would be imported by the first graph.
+LIBRARIES = ("anyio._backends._asyncio",)
 
 # Seconds in which a job may end after the server was stopped, before it is cancelled.
 _GRACE_S = 10
@@ -37,8 +40,11 @@ _ARGUMENTS = (
 
 
 def main() -> None:
-    """Load the model, then serve it until SIGINT or SIGTERM."""
-    settings = startup.start(check=True, **_parse_arguments())
+    """Listen, load the model, then serve it until SIGINT or SIGTERM."""
+    settings = startup.prepare(**_parse_arguments())
+    listeners = listen(settings)
+    with answering_while_loading(listeners):
+        startup.load(settings, *LIBRARIES, check=True)
     from model_loader import get_model
 
     loaded = get_model(settings)
@@ -47,19 +53,20 @@ def main() -> None:
         logger.warning("SECRET is not set: listening on %s only, not on SERVER_HOST", host)
     address = f"[{host}]" if ":" in host else host
     logger.info(
-        "serving %s, see http://%s:%d/docs", loaded.entry.label, address, settings.server_port
+        "serving %s, see http://%s:%d/docs", loaded.entry.label, address, settings.listening_port
     )
     with contextlib.suppress(KeyboardInterrupt):  # raised again by uvicorn once it has stopped
-        server(settings, loaded).run()
+        server(settings, loaded).run(listeners)
 
 
 def server(settings: Settings, loaded: "LoadedModel") -> uvicorn.Server:
-    """The server of a loaded model. Its caller runs it."""
+    """The server of a loaded model. Its caller runs it, on sockets that listen."""
+    app: ASGIApp = create_app(settings, loaded)
+    if settings.port_health not in {None, settings.listening_port}:
+        app = only_pings(app, settings.port_health)
     return uvicorn.Server(
         uvicorn.Config(
-            create_app(settings, loaded),
-            host=listening_host(settings),
-            port=settings.server_port,
+            app,
             log_config=None,  # logs.py's
             access_log=False,  # serving/http_api.py logs a line for each job
             server_header=False,
@@ -68,22 +75,7 @@ def server(settings: Settings, loaded: "LoadedModel") -> uvicorn.Server:
     )
 
 
-def listening_host(settings: Settings) -> str:
-    """SERVER_HOST, or loopback where no secret is set."""
-    host = settings.server_host
-    if settings.secret is not None or _is_loopback(host):
-        return host
-    return LOOPBACK
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _parse_arguments(arguments: Sequence[str] | None = None) -> dict[str, str]:
+def _parse_arguments(arguments: Sequence[str] | None = None) -> dict[str, str | None]:
     """The settings that are given as arguments."""
     parser = argparse.ArgumentParser(
         description="Serve a model over HTTP; without arguments or settings, the demo model."
@@ -93,8 +85,8 @@ def _parse_arguments(arguments: Sequence[str] | None = None) -> dict[str, str]:
         flags = dict.fromkeys([f"--{argument}", f"--{argument.replace('_', '-')}"])
         description = Settings.model_fields[setting].description
         parser.add_argument(*flags, dest=setting, metavar="VALUE", help=description)
-    given = vars(parser.parse_args(arguments))
-    return {setting: value for setting, value in given.items() if value}
+    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value}
+    return given | ({"port": None} if "server_port" in given else {})  # which would win over it
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from delivery.spooling import MEMORY_LIMIT_BYTES, spool
 from errors import NotFinite
 from loading.loaded_model import LoadedModel
 from model_loader import get_model
-from prompting import prompts
+from prompting import chat_prompt, prompts
 from prompting.chat_template import render_messages
 from prompting.gemma_3_chat import is_gemma_3_it
 from settings import Settings
@@ -93,6 +93,8 @@ def check_model(loaded: LoadedModel) -> None:
     started = time.perf_counter()
     try:
         self_test.run(loaded.model, _tokens(loaded))
+        # Compiles the chat template, for which the first job with messages would wait.
+        chat_prompt.parse(_TEXT, loaded.tokenizer, loaded.name)
     except NotFinite as error:
         raise UnfitError(f"of {loaded.entry.label}, {error.sentence}") from error
     except self_test.InconsistentError as error:

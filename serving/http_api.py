@@ -150,7 +150,7 @@ class Door:
 
 
 def create_app(settings: Settings, loaded: "LoadedModel") -> Starlette:
-    """The application on a loaded model: a path an action, `/check-busy`, `/health`, `/docs`."""
+    """The application on a loaded model: a path an action, and those of http_docs besides."""
     door = Door(settings, loaded)
     document = http_docs.openapi(with_secret=settings.secret is not None)
 
@@ -166,6 +166,7 @@ def create_app(settings: Settings, loaded: "LoadedModel") -> Starlette:
                 Route(f"/{action}", partial(door.perform, action), methods=["POST"])
                 for action in REQUESTS
             ),
+            Route("/ping", _ping),
             Route("/check-busy", door.check_busy),
             Route("/health", door.health),
             Route("/openapi.json", openapi),
@@ -179,6 +180,10 @@ def create_app(settings: Settings, loaded: "LoadedModel") -> Starlette:
     )
     app.router.redirect_slashes = False
     return app
+
+
+async def _ping(_: Request) -> Response:
+    return Response()  # there is a model; until then serving/listening.py answers
 
 
 async def _read_json(request: Request) -> object:

@@ -56,7 +56,7 @@ ERRORS = {
     422: "A wrong field, or numbers that overflow in the model's dtype",
     500: "A fault of the worker's",
     502: "The store did not take the graph",
-    503: "Busy with another job, out of time or memory, or cancelled",
+    503: "Loading the model, busy with another job, out of time or memory, or cancelled",
 }
 
 
@@ -146,6 +146,9 @@ def openapi(*, with_secret: bool) -> dict[str, Any]:
     }
     for name, model in _STATUS.items():
         paths[f"/{name}"] = {"get": _operation(name, model, _done(model))}
+    ready = {"200": {"description": "Ready"}, "204": {"description": "The model is being loaded"}}
+    ping = {"operationId": "ping", "summary": "Whether the worker is ready.", "responses": ready}
+    paths["/ping"] = {"get": ping}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -182,7 +185,7 @@ def _errors() -> dict[str, Any]:
     errors = {str(status): _described(meaning, schema) for status, meaning in ERRORS.items()}
     errors["503"]["headers"] = {
         "Retry-After": {
-            "description": "Seconds to wait, when another job has the model",
+            "description": "Seconds to wait, when the model loads or another job has it",
             "schema": {"type": "integer"},
         }
     }

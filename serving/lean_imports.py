@@ -49,7 +49,7 @@ def import_lean(*modules: str) -> None:
     """
     gc.disable()
     try:
-        with lean_imports():
+        with lean_imports(), _models_scanned_once():
             for module in modules:
                 importlib.import_module(module)
         gc.freeze()
@@ -73,6 +73,26 @@ def lean_imports() -> Iterator[None]:
         _stop_deferring()
         for name in replaced:
             del sys.modules[name]
+
+
+@contextmanager
+def _models_scanned_once() -> Iterator[None]:
+    """Have transformers read the files of its models once.
+
+    It does so for `transformers` and again for `transformers.models`, since it keeps what it found
+    under the path that it was given: first the folder, then a file in the folder.
+    """
+    import_utils = importlib.import_module("transformers.utils.import_utils")
+    scan = import_utils.create_import_structure_from_path
+
+    def scan_folder(path: str | Path) -> Any:
+        return scan(Path(path).parent if Path(path).is_file() else Path(path))
+
+    vars(import_utils)[scan.__name__] = scan_folder
+    try:
+        yield
+    finally:
+        vars(import_utils)[scan.__name__] = scan
 
 
 def _cpu_info() -> dict[str, str]:

@@ -16,16 +16,21 @@ from settings import Settings, SettingsError, get_settings, how_threads_wait, re
 logger = logging.getLogger(__name__)
 
 
-def start(*libraries: str, check: bool, **overrides: str) -> Settings:
-    """Read the settings, load the process's one model, and return the settings.
+def start(*libraries: str, check: bool) -> Settings:
+    """Read the settings, load the process's one model, and return the settings; as both do."""
+    settings = prepare()
+    load(settings, *libraries, check=check)
+    return settings
+
+
+def prepare(**overrides: str | None) -> Settings:
+    """Read the settings, and set up the process's signals, log and threads by them.
 
     Args:
-        libraries: modules that the door needs besides.
-        check: whether to check that the worker is fit. Runpod's SDK does it for its own door.
-        overrides: settings by name, which win over the environment.
+        overrides: as `read_settings` takes them.
 
     Raises:
-        SystemExit: with one line that says why the worker can't start.
+        SystemExit: with one line that says which setting can't be used.
     """
     # While the model loads nothing is lost, and an exception might be raised where Python drops it.
     # A container's first process ignores the default.
@@ -36,6 +41,19 @@ def start(*libraries: str, check: bool, **overrides: str) -> Settings:
         raise SystemExit(f"settings: {error}") from None
     logs.set_up(settings.log_level, as_json=settings.runpod_webhook_get_job is not None)
     settings.export_thread_variables(cpu_threads.available_threads())
+    return settings
+
+
+def load(settings: Settings, *libraries: str, check: bool) -> None:
+    """Load the process's one model.
+
+    Args:
+        libraries: modules that the door needs besides.
+        check: whether to check that the worker is fit. Runpod's SDK does it for its own door.
+
+    Raises:
+        SystemExit: with one line that says why the worker can't start.
+    """
     from model_loader import ModelLoadError, get_model, read_weights_ahead
     from serving import fitness
 
@@ -48,7 +66,6 @@ def start(*libraries: str, check: bool, **overrides: str) -> Settings:
             is_fit()
     except (SettingsError, ModelLoadError, fitness.UnfitError) as error:
         raise SystemExit(f"start: {error}") from None
-    return settings
 
 
 def import_libraries(settings: Settings, *libraries: str) -> None:

@@ -72,6 +72,8 @@ def test_an_empty_variable_counts_as_unset(monkeypatch):
         ("LOG_LEVEL", "loud"),
         ("SERVER_PORT", "0"),
         ("SERVER_PORT", "65536"),
+        ("PORT", "http"),
+        ("PORT_HEALTH", "0"),
     ],
 )
 def test_a_bad_value_is_named_with_its_variable_and_what_would_do(monkeypatch, name, value):

@@ -1,5 +1,6 @@
 """start.py as a program: arguments, where it listens, what it logs, how it ends."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -11,11 +12,12 @@ import requests
 
 import start
 from loading.registry import DEMO
+from serving import listening
 from settings import read_settings
 from tests.support.demo_worker import demo_settings
 from tests.support.http_server import GRAPH, assert_error
 from tests.support.polling import until
-from tests.support.programs import ROOT, free_port, imported_by, is_listening, run
+from tests.support.programs import ROOT, free_port, imported_by, run
 
 
 def test_importing_it_loads_no_torch_and_no_model_library():
@@ -26,16 +28,17 @@ def test_arguments_win_over_the_environment(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MODEL_ID", "Qwen/Qwen3-4B")
     monkeypatch.setenv("TOKEN_LIMIT", "32")
+    monkeypatch.setenv("PORT", "81")
     given = ["--model_id", "google/gemma-2-2b", "--transcoder_set", "gemma", "--port", "80"]
     settings = read_settings(**start._parse_arguments(given))
     assert settings.model_id == "google/gemma-2-2b"
     assert settings.transcoder_set == "gemma"
-    assert settings.server_port == 80
+    assert settings.listening_port == 80
     assert settings.token_limit == 32
 
 
 def environment(**changed):
-    hidden = {"SECRET", "MODEL_ID", "TRANSCODER_SET"}
+    hidden = {"SECRET", "MODEL_ID", "TRANSCODER_SET", "PORT"}
     kept = {name: value for name, value in os.environ.items() if name not in hidden}
     return {**kept, "DEVICE": "cpu", **changed}
 
@@ -51,11 +54,12 @@ def test_the_program_serves_on_loopback_logs_nothing_private_and_ends_when_told(
     )
     try:
 
-        def answers():
+        def is_ready():
             assert process.poll() is None, process.stderr.read()
-            return is_listening(port)
+            with contextlib.suppress(requests.ConnectionError):
+                return requests.get(f"http://127.0.0.1:{port}/ping", timeout=60).status_code == 200
 
-        until(answers)
+        until(is_ready)
         # All of 127.0.0.0/8 is this machine; a server on every address answers there, too.
         with socket.socket() as connection:
             assert connection.connect_ex(("127.0.0.2", port)) != 0
@@ -77,8 +81,9 @@ def test_the_program_serves_on_loopback_logs_nothing_private_and_ends_when_told(
 
 
 def test_a_server_told_to_end_while_it_loads_its_model_ends(tmp_path):
+    port = free_port()
     with subprocess.Popen(
-        [sys.executable, str(ROOT / "start.py"), "--port", str(free_port())],
+        [sys.executable, str(ROOT / "start.py"), "--port", str(port)],
         cwd=tmp_path,
         env=environment(),
         stderr=subprocess.PIPE,
@@ -88,6 +93,8 @@ def test_a_server_told_to_end_while_it_loads_its_model_ends(tmp_path):
         assert any("imported the libraries" in line for line in process.stderr)
         process.terminate()
         assert process.wait(60) == 0
+    with socket.socket() as connection:
+        until(lambda: connection.connect_ex(("127.0.0.1", port)) != 0)
 
 
 @pytest.mark.parametrize(
@@ -107,12 +114,12 @@ def test_a_server_that_cannot_start_says_which_setting_is_why(tmp_path, argument
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::", "localhost", "example.org"])
 def test_without_a_secret_the_server_listens_on_loopback_only(host):
-    assert start.listening_host(demo_settings(server_host=host)) == "127.0.0.1"
-    assert start.listening_host(demo_settings(server_host=host, secret="s")) == host
-    assert start.listening_host(demo_settings(server_host="::1")) == "::1"
+    assert listening.listening_host(demo_settings(server_host=host)) == "127.0.0.1"
+    assert listening.listening_host(demo_settings(server_host=host, secret="s")) == host
+    assert listening.listening_host(demo_settings(server_host="::1")) == "::1"
 
 
-def test_a_server_whose_weights_are_damaged_ends_before_it_listens(tmp_path, demo_with_nan):
+def test_a_server_whose_weights_are_damaged_ends_before_it_is_ready(tmp_path, demo_with_nan):
     names = {"MODEL_ID": str(demo_with_nan), "TRANSCODER_SET": DEMO.transcoder_set}
     command = (ROOT / "start.py", "--port", str(free_port()))
     done = run(*command, cwd=tmp_path, env=environment(**names), timeout=60)

@@ -190,6 +190,23 @@ def test_transformers_offers_what_it_always_does(worker, alone):
     assert worker[5] == alone[2]
 
 
+def test_transformers_reads_the_files_of_its_models_once():
+    program = """
+import json, os
+from serving.lean_imports import import_lean
+import_lean("transformers.models")
+import transformers
+from transformers.utils import import_utils
+models = os.path.dirname(transformers.models.__file__)
+folders = sum("__pycache__" not in path for path, _, _ in os.walk(models))
+scan = import_utils.create_import_structure_from_path
+print('JSON', json.dumps([scan.cache_info().misses, folders, scan.__module__]))
+"""
+    [[scanned, folders, module]] = run_program(program)
+    assert scanned == folders
+    assert module == "transformers.utils.import_utils"  # transformers' own again
+
+
 def test_the_mathematics_alone_leaves_the_process_s_imports_as_they_are(alone):
     assert alone[0] == []
     assert alone[1] == ["datasets"]

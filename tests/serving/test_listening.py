@@ -1,0 +1,208 @@
+"""What start.py answers from its first second on, and on which ports."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+
+import pytest
+import requests
+
+from serving import http_api
+from settings import read_settings
+from tests.support.http_server import FORWARD, assert_error, get, serving
+from tests.support.polling import until
+from tests.support.programs import ROOT
+
+SECRET = "correct horse battery staple"
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def environment(**changed):
+    hidden = {"SECRET", "MODEL_ID", "TRANSCODER_SET", "PORT", "PORT_HEALTH", "SERVER_PORT"}
+    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+    return {**kept, "DEVICE": "cpu", "SERVER_HOST": "127.0.0.1", "PYTHONPATH": str(ROOT), **changed}
+
+
+@contextmanager
+def loading(directory, **variables):
+    """A `start.py` that loads, holding the interpreter lock, until a byte is written to it."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.support.blocked_start"],
+        cwd=directory,
+        env=environment(**variables),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        try:
+            assert process.stdout.readline() == b"loading\n", process.stderr.read()
+            yield process
+        finally:
+            process.kill()
+
+
+def finish(process):
+    process.stdin.write(b"\n")
+    process.stdin.flush()
+
+
+def status(port, path="/ping"):
+    return requests.get(f"http://127.0.0.1:{port}{path}", timeout=60).status_code
+
+
+def is_open(port):
+    with socket.socket() as connection:
+        return connection.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_while_the_model_loads_pings_are_answered_and_actions_are_told_to_come_again(tmp_path):
+    port = free_port()
+    with loading(tmp_path, PORT=str(port), SECRET=SECRET, SERVER_PORT="1") as process:
+        url = f"http://127.0.0.1:{port}"
+        ping = requests.get(f"{url}/ping", timeout=60)
+        assert (ping.status_code, ping.content) == (204, b"")
+        head = requests.head(f"{url}/ping", timeout=60)
+        assert (head.status_code, head.content) == (204, b"")
+        for key in ({}, {"x-secret-key": SECRET}):
+            response = requests.post(f"{url}/forward-pass", json=FORWARD, headers=key, timeout=60)
+            assert_error(response, 503, "loading")
+            assert int(response.headers["Retry-After"]) > 0
+        assert_error(requests.get(f"{url}/health", timeout=60), 503, "loading")
+        finish(process)
+        until(lambda: status(port) == 200)
+        assert requests.get(f"{url}/health", timeout=60).json()["model"] == "demo"
+        response = requests.post(f"{url}/forward-pass", json=FORWARD, timeout=60)
+        assert_error(response, 401, "unauthorized")
+
+
+def test_a_body_of_any_size_is_answered_while_the_model_loads(tmp_path):
+    port = free_port()
+    with loading(tmp_path, SERVER_PORT=str(port)):
+        url = f"http://127.0.0.1:{port}/steer"
+        body = json.dumps({"prompt": "a" * http_api.MAX_BODY_BYTES}).encode()
+        headers = {"Content-Type": "application/json"}
+        assert_error(requests.post(url, data=body, headers=headers, timeout=60), 503, "loading")
+
+
+def test_pings_are_204_until_the_worker_is_ready_and_200_from_then_on(tmp_path):
+    port = free_port()
+    seen = []
+
+    def ping_until_ready():
+        while seen.count(200) < 50:
+            seen.append(status(port))
+
+    with loading(tmp_path, PORT=str(port), SECRET=SECRET) as process:
+        threads = [threading.Thread(target=ping_until_ready) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        until(lambda: len(seen) > 50)
+        finish(process)
+        for thread in threads:
+            thread.join()
+    assert set(seen) == {204, 200}
+    assert 204 not in seen[seen.index(200) + 1 :]
+
+
+def test_a_client_that_asks_nothing_holds_the_start_up_only_for_a_moment(tmp_path):
+    port = free_port()
+    with (
+        loading(tmp_path, PORT=str(port), SECRET=SECRET) as process,
+        socket.create_connection(("127.0.0.1", port)),
+    ):
+        assert status(port) == 204
+        finish(process)
+        until(lambda: status(port) == 200)
+
+
+def test_another_port_for_pings_answers_nothing_else_before_and_after(tmp_path):
+    port, port_health = free_port(), free_port()
+    ports = {"PORT": str(port), "PORT_HEALTH": str(port_health)}
+    with loading(tmp_path, **ports, SECRET=SECRET) as process:
+
+        def check(ping):
+            assert status(port_health) == status(port) == ping
+            for path in ("/health", "/forward-pass", "/docs"):
+                url = f"http://127.0.0.1:{port_health}{path}"
+                assert_error(requests.get(url, timeout=60), 404, "not_found")
+
+        check(204)
+        finish(process)
+        until(lambda: status(port_health) == 200)
+        check(200)
+        assert status(port, "/health") == 200
+
+
+def test_a_ready_server_answers_pings_without_the_secret():
+    with serving(secret=SECRET) as server:
+        ping = get(server, "/ping")
+        assert (ping.status_code, ping.content) == (200, b"")
+
+
+def test_a_load_that_fails_ends_the_process_with_one_line_and_lets_go_of_the_port(tmp_path):
+    port = free_port()
+    with loading(tmp_path, SERVER_PORT=str(port)) as process:
+        assert status(port) == 204
+        process.stdin.close()
+        assert process.wait(60) == 1
+        assert process.stderr.read().decode().splitlines()[-1] == "start: there was no line"
+        assert not is_open(port)
+
+
+def test_a_process_that_is_killed_while_it_loads_leaves_nobody_on_its_port(tmp_path):
+    port = free_port()
+    with loading(tmp_path, SERVER_PORT=str(port)) as process:
+        assert status(port) == 204
+        process.kill()
+        until(lambda: not is_open(port))
+
+
+def refused(directory, **variables):
+    """What start.py says when it ends before it loads anything."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "start.py")],
+        cwd=directory,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    return line
+
+
+def test_with_a_load_balancer_s_port_and_no_secret_the_server_refuses_to_start(tmp_path):
+    line = refused(tmp_path, PORT=str(free_port()))
+    assert line.startswith("start: PORT")
+    assert "SECRET" in line
+
+
+@pytest.mark.parametrize("setting", ["PORT", "SERVER_PORT", "PORT_HEALTH"])
+def test_a_port_that_is_taken_is_named_before_the_model_loads(tmp_path, setting):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = str(other.getsockname()[1])
+        chosen = {"SERVER_PORT": str(free_port()), "SECRET": SECRET, setting: taken}
+        line = refused(tmp_path, **chosen)
+    assert line.startswith(f"start: {setting}={taken}: ")
+    assert "in use" in line
+
+
+def test_an_address_that_is_not_this_machine_s_is_named_before_the_model_loads(tmp_path):
+    line = refused(tmp_path, SERVER_HOST="203.0.113.7", SECRET=SECRET, SERVER_PORT="5004")
+    assert "SERVER_HOST=203.0.113.7" in line
+
+
+def test_a_load_balancer_s_port_wins_over_the_server_s(monkeypatch):
+    monkeypatch.setenv("SERVER_PORT", "5005")
+    assert read_settings().listening_port == 5005
+    monkeypatch.setenv("PORT", "80")
+    assert read_settings().listening_port == 80
