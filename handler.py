@@ -83,10 +83,16 @@ def _answer(
     from model_loader import get_model
 
     job_id = job.get("id")
+
     try:
         loaded = get_model(settings)
         response = answer(
-            job.get("input"), loaded, settings, cancelled, on_progress=on_progress, job_id=job_id
+            job.get("input"),
+            loaded,
+            settings,
+            cancelled,
+            on_progress=on_progress,
+            job_id=job_id,
         )
         if isinstance(response, BaseModel):
             return response.model_dump()
@@ -119,15 +125,13 @@ def main() -> None:
     started = time.perf_counter()
     settings = startup.start("serving.runpod_loop", check=False)
     import runpod
-    from runpod.serverless.modules.rp_logger import RunPodLogger
 
     from remote import local_run
-    from serving import fitness, runpod_loop
+    from serving import fitness, runpod_loop, sdk_log
 
     is_local = local_run.wanted(settings)
-    # The SDK's DEBUG writes inputs and outputs out, and its INFO the output of a local run.
-    level = "WARN" if is_local else settings.log_level
-    RunPodLogger().set_level({"DEBUG": "INFO", "WARNING": "WARN"}.get(level, level))
+    # The SDK's INFO writes out the output of a local run.
+    sdk_log.take_over("WARNING" if is_local else settings.log_level)
     if is_local:
         local_run.run(handler, loading_s=time.perf_counter() - started)
         return

@@ -16,6 +16,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 _WAITING_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
+# The release in work; pyproject.toml has the same.
+VERSION = "0.1.0"
+
+
 class SettingsError(Exception):
     """A variable has a value that can't be used. The message names both and says what is valid."""
 
@@ -106,6 +110,10 @@ class Settings(BaseSettings):
     server_port: int = Field(5004, ge=1, le=65535, description="port that `start.py` listens on")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="least severe log lines that are written"
+    )
+    worker_version: str = Field(VERSION, description="set by the image: its version")
+    worker_revision: str | None = Field(
+        None, description="set by the image: the commit that it was built from"
     )
     runpod_webhook_get_job: str | None = Field(
         None, description="set by Runpod on its hosts; unset means a local run"

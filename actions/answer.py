@@ -3,7 +3,6 @@
 import logging
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -61,7 +60,7 @@ def answer(
     """
     started = time.perf_counter()
     job = Job(settings, None, cancelled or threading.Event(), on_progress)
-    event: dict[str, Any] = {"job_id": job_id, "action": None}
+    event: dict[str, Any] = {"job_id": job_id, "action": action}
     try:
         request = schemas.parse_request(body, action)
         event["action"] = request.action
@@ -70,27 +69,22 @@ def answer(
         response = ACTIONS[type(request)](request, loaded, job)
     except Exception as error:
         failure = _as_worker_error(error, event, loaded)
-        level = logging.ERROR if isinstance(failure, Internal) else logging.INFO
-        _log(level, f"job failed: {failure.code}", event, job, loaded, started)
+        # The log gets the traceback of an error that nobody foresaw. Its message, which may quote
+        # the prompt or a signed URL, is left out by logs.py.
+        unforeseen = error if isinstance(failure, Internal) else None
+        _log(f"job failed: {failure.code}", event, job, loaded, started, unforeseen)
         raise failure from None
-    _log(logging.INFO, "job done", event, job, loaded, started)
+    _log("job done", event, job, loaded, started)
     return response
 
 
 def _as_worker_error(error: Exception, event: dict[str, Any], loaded: LoadedModel) -> WorkerError:
-    """The error that the caller gets. The log gets the traceback of one that nobody foresaw."""
+    """The error that the caller gets."""
     if isinstance(error, WorkerError):
         return error
     if device_errors.is_out_of_memory(error):
         lighter = _LIGHTER.get(event["action"], "shorten the prompt")
         return OutOfMemory(f"the device has no room for this job; {lighter}")
-    # The message may quote the prompt or a signed URL, so only the traceback is logged.
-    logger.error(
-        "%s while answering a request\n%s",
-        type(error).__name__,
-        "".join(traceback.format_tb(error.__traceback__)),
-        extra={"event": {"job_id": event["job_id"]}},
-    )
     if device_errors.is_broken_device(error, loaded.model.cfg.device):
         return DeviceBroken(
             "the worker's CUDA device failed and the worker is being replaced; send the job again"
@@ -101,19 +95,22 @@ def _as_worker_error(error: Exception, event: dict[str, Any], loaded: LoadedMode
 
 
 def _log(
-    level: int,
     message: str,
     event: dict[str, Any],
     job: Job,
     loaded: LoadedModel,
     started: float,
+    unforeseen: Exception | None = None,
 ) -> None:
     """Log a job's sizes and times, and never its prompt, a URL or an error's sentence."""
     event |= job.counts
     event["total_ms"] = round((time.perf_counter() - started) * 1000, 1)
     event["timings_ms"] = job.timings_ms
+    if job.queue_ms is not None:
+        event["queue_ms"] = job.queue_ms
     device = torch.device(loaded.model.cfg.device)
     if device.type == "cuda":
         # The peak of the whole process: to reset it for each job would wait for the device.
         event["peak_device_bytes"] = torch.cuda.max_memory_allocated(device)
-    logger.log(level, message, extra={"event": event})
+    level = logging.INFO if unforeseen is None else logging.ERROR
+    logger.log(level, message, extra={"event": event}, exc_info=unforeseen)

@@ -7,7 +7,6 @@ import asyncio
 import hmac
 import logging
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ import web_assets
 from errors import WorkerError
 from schemas import REQUESTS
 from serving import http_docs
+from serving.identity import identify
 from settings import Settings
 
 if TYPE_CHECKING:
@@ -70,21 +70,16 @@ class Door:
                 model.
             WorkerError: as `actions.answer` does.
         """
-        self._check_secret(request)
-        started = time.perf_counter()
-        outcome = "stopped"
         try:
+            self._check_secret(request)
             body = await _read_json(request)
             needs_model = action != "parse-chat-prompt"  # which needs only the tokenizer
             with self._one_job() if needs_model else nullcontext():
-                response = await self._answer(action, body, request)
-            outcome = "done"
-            return response
-        except (HTTPException, WorkerError) as error:
-            outcome = error.code if isinstance(error, WorkerError) else error.detail.split(":")[0]
+                return await self._answer(action, body, request)
+        except HTTPException as error:
+            code = error.detail.split(":")[0]
+            logger.info("request refused: %s", code, extra={"event": {"action": action}})
             raise
-        finally:
-            logger.info("%s: %s in %.2f s", action, outcome, time.perf_counter() - started)
 
     def _check_secret(self, request: Request) -> None:
         if self.settings.secret is None:
@@ -141,7 +136,7 @@ class Door:
     async def health(self, _: Request) -> Response:
         return _response(
             http_docs.HealthResponse(
-                model=self.loaded.entry.label,
+                **identify(self.loaded, self.settings).model_dump(),
                 token_limit=min(self.settings.token_limit, self.loaded.n_context),
                 busy=self.is_busy,
                 jobs=self.jobs,
@@ -150,7 +145,7 @@ class Door:
 
 
 def create_app(settings: Settings, loaded: "LoadedModel") -> Starlette:
-    """The application on a loaded model: a path an action, `/check-busy`, `/health`, `/docs`."""
+    """The application on a loaded model: a path an action, the worker's state, `/docs`."""
     door = Door(settings, loaded)
     document = http_docs.openapi(with_secret=settings.secret is not None)
 

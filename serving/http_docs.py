@@ -10,6 +10,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 import schemas
+from serving.identity import Identity
+from settings import VERSION
 
 PROMPT = "Michael Jordan joue au"
 
@@ -81,10 +83,9 @@ class Jobs(BaseModel):
     inQueue: int = 0  # noqa: N815 - Runpod's name
 
 
-class HealthResponse(BaseModel):
+class HealthResponse(Identity):
     """What is served, and whether it has time."""
 
-    model: str
     token_limit: int
     busy: bool
     jobs: Jobs
@@ -151,7 +152,7 @@ def openapi(*, with_secret: bool) -> dict[str, Any]:
         "info": {
             "title": "attribution-worker",
             "description": "Attribution graphs and steering of the loaded model.",
-            "version": "0.1.0",
+            "version": VERSION,
         },
         "paths": paths,
         "components": components,

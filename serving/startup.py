@@ -10,6 +10,7 @@ import time
 
 import logs
 from serving import cpu_threads
+from serving.identity import identify
 from serving.lean_imports import import_lean
 from settings import Settings, SettingsError, get_settings, how_threads_wait, read_settings
 
@@ -34,7 +35,8 @@ def start(*libraries: str, check: bool, **overrides: str) -> Settings:
         settings = read_settings(**overrides) if overrides else get_settings()
     except SettingsError as error:
         raise SystemExit(f"settings: {error}") from None
-    logs.set_up(settings.log_level, as_json=settings.runpod_webhook_get_job is not None)
+    as_json = settings.runpod_webhook_get_job is not None
+    logs.set_up(settings.log_level, as_json=as_json)
     settings.export_thread_variables(cpu_threads.available_threads())
     from model_loader import ModelLoadError, get_model, read_weights_ahead
     from serving import fitness
@@ -42,12 +44,19 @@ def start(*libraries: str, check: bool, **overrides: str) -> Settings:
     try:
         read_weights_ahead(settings)
         import_libraries(settings, *libraries)
+        if as_json:
+            logs.take_over_libraries()
         fitness.check_device(settings)
-        get_model(settings)
+        loaded = get_model(settings)
         for is_fit in fitness.checks(settings) if check else ():
             is_fit()
     except (SettingsError, ModelLoadError, fitness.UnfitError) as error:
+        if as_json:
+            logger.critical("start: %s", error)
+            raise SystemExit(1) from None
         raise SystemExit(f"start: {error}") from None
+    identity = identify(loaded, settings)
+    logger.info("identity", extra={"event": identity.model_dump()})
     return settings
 
 
