@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +20,9 @@ from settings import Settings
 logger = logging.getLogger(__name__)
 
 Response = BaseModel | Spooled
+# Called when a job has ended, with `done` or the error's code, its log line's fields and the
+# exception that ended it.
+OnEnd = Callable[[str, Mapping[str, Any], Exception | None], None]
 
 ACTIONS: dict[type[schemas.Request], Callable[[Any, LoadedModel, Job], Response]] = {
     schemas.GenerateGraphRequest: generate_graph.run,
@@ -44,6 +47,7 @@ def answer(
     action: str | None = None,
     on_progress: OnProgress | None = None,
     job_id: str | None = None,
+    on_end: OnEnd | None = None,
 ) -> Response:
     """Check a request, do its action on the loaded model, and log one line about the job.
 
@@ -53,6 +57,7 @@ def answer(
         action: the action, where something else than the body names it.
         on_progress: called from this thread while a graph or a steered text is made.
         job_id: the name of the job in the log.
+        on_end: called from this thread once the job has ended and its line is logged.
 
     Raises:
         WorkerError: the request can't be answered. No other exception is raised, and the model is
@@ -73,8 +78,12 @@ def answer(
         # the prompt or a signed URL, is left out by logs.py.
         unforeseen = error if isinstance(failure, Internal) else None
         _log(f"job failed: {failure.code}", event, job, loaded, started, unforeseen)
+        if on_end is not None:
+            on_end(failure.code, event, error)
         raise failure from None
     _log("job done", event, job, loaded, started)
+    if on_end is not None:
+        on_end("done", event, None)
     return response
 
 

@@ -7,11 +7,11 @@ import asyncio
 import hmac
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from pydantic import BaseModel
@@ -29,6 +29,7 @@ from errors import WorkerError
 from schemas import REQUESTS
 from serving import http_docs
 from serving.identity import identify
+from serving.metrics import Metrics
 from settings import Settings
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Door:
     settings: Settings
     loaded: "LoadedModel"
     jobs: http_docs.Jobs = field(default_factory=http_docs.Jobs)
+    metrics: Metrics = field(default_factory=Metrics)
 
     @property
     def is_busy(self) -> bool:
@@ -78,6 +80,7 @@ class Door:
                 return await self._answer(action, body, request)
         except HTTPException as error:
             code = error.detail.split(":")[0]
+            self.metrics.count_refused(action, code)
             logger.info("request refused: %s", code, extra={"event": {"action": action}})
             raise
 
@@ -117,7 +120,15 @@ class Door:
 
         cancelled = threading.Event()
         work = asyncio.create_task(
-            asyncio.to_thread(answer, body, self.loaded, self.settings, cancelled, action=action)
+            asyncio.to_thread(
+                answer,
+                body,
+                self.loaded,
+                self.settings,
+                cancelled,
+                action=action,
+                on_end=self._job_ended,
+            )
         )
         gone = asyncio.create_task(_until_gone(request))
         try:
@@ -129,6 +140,9 @@ class Door:
             await asyncio.wait({work})
             work.exception()  # else asyncio logs it where nobody awaits the result
         return _response(work.result())
+
+    def _job_ended(self, code: str, event: Mapping[str, Any], _: Exception | None) -> None:
+        self.metrics.count_job(code, event)
 
     async def check_busy(self, _: Request) -> Response:
         return _response(http_docs.CheckBusyResponse(busy=self.is_busy))
@@ -142,6 +156,13 @@ class Door:
                 jobs=self.jobs,
             )
         )
+
+    async def show_metrics(self, request: Request) -> Response:
+        self._check_secret(request)
+        content, media_type = self.metrics.exposition(
+            self.loaded, identify(self.loaded, self.settings), request.headers.get("accept", "")
+        )
+        return Response(content, headers={"Content-Type": media_type})
 
 
 def create_app(settings: Settings, loaded: "LoadedModel") -> Starlette:
@@ -163,6 +184,7 @@ def create_app(settings: Settings, loaded: "LoadedModel") -> Starlette:
             ),
             Route("/check-busy", door.check_busy),
             Route("/health", door.health),
+            Route("/metrics", door.show_metrics),
             Route("/openapi.json", openapi),
             Route("/docs", docs),
             Mount("/docs/assets", StaticFiles(directory=web_assets.VENDOR / "swagger-ui-dist")),

@@ -147,6 +147,7 @@ def openapi(*, with_secret: bool) -> dict[str, Any]:
     }
     for name, model in _STATUS.items():
         paths[f"/{name}"] = {"get": _operation(name, model, _done(model))}
+    paths["/metrics"] = {"get": {**_metrics(), **secret}}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -162,6 +163,15 @@ def openapi(*, with_secret: bool) -> dict[str, Any]:
 def _operation(name: str, model: type[BaseModel], responses: dict[str, Any]) -> dict[str, Any]:
     summary = (model.__doc__ or "").splitlines()[0]
     return {"operationId": name, "summary": summary, "responses": responses}
+
+
+def _metrics() -> dict[str, Any]:
+    done = {"description": "Prometheus's text format", "content": {"text/plain": {}}}
+    return {
+        "operationId": "metrics",
+        "summary": "Counts, times and memory for Prometheus.",
+        "responses": {"200": done, **{status: _errors()[status] for status in ("401", "403")}},
+    }
 
 
 def _request_body(action: str, model: type[BaseModel]) -> dict[str, Any]:
