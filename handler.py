@@ -10,6 +10,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ import orjson
 from pydantic import BaseModel
 
 from errors import DeviceBroken, Internal, OutputTooLarge, WorkerError
-from serving import startup
+from serving import error_reports, startup
 from settings import Settings, get_settings
 
 if TYPE_CHECKING:
@@ -84,6 +85,10 @@ def _answer(
 
     job_id = job.get("id")
 
+    def job_ended(code: str, event: Mapping[str, Any], error: Exception | None) -> None:
+        if error is not None:
+            error_reports.report(settings, error, code, event["action"])
+
     try:
         loaded = get_model(settings)
         response = answer(
@@ -93,6 +98,7 @@ def _answer(
             cancelled,
             on_progress=on_progress,
             job_id=job_id,
+            on_end=job_ended,
         )
         if isinstance(response, BaseModel):
             return response.model_dump()
@@ -105,6 +111,7 @@ def _answer(
     except Exception as error:
         # Reading the spooled graph back; the SDK would show a traceback to the caller.
         logger.error("job %s: %s after its work was done", job_id, type(error).__name__)
+        error_reports.report(settings, error, Internal.code)
         return {"error": str(Internal(f"an unexpected {type(error).__name__} stopped the job"))}
 
 
@@ -136,7 +143,8 @@ def main() -> None:
         local_run.run(handler, loading_s=time.perf_counter() - started)
         return
     for check in fitness.checks(settings):
-        runpod.serverless.register_fitness_check(check)
+        reporting = error_reports.of_the_start(settings)
+        runpod.serverless.register_fitness_check(reporting(check))
     runpod_loop.serve(
         handler,
         shutdown_grace_s=settings.shutdown_grace_s,

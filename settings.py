@@ -111,6 +111,9 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="least severe log lines that are written"
     )
+    sentry_dsn: SecretStr | None = Field(
+        None, description="where Sentry takes reports of the worker's own faults; unset: none"
+    )
     worker_version: str = Field(VERSION, description="set by the image: its version")
     worker_revision: str | None = Field(
         None, description="set by the image: the commit that it was built from"
@@ -215,6 +218,7 @@ def how_threads_wait() -> str:
 def _explain(detail: object) -> str:
     assert isinstance(detail, dict)  # noqa: S101 - pydantic's ErrorDetails is a TypedDict
     field = str(detail["loc"][0])
-    value = "***" if field in {"hf_token", "secret"} else repr(detail["input"])
+    is_secret = field in {"hf_token", "secret", "sentry_dsn"}
+    value = "***" if is_secret else repr(detail["input"])
     wanted = Settings.model_fields[field].description
     return f"{field.upper()}={value}: {detail['msg']} ({wanted})"

@@ -25,9 +25,9 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 import web_assets
-from errors import WorkerError
+from errors import Internal, WorkerError
 from schemas import REQUESTS
-from serving import http_docs
+from serving import error_reports, http_docs
 from serving.identity import identify
 from serving.metrics import Metrics
 from settings import Settings
@@ -82,6 +82,10 @@ class Door:
             code = error.detail.split(":")[0]
             self.metrics.count_refused(action, code)
             logger.info("request refused: %s", code, extra={"event": {"action": action}})
+            raise
+        except Exception as error:
+            if not isinstance(error, WorkerError):  # which `answer` has seen
+                error_reports.report(self.settings, error, Internal.code, action)
             raise
 
     def _check_secret(self, request: Request) -> None:
@@ -141,8 +145,10 @@ class Door:
             work.exception()  # else asyncio logs it where nobody awaits the result
         return _response(work.result())
 
-    def _job_ended(self, code: str, event: Mapping[str, Any], _: Exception | None) -> None:
+    def _job_ended(self, code: str, event: Mapping[str, Any], error: Exception | None) -> None:
         self.metrics.count_job(code, event)
+        if error is not None:
+            error_reports.report(self.settings, error, code, event["action"])
 
     async def check_busy(self, _: Request) -> Response:
         return _response(http_docs.CheckBusyResponse(busy=self.is_busy))

@@ -9,7 +9,7 @@ import signal
 import time
 
 import logs
-from serving import cpu_threads
+from serving import cpu_threads, error_reports
 from serving.identity import identify
 from serving.lean_imports import import_lean
 from settings import Settings, SettingsError, get_settings, how_threads_wait, read_settings
@@ -42,14 +42,16 @@ def start(*libraries: str, check: bool, **overrides: str) -> Settings:
     from serving import fitness
 
     try:
-        read_weights_ahead(settings)
-        import_libraries(settings, *libraries)
-        if as_json:
-            logs.take_over_libraries()
-        fitness.check_device(settings)
-        loaded = get_model(settings)
-        for is_fit in fitness.checks(settings) if check else ():
-            is_fit()
+        error_reports.set_up(settings)
+        with error_reports.of_the_start(settings):
+            read_weights_ahead(settings)
+            import_libraries(settings, *libraries)
+            if as_json:
+                logs.take_over_libraries()
+            fitness.check_device(settings)
+            loaded = get_model(settings)
+            for is_fit in fitness.checks(settings) if check else ():
+                is_fit()
     except (SettingsError, ModelLoadError, fitness.UnfitError) as error:
         if as_json:
             logger.critical("start: %s", error)
