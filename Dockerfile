@@ -44,6 +44,7 @@ ENTRYPOINT ["/app/entrypoint.sh"]
 CMD ["python", "-u", "handler.py"]
 ARG VERSION=0.1.0
 ARG REVISION=unknown
+ENV WORKER_VERSION=${VERSION} WORKER_REVISION=${REVISION}
 LABEL org.opencontainers.image.title="attribution-worker" \
       org.opencontainers.image.description="Attribution graphs and steering with circuit-tracer" \
       org.opencontainers.image.licenses="MIT" \

@@ -11,6 +11,7 @@ import logging
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ import orjson
 from pydantic import BaseModel
 
 from errors import DeviceBroken, Internal, OutputTooLarge, WorkerError
-from serving import startup
+from serving import error_reports, startup
 from settings import Settings, get_settings
 
 if TYPE_CHECKING:
@@ -84,10 +85,21 @@ def _answer(
     from model_loader import get_model
 
     job_id = job.get("id")
+
+    def job_ended(code: str, event: Mapping[str, Any], error: Exception | None) -> None:
+        if error is not None:
+            error_reports.report(settings, error, code, event["action"])
+
     try:
         loaded = get_model(settings)
         response = answer(
-            job.get("input"), loaded, settings, cancelled, on_progress=on_progress, job_id=job_id
+            job.get("input"),
+            loaded,
+            settings,
+            cancelled,
+            on_progress=on_progress,
+            job_id=job_id,
+            on_end=job_ended,
         )
         if isinstance(response, BaseModel):
             return response.model_dump()
@@ -100,6 +112,7 @@ def _answer(
     except Exception as error:
         # Reading the spooled graph back; the SDK would show a traceback to the caller.
         logger.error("job %s: %s after its work was done", job_id, type(error).__name__)
+        error_reports.report(settings, error, Internal.code)
         return {"error": str(Internal(f"an unexpected {type(error).__name__} stopped the job"))}
 
 
@@ -120,15 +133,13 @@ def main() -> None:
     started = time.perf_counter()
     settings = startup.start("serving.runpod_loop", check=False)
     import runpod
-    from runpod.serverless.modules.rp_logger import RunPodLogger
 
     from remote import local_run
-    from serving import fitness, runpod_loop
+    from serving import fitness, runpod_loop, sdk_log
 
     is_local = local_run.wanted(settings)
-    # The SDK's DEBUG writes inputs and outputs out, and its INFO the output of a local run.
-    level = "WARN" if is_local else settings.log_level
-    RunPodLogger().set_level({"DEBUG": "INFO", "WARNING": "WARN"}.get(level, level))
+    # The SDK's INFO writes out the output of a local run.
+    sdk_log.take_over("WARNING" if is_local else settings.log_level)
     if is_local:
         local_run.run(handler, loading_s=time.perf_counter() - started)
         return
@@ -137,7 +148,8 @@ def main() -> None:
 
         local_api.install()
     for check in fitness.checks(settings):
-        runpod.serverless.register_fitness_check(check)
+        reporting = error_reports.of_the_start(settings)
+        runpod.serverless.register_fitness_check(reporting(check))
     runpod_loop.serve(
         handler,
         shutdown_grace_s=settings.shutdown_grace_s,

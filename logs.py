@@ -5,7 +5,9 @@ are written: its message may quote a prompt or a signed URL.
 """
 
 import logging
+import sys
 import traceback
+from datetime import UTC, datetime
 from types import TracebackType
 
 import orjson
@@ -35,6 +37,29 @@ def set_up(level: str, *, as_json: bool) -> None:
     logging.basicConfig(level="WARNING", handlers=[handler], force=True)
     for name in _OWN:
         logging.getLogger(name).setLevel(level)
+    if as_json:
+        logging.captureWarnings(True)
+        sys.excepthook = _log_uncaught
+
+
+def take_over_libraries() -> None:
+    """Write the lines of libraries that have handlers of their own in the worker's form.
+
+    To be called once they are imported.
+    """
+    for name in list(logging.root.manager.loggerDict):
+        library = logging.getLogger(name)
+        if library.handlers:
+            library.handlers.clear()
+            library.propagate = True
+
+
+def _log_uncaught(
+    kind: type[BaseException], error: BaseException, tb: TracebackType | None
+) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        return
+    logging.getLogger(__name__).critical("the process ends", exc_info=(kind, error, tb))
 
 
 class _Lines(logging.Formatter):
@@ -45,11 +70,14 @@ class _Lines(logging.Formatter):
 
 
 class JsonLines(_Lines):
-    """A JSON object a line: time, level, logger, message, and the event's own fields."""
+    """A JSON object a line: time, level, logger, message, and the event's own fields.
+
+    The time is ISO 8601, in UTC.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
-            "time": self.formatTime(record),
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),

@@ -16,6 +16,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 _WAITING_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
+# The release in work; pyproject.toml has the same.
+VERSION = "0.1.0"
+
+
 class SettingsError(Exception):
     """A variable has a value that can't be used. The message names both and says what is valid."""
 
@@ -121,6 +125,13 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="least severe log lines that are written"
     )
+    sentry_dsn: SecretStr | None = Field(
+        None, description="where Sentry takes reports of the worker's own faults; unset: none"
+    )
+    worker_version: str = Field(VERSION, description="set by the image: its version")
+    worker_revision: str | None = Field(
+        None, description="set by the image: the commit that it was built from"
+    )
     runpod_webhook_get_job: str | None = Field(
         None, description="set by Runpod on its hosts; unset means a local run"
     )
@@ -135,6 +146,11 @@ class Settings(BaseSettings):
     def listening_port(self) -> int:
         """The port of the HTTP door's paths."""
         return self.server_port if self.port is None else self.port
+
+    @property
+    def logs_as_json(self) -> bool:
+        """Whether log lines are JSON: on Runpod's hosts, whichever kind of endpoint it is."""
+        return self.runpod_webhook_get_job is not None or self.port is not None
 
     @property
     def hub_cache(self) -> Path:
@@ -222,6 +238,7 @@ def how_threads_wait() -> str:
 
 def _explain(detail: Any) -> str:
     field = str(detail["loc"][0])
-    value = "***" if field in {"hf_token", "secret"} else repr(detail["input"])
+    is_secret = field in {"hf_token", "secret", "sentry_dsn"}
+    value = "***" if is_secret else repr(detail["input"])
     wanted = Settings.model_fields[field].description
     return f"{field.upper()}={value}: {detail['msg']} ({wanted})"

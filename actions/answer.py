@@ -3,8 +3,7 @@
 import logging
 import threading
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +20,9 @@ from settings import Settings
 logger = logging.getLogger(__name__)
 
 Response = BaseModel | Spooled
+# Called when a job has ended, with `done` or the error's code, its log line's fields and the
+# exception that ended it.
+OnEnd = Callable[[str, Mapping[str, Any], Exception | None], None]
 
 ACTIONS: dict[type[schemas.Request], Callable[[Any, LoadedModel, Job], Response]] = {
     schemas.GenerateGraphRequest: generate_graph.run,
@@ -45,6 +47,7 @@ def answer(
     action: str | None = None,
     on_progress: OnProgress | None = None,
     job_id: str | None = None,
+    on_end: OnEnd | None = None,
 ) -> Response:
     """Check a request, do its action on the loaded model, and log one line about the job.
 
@@ -54,6 +57,7 @@ def answer(
         action: the action, where something else than the body names it.
         on_progress: called from this thread while a graph or a steered text is made.
         job_id: the name of the job in the log.
+        on_end: called from this thread once the job has ended and its line is logged.
 
     Raises:
         WorkerError: the request can't be answered. No other exception is raised, and the model is
@@ -61,7 +65,7 @@ def answer(
     """
     started = time.perf_counter()
     job = Job(settings, None, cancelled or threading.Event(), on_progress)
-    event: dict[str, Any] = {"job_id": job_id, "action": None}
+    event: dict[str, Any] = {"job_id": job_id, "action": action}
     try:
         request = schemas.parse_request(body, action)
         event["action"] = request.action
@@ -70,27 +74,26 @@ def answer(
         response = ACTIONS[type(request)](request, loaded, job)
     except Exception as error:
         failure = _as_worker_error(error, event, loaded)
-        level = logging.ERROR if isinstance(failure, Internal) else logging.INFO
-        _log(level, f"job failed: {failure.code}", event, job, loaded, started)
+        # The log gets the traceback of an error that nobody foresaw. Its message, which may quote
+        # the prompt or a signed URL, is left out by logs.py.
+        unforeseen = error if isinstance(failure, Internal) else None
+        _log(f"job failed: {failure.code}", event, job, loaded, started, unforeseen)
+        if on_end is not None:
+            on_end(failure.code, event, error)
         raise failure from None
-    _log(logging.INFO, "job done", event, job, loaded, started)
+    _log("job done", event, job, loaded, started)
+    if on_end is not None:
+        on_end("done", event, None)
     return response
 
 
 def _as_worker_error(error: Exception, event: dict[str, Any], loaded: LoadedModel) -> WorkerError:
-    """The error that the caller gets. The log gets the traceback of one that nobody foresaw."""
+    """The error that the caller gets."""
     if isinstance(error, WorkerError):
         return error
     if device_errors.is_out_of_memory(error):
         lighter = _LIGHTER.get(event["action"], "shorten the prompt")
         return OutOfMemory(f"the device has no room for this job; {lighter}")
-    # The message may quote the prompt or a signed URL, so only the traceback is logged.
-    logger.error(
-        "%s while answering a request\n%s",
-        type(error).__name__,
-        "".join(traceback.format_tb(error.__traceback__)),
-        extra={"event": {"job_id": event["job_id"]}},
-    )
     if device_errors.is_broken_device(error, loaded.model.cfg.device):
         return DeviceBroken(
             "the worker's CUDA device failed and the worker is being replaced; send the job again"
@@ -101,19 +104,22 @@ def _as_worker_error(error: Exception, event: dict[str, Any], loaded: LoadedMode
 
 
 def _log(
-    level: int,
     message: str,
     event: dict[str, Any],
     job: Job,
     loaded: LoadedModel,
     started: float,
+    unforeseen: Exception | None = None,
 ) -> None:
     """Log a job's sizes and times, and never its prompt, a URL or an error's sentence."""
     event |= job.counts
     event["total_ms"] = round((time.perf_counter() - started) * 1000, 1)
     event["timings_ms"] = job.timings_ms
+    if job.queue_ms is not None:
+        event["queue_ms"] = job.queue_ms
     device = torch.device(loaded.model.cfg.device)
     if device.type == "cuda":
         # The peak of the whole process: to reset it for each job would wait for the device.
         event["peak_device_bytes"] = torch.cuda.max_memory_allocated(device)
-    logger.log(level, message, extra={"event": event})
+    level = logging.INFO if unforeseen is None else logging.ERROR
+    logger.log(level, message, extra={"event": event}, exc_info=unforeseen)

@@ -128,6 +128,7 @@ def _attribution(
     """The attribution that was kept for these inputs or a new one, and whether it is kept now."""
     key = (tuple(prompt.ids), None if targets is None else tuple(targets), *settings.values())
     kept = loaded.graphs.get(key)
+    job.counts["cached"] = int(kept is not None)
     if kept is not None:
         return kept, True
     with job.model(loaded), job.stage("attribute"):

@@ -35,6 +35,7 @@ class Job:
     on_progress: OnProgress | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    queue_ms: float | None = None  # time that it waited for the model; None: it has not had it yet
     shares: Mapping[str, float] = field(default_factory=dict)
 
     def check(self) -> None:
@@ -69,9 +70,12 @@ class Job:
     @contextmanager
     def model(self, loaded: "LoadedModel") -> Iterator[None]:
         """Have the model alone; while another job has it, wait and go on checking."""
+        started = time.perf_counter()
         while not loaded.lock.acquire(timeout=_LOCK_POLL_S):
             self.check()
         try:
+            waited_ms = (time.perf_counter() - started) * 1000
+            self.queue_ms = round((self.queue_ms or 0.0) + waited_ms, 1)
             yield
         finally:
             loaded.lock.release()

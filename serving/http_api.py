@@ -7,12 +7,11 @@ import asyncio
 import hmac
 import logging
 import threading
-import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from pydantic import BaseModel
@@ -26,9 +25,11 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 import web_assets
-from errors import WorkerError
+from errors import Internal, WorkerError
 from schemas import REQUESTS
-from serving import http_docs
+from serving import error_reports, http_docs
+from serving.identity import identify
+from serving.metrics import Metrics
 from settings import Settings
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Door:
     settings: Settings
     loaded: "LoadedModel"
     jobs: http_docs.Jobs = field(default_factory=http_docs.Jobs)
+    metrics: Metrics = field(default_factory=Metrics)
 
     @property
     def is_busy(self) -> bool:
@@ -70,21 +72,22 @@ class Door:
                 model.
             WorkerError: as `actions.answer` does.
         """
-        self._check_secret(request)
-        started = time.perf_counter()
-        outcome = "stopped"
         try:
+            self._check_secret(request)
             body, is_job = _without_envelope(await _read_json(request))
             needs_model = action != "parse-chat-prompt"  # which needs only the tokenizer
             with self._one_job() if needs_model else nullcontext():
                 response = await self._answer(action, body, request)
-            outcome = "done"
             return _as_output(response) if is_job else response
-        except (HTTPException, WorkerError) as error:
-            outcome = error.code if isinstance(error, WorkerError) else error.detail.split(":")[0]
+        except HTTPException as error:
+            code = error.detail.split(":")[0]
+            self.metrics.count_refused(action, code)
+            logger.info("request refused: %s", code, extra={"event": {"action": action}})
             raise
-        finally:
-            logger.info("%s: %s in %.2f s", action, outcome, time.perf_counter() - started)
+        except Exception as error:
+            if not isinstance(error, WorkerError):  # which `answer` has seen
+                error_reports.report(self.settings, error, Internal.code, action)
+            raise
 
     def _check_secret(self, request: Request) -> None:
         if self.settings.secret is None:
@@ -122,7 +125,15 @@ class Door:
 
         cancelled = threading.Event()
         work = asyncio.create_task(
-            asyncio.to_thread(answer, body, self.loaded, self.settings, cancelled, action=action)
+            asyncio.to_thread(
+                answer,
+                body,
+                self.loaded,
+                self.settings,
+                cancelled,
+                action=action,
+                on_end=self._job_ended,
+            )
         )
         gone = asyncio.create_task(_until_gone(request))
         try:
@@ -135,22 +146,34 @@ class Door:
             work.exception()  # else asyncio logs it where nobody awaits the result
         return _response(work.result())
 
+    def _job_ended(self, code: str, event: Mapping[str, Any], error: Exception | None) -> None:
+        self.metrics.count_job(code, event)
+        if error is not None:
+            error_reports.report(self.settings, error, code, event["action"])
+
     async def check_busy(self, _: Request) -> Response:
         return _response(http_docs.CheckBusyResponse(busy=self.is_busy))
 
     async def health(self, _: Request) -> Response:
         return _response(
             http_docs.HealthResponse(
-                model=self.loaded.entry.label,
+                **identify(self.loaded, self.settings).model_dump(),
                 token_limit=min(self.settings.token_limit, self.loaded.n_context),
                 busy=self.is_busy,
                 jobs=self.jobs,
             )
         )
 
+    async def show_metrics(self, request: Request) -> Response:
+        self._check_secret(request)
+        content, media_type = self.metrics.exposition(
+            self.loaded, identify(self.loaded, self.settings), request.headers.get("accept", "")
+        )
+        return Response(content, headers={"Content-Type": media_type})
+
 
 def create_app(settings: Settings, loaded: "LoadedModel") -> Starlette:
-    """The application on a loaded model: a path an action, and those of http_docs besides."""
+    """The application on a loaded model: a path an action, the worker's state, `/docs`."""
     door = Door(settings, loaded)
     document = http_docs.openapi(with_secret=settings.secret is not None)
 
@@ -169,6 +192,7 @@ def create_app(settings: Settings, loaded: "LoadedModel") -> Starlette:
             Route("/ping", _ping),
             Route("/check-busy", door.check_busy),
             Route("/health", door.health),
+            Route("/metrics", door.show_metrics),
             Route("/openapi.json", openapi),
             Route("/docs", docs),
             Mount("/docs/assets", StaticFiles(directory=web_assets.VENDOR / "swagger-ui-dist")),

@@ -10,6 +10,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 import schemas
+from serving.identity import Identity
+from settings import VERSION
 
 PROMPT = "Michael Jordan joue au"
 
@@ -81,10 +83,9 @@ class Jobs(BaseModel):
     inQueue: int = 0  # noqa: N815 - Runpod's name
 
 
-class HealthResponse(BaseModel):
+class HealthResponse(Identity):
     """What is served, and whether it has time."""
 
-    model: str
     token_limit: int
     busy: bool
     jobs: Jobs
@@ -149,13 +150,14 @@ def openapi(*, with_secret: bool) -> dict[str, Any]:
     ready = {"200": {"description": "Ready"}, "204": {"description": "The model is being loaded"}}
     ping = {"operationId": "ping", "summary": "Whether the worker is ready.", "responses": ready}
     paths["/ping"] = {"get": ping}
+    paths["/metrics"] = {"get": {**_metrics(), **secret}}
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "attribution-worker",
             "description": "Attribution graphs and steering of the loaded model. A body that is "
             'only `{"input": ...}` is answered as `{"output": ...}`.',
-            "version": "0.1.0",
+            "version": VERSION,
         },
         "paths": paths,
         "components": components,
@@ -165,6 +167,15 @@ def openapi(*, with_secret: bool) -> dict[str, Any]:
 def _operation(name: str, model: type[BaseModel], responses: dict[str, Any]) -> dict[str, Any]:
     summary = (model.__doc__ or "").splitlines()[0]
     return {"operationId": name, "summary": summary, "responses": responses}
+
+
+def _metrics() -> dict[str, Any]:
+    done = {"description": "Prometheus's text format", "content": {"text/plain": {}}}
+    return {
+        "operationId": "metrics",
+        "summary": "Counts, times and memory for Prometheus.",
+        "responses": {"200": done, **{status: _errors()[status] for status in ("401", "403")}},
+    }
 
 
 def _request_body(action: str, model: type[BaseModel]) -> dict[str, Any]:

@@ -97,7 +97,7 @@ class WorkerLoop(rp_scale.JobScaler):
             for job in await self._take_jobs(session, free):
                 await self.jobs_queue.put(job)
                 self.job_progress.add(job)
-                logger.info("job %s: taken", job["id"])
+                logger.debug("job %s: taken", job["id"])
 
     async def handle_job(self, session: ClientSession, job: dict[str, Any]) -> None:
         """Run a job to its end, and let the next one be taken."""

@@ -9,7 +9,8 @@ import signal
 import time
 
 import logs
-from serving import cpu_threads
+from serving import cpu_threads, error_reports
+from serving.identity import identify
 from serving.lean_imports import import_lean
 from settings import Settings, SettingsError, get_settings, how_threads_wait, read_settings
 
@@ -39,7 +40,7 @@ def prepare(**overrides: str | None) -> Settings:
         settings = read_settings(**overrides) if overrides else get_settings()
     except SettingsError as error:
         raise SystemExit(f"settings: {error}") from None
-    logs.set_up(settings.log_level, as_json=settings.runpod_webhook_get_job is not None)
+    logs.set_up(settings.log_level, as_json=settings.logs_as_json)
     settings.export_thread_variables(cpu_threads.available_threads())
     return settings
 
@@ -58,14 +59,22 @@ def load(settings: Settings, *libraries: str, check: bool) -> None:
     from serving import fitness
 
     try:
-        read_weights_ahead(settings)
-        import_libraries(settings, *libraries)
-        fitness.check_device(settings)
-        get_model(settings)
-        for is_fit in fitness.checks(settings) if check else ():
-            is_fit()
+        error_reports.set_up(settings)
+        with error_reports.of_the_start(settings):
+            read_weights_ahead(settings)
+            import_libraries(settings, *libraries)
+            if settings.logs_as_json:
+                logs.take_over_libraries()
+            fitness.check_device(settings)
+            loaded = get_model(settings)
+            for is_fit in fitness.checks(settings) if check else ():
+                is_fit()
     except (SettingsError, ModelLoadError, fitness.UnfitError) as error:
+        if settings.logs_as_json:
+            logger.critical("start: %s", error)
+            raise SystemExit(1) from None
         raise SystemExit(f"start: {error}") from None
+    logger.info("identity", extra={"event": identify(loaded, settings).model_dump()})
 
 
 def import_libraries(settings: Settings, *libraries: str) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from dockerfile_parse import DockerfileParser
 
+from settings import VERSION
 from tests.support.programs import ROOT
 from tools.house import read_house
 
@@ -212,6 +213,12 @@ def test_the_base_is_pinned_by_digest_and_the_version_is_the_project_s():
     )
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert ("ARG", f"VERSION={project['version']}") in STAGES["worker"]
+
+
+def test_the_image_s_worker_knows_its_version_and_the_commit_it_was_built_from(tmp_path):
+    environment = Image(tmp_path, "worker", REVISION="c0ffee").environment
+    assert environment["WORKER_VERSION"] == VERSION
+    assert environment["WORKER_REVISION"] == "c0ffee"
 
 
 def test_no_secret_and_no_cache_stay_in_the_image():

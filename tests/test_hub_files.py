@@ -31,7 +31,7 @@ INPUTS = {key: entry for key, entry in ALL_INPUTS.items() if key not in OF_RUNPO
 PRESETS = [preset["defaults"] for preset in HUB["config"]["presets"]]
 # `handler.py`, the hub's door, doesn't read the HTTP door's; the image and Runpod set their own.
 NOT_OFFERED = {"SECRET", "SERVER_HOST", "SERVER_PORT", "IMAGE_WEIGHTS", "HF_TOKEN_PATH"}
-NOT_OFFERED |= {"PORT", "PORT_HEALTH"}
+NOT_OFFERED |= {"PORT", "PORT_HEALTH", "WORKER_VERSION", "WORKER_REVISION"}
 OFFERED = {
     name.upper(): field
     for name, field in Settings.model_fields.items()

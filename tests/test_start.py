@@ -75,7 +75,10 @@ def test_the_program_serves_on_loopback_logs_nothing_private_and_ends_when_told(
     assert f"serving demo, see http://127.0.0.1:{port}/docs" in log
     assert "SECRET is not set: listening on 127.0.0.1 only" in log
     assert log.index("checked a small graph and a steer in") < log.index("serving demo")
-    assert "generate-graph: upload_url_refused in" in log
+    [line] = [line for line in log.splitlines() if "generate-graph" in line]
+    assert "job failed: upload_url_refused job_id=None action=generate-graph" in line
+    [identity] = [line for line in log.splitlines() if " identity " in line]
+    assert "version=0.1.0 commit=None model=demo transcoders=demo/transcoders" in identity
     for private in ("topsecret", "10.0.0.1", "Michael", "Traceback"):
         assert private not in log + refused.text
 

@@ -34,7 +34,6 @@ def worker(plane, tmp_path_factory):
     environment = {
         "JOBS_AT_ONCE": "64",
         "UPLOAD_ALLOWED_HOSTS": "127.0.0.1",
-        "LOG_LEVEL": "DEBUG",
         **SECRETS,
     }
     directory = tmp_path_factory.mktemp("worker")

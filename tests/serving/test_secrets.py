@@ -73,5 +73,6 @@ def test_no_secret_of_a_request_or_a_setting_is_logged_or_answered(written):
         assert statuses[-1] == 403
     seen += written()
     assert "upload attempt 1 failed" in seen
-    assert "generate-graph: upload_url_refused" in seen
+    assert "job failed: upload_url_refused job_id=None action=generate-graph" in seen
+    assert "request refused: forbidden action=steer" in seen
     assert "planted" not in seen

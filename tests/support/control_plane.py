@@ -135,6 +135,8 @@ class ControlPlane:
             "RUNPOD_ENDPOINT_ID": "endpoint",
             # They ask for the network and for a disk of Runpod's size.
             "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",
+            # Tests read in the log when a job is taken, started and stopped.
+            "LOG_LEVEL": "DEBUG",
         }
 
     def _wake(self) -> None:

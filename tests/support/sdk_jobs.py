@@ -66,12 +66,12 @@ def assert_each_answered_once(plane, expected):
 
 
 def running(worker, job_id):
-    """Whether the SDK's log says that the job has been started."""
-    return f'"{job_id}", "message": "Started."' in worker.log()
+    """Whether the SDK's line in the log says that the job has been started."""
+    return f'"message":"Started.","job_id":"{job_id}"' in worker.log()
 
 
 def stopped(worker, job_id):
-    return f'"{job_id}", "message": "Job stopped."' in worker.log()
+    return f'"message":"Job stopped.","job_id":"{job_id}"' in worker.log()
 
 
 def in_mid_stage(plane, job_id, stage):

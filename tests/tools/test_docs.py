@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 
 import pytest
+import yaml
 
 from schemas import parse_request
 from tests.support.control_plane import ControlPlane
@@ -37,7 +38,7 @@ def of(language):
 
 def test_every_document_is_there_and_every_block_s_language_is_known():
     assert all((ROOT / document).exists() for document in DOCUMENTS)
-    assert {block.language for block in BLOCKS} <= PROGRAMS | {"json", ""}
+    assert {block.language for block in BLOCKS} <= PROGRAMS | {"json", "yaml", ""}
 
 
 @of("python")
@@ -50,6 +51,11 @@ def test_a_json_example_is_json_and_a_job_is_accepted(block):
     example = json.loads(block.text)
     if "input" in example:
         parse_request(example["input"])
+
+
+@of("yaml")
+def test_a_yaml_example_is_yaml(block):
+    assert yaml.safe_load(block.text)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
