@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 import schemas
 from actions import device_errors, forward_pass, generate_graph, parse_chat_prompt, steer
-from actions.job import Job, OnProgress
+from actions.job import Job, OnPart, OnProgress
 from delivery import Spooled
 from errors import DeviceBroken, Internal, OutOfMemory, WorkerError
 from loading.loaded_model import LoadedModel
@@ -44,6 +44,7 @@ def answer(
     *,
     action: str | None = None,
     on_progress: OnProgress | None = None,
+    on_part: OnPart | None = None,
     job_id: str | None = None,
 ) -> Response:
     """Check a request, do its action on the loaded model, and log one line about the job.
@@ -53,6 +54,7 @@ def answer(
         cancelled: once it is set, the work stops at its next batch or token.
         action: the action, where something else than the body names it.
         on_progress: called from this thread while a graph or a steered text is made.
+        on_part: called from this thread with each token of a steer that asks for a stream.
         job_id: the name of the job in the log.
 
     Raises:
@@ -60,7 +62,7 @@ def answer(
             as it was before.
     """
     started = time.perf_counter()
-    job = Job(settings, None, cancelled or threading.Event(), on_progress)
+    job = Job(settings, None, cancelled or threading.Event(), on_progress, on_part)
     event: dict[str, Any] = {"job_id": job_id, "action": None}
     try:
         request = schemas.parse_request(body, action)

@@ -8,12 +8,13 @@ import hmac
 import logging
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
+import anyio
 import orjson
 from pydantic import BaseModel
 from starlette.applications import Starlette
@@ -28,11 +29,12 @@ from starlette.staticfiles import StaticFiles
 import web_assets
 from errors import WorkerError
 from schemas import REQUESTS
-from serving import http_docs
+from serving import event_stream, http_docs
 from settings import Settings
 
 if TYPE_CHECKING:
     import actions.answer
+    from actions.job import OnPart
     from delivery import Spooled
     from loading.loaded_model import LoadedModel
 
@@ -71,20 +73,17 @@ class Door:
             WorkerError: as `actions.answer` does.
         """
         self._check_secret(request)
-        started = time.perf_counter()
-        outcome = "stopped"
-        try:
+        with ExitStack() as job:
+            job.enter_context(_logged(action))
             body = await _read_json(request)
-            needs_model = action != "parse-chat-prompt"  # which needs only the tokenizer
-            with self._one_job() if needs_model else nullcontext():
-                response = await self._answer(action, body, request)
-            outcome = "done"
-            return response
-        except (HTTPException, WorkerError) as error:
-            outcome = error.code if isinstance(error, WorkerError) else error.detail.split(":")[0]
-            raise
-        finally:
-            logger.info("%s: %s in %.2f s", action, outcome, time.perf_counter() - started)
+            if action != "parse-chat-prompt":  # which needs only the tokenizer
+                job.enter_context(self._one_job())
+            working = partial(self._working, action, body, request)
+            if event_stream.is_wanted(action, body, request):
+                return await event_stream.response(working, job.pop_all())
+            async with working() as work:
+                await asyncio.wait({work})
+            return _response(work.result())
 
     def _check_secret(self, request: Request) -> None:
         if self.settings.secret is None:
@@ -116,24 +115,30 @@ class Door:
         finally:
             self.jobs.inProgress -= 1
 
-    async def _answer(self, action: str, body: object, request: Request) -> Response:
-        """Do the work in a thread, and stop it when the client goes or the server ends."""
+    @asynccontextmanager
+    async def _working(
+        self, action: str, body: object, request: Request, on_part: "OnPart | None" = None
+    ) -> AsyncIterator["asyncio.Task[actions.answer.Response]"]:
+        """The work in a thread, which stops when the client goes or the context ends."""
         from actions.answer import answer
 
         cancelled = threading.Event()
         work = asyncio.create_task(
-            asyncio.to_thread(answer, body, self.loaded, self.settings, cancelled, action=action)
+            asyncio.to_thread(
+                answer, body, self.loaded, self.settings, cancelled, action=action, on_part=on_part
+            )
         )
         gone = asyncio.create_task(_until_gone(request))
+        gone.add_done_callback(lambda _: cancelled.set())
         try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            yield work
         finally:
             gone.cancel()
             cancelled.set()
             # The model is free only once the thread has ended.
-            await asyncio.wait({work})
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait({work})
             work.exception()  # else asyncio logs it where nobody awaits the result
-        return _response(work.result())
 
     async def check_busy(self, _: Request) -> Response:
         return _response(http_docs.CheckBusyResponse(busy=self.is_busy))
@@ -179,6 +184,21 @@ def create_app(settings: Settings, loaded: "LoadedModel") -> Starlette:
     )
     app.router.redirect_slashes = False
     return app
+
+
+@contextmanager
+def _logged(action: str) -> Iterator[None]:
+    """Log a line about a request when it has its answer."""
+    started = time.perf_counter()
+    outcome = "stopped"
+    try:
+        yield
+        outcome = "done"
+    except (HTTPException, WorkerError) as error:
+        outcome = error.code if isinstance(error, WorkerError) else error.detail.split(":")[0]
+        raise
+    finally:
+        logger.info("%s: %s in %.2f s", action, outcome, time.perf_counter() - started)
 
 
 async def _read_json(request: Request) -> object:

@@ -1,4 +1,4 @@
-"""Runpod's side that callers see: `/run`, `/status`, `/cancel` and `/health` of one endpoint.
+"""Runpod's side that callers see: run, status, stream, cancel and health of one endpoint.
 
 The jobs are those of a `ControlPlane`, which a real worker takes: what `/status` shows is what the
 worker posted. Answers have the shapes of Runpod's documentation; results are kept until `forget`.
@@ -122,8 +122,19 @@ class RunpodEndpoint:
         if (method, route) == ("POST", "cancel"):
             self._cancel(job_id)
             return 200, {"id": job_id, "status": "CANCELLED"}
+        if (method, route) == ("GET", "stream"):
+            return 200, self._stream(job_id)
         assert (method, route) == ("GET", "status")
         return 200, self._status(job_id)
+
+    def _stream(self, job_id: str) -> dict[str, Any]:
+        """What the worker has streamed since the last call, as the SDK's `Job.stream` reads it."""
+        unread = self.plane.jobs[job_id].unread
+        posts = [unread.pop(0) for _ in range(len(unread))]
+        return {
+            "status": self._status(job_id)["status"],
+            "stream": [{"output": output} for output in posts],
+        }
 
     def _status(self, job_id: str) -> dict[str, Any]:
         status: dict[str, Any] = {"id": job_id, "status": "IN_QUEUE"}
