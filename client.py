@@ -89,7 +89,8 @@ def _run(args: Namespace, out: Console, err: Console) -> None:
         if args.endpoint is not None and args.command == "graph" and "signed_url" not in args.job:
             words = "without --signed-url Runpod carries graphs of up to 10 MB"
             err.print(words, style="dim", soft_wrap=True)
-        output = client.run(args.job, display, args.timeout)
+        on_part = display.add_part if args.job.get("stream") else None
+        output = client.run(args.job, display, args.timeout, on_part)
         path = _write_graph(args, output, display)
     _print_output(args, output, path, out)
     if not args.json:
