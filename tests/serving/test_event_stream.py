@@ -4,6 +4,8 @@ import io
 import json
 import logging
 import re
+import shutil
+import subprocess
 import threading
 import time
 from contextlib import contextmanager
@@ -24,6 +26,7 @@ from tests.support.http_server import (
     serving,
     wait_until,
 )
+from tools.documents import read
 
 STREAMED = {**STEER, "stream": True, "n_tokens": 12, "temperature": 5.0, "seed": 4}
 ACCEPT = {"Accept": "text/event-stream"}
@@ -68,6 +71,24 @@ def test_a_part_comes_for_each_token_and_then_the_same_output_as_without(server,
         assert [list(entry.values()) if dialect else entry for entry in entries] == [
             [part["token"], part["top_logits"]] for part in of_side
         ]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_page_s_curl_command_streams_what_the_page_shows(server):
+    section = read("docs/http.md").split("## Token by token")[1].split("\n## ")[0]
+    command, shown = re.findall(r"```\w*\n(.*?)```", section, re.S)
+    command = command.strip().replace("http://localhost:5004", server.url) + " --silent"
+    done = subprocess.run(command, shell=True, capture_output=True, check=True, text=True)
+    printed = list(events_of(done.stdout.replace("\n", "\r\n")))
+    assert printed[-1][0] == "output"
+    first = json.loads(re.search(r"data: (.*)", shown)[1])
+    [[token, probability]] = printed[0][1].pop("top_logits")
+    [[token_shown, probability_shown]] = first.pop("top_logits")
+    assert printed[0] == ("part", first)
+    assert token == token_shown
+    assert probability == pytest.approx(probability_shown, abs=1e-4)
+    start = re.search(r'data: (\{"DEFAULT_GENERATION":".*?) \.\.\.', shown)[1]
+    assert start in done.stdout
 
 
 @pytest.mark.parametrize(
