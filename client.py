@@ -92,7 +92,8 @@ def _run(args: Namespace, out: Console, err: Console) -> None:
         if args.command == "wait":
             output = client.wait(args.job_id, display, args.timeout)
         else:
-            output = client.run(args.job, display, args.timeout)
+            on_part = display.add_part if args.job.get("stream") else None
+            output = client.run(args.job, display, args.timeout, on_part)
         path = _write_graph(args, output, display)
     if args.json:
         _print_json(output)

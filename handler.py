@@ -24,7 +24,7 @@ from serving import error_reports, startup
 from settings import Settings, get_settings
 
 if TYPE_CHECKING:
-    from actions.job import OnProgress
+    from actions.job import OnPart, OnProgress
     from delivery import Spooled
 
 logger = logging.getLogger(__name__)
@@ -43,14 +43,15 @@ async def handler(job: dict[str, Any]) -> dict[str, Any]:
     """
     settings = get_settings()
     cancelled = threading.Event()
-    posts = None
+    posts = parts = on_progress = on_part = None
     if settings.runpod_webhook_post_output is not None:
+        from serving.part_posts import PartPosts
         from serving.progress import ProgressPosts
 
-        posts = ProgressPosts(job)
-    on_progress = None if posts is None else posts.report
+        posts, parts = ProgressPosts(job), PartPosts(job)
+        on_progress, on_part = posts.report, parts.add
     work = asyncio.get_running_loop().run_in_executor(
-        _threads(settings.jobs_at_once), _answer, job, settings, cancelled, on_progress
+        _threads(settings.jobs_at_once), _answer, job, settings, cancelled, on_progress, on_part
     )
     succeeded = False
     try:
@@ -59,10 +60,13 @@ async def handler(job: dict[str, Any]) -> dict[str, Any]:
         return output
     except asyncio.CancelledError:
         cancelled.set()
+        if parts is not None:
+            parts.drop()
         await asyncio.wait([work])
         raise
     finally:
-        if posts is not None:
+        if posts is not None and parts is not None:
+            await parts.end()
             await posts.end(succeeded=succeeded)
 
 
@@ -80,6 +84,7 @@ def _answer(
     settings: Settings,
     cancelled: threading.Event,
     on_progress: "OnProgress | None",
+    on_part: "OnPart | None",
 ) -> dict[str, Any]:
     from actions.answer import answer
     from model_loader import get_model
@@ -98,6 +103,7 @@ def _answer(
             settings,
             cancelled,
             on_progress=on_progress,
+            on_part=on_part,
             job_id=job_id,
             on_end=job_ended,
         )

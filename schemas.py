@@ -176,6 +176,7 @@ class SteerRequest(_PromptRequest):
     )
     freeze_attention: bool = Field(False, description="keep the prompt's attention patterns")
     steered_output_only: bool = Field(False, description="skip the default generation")
+    stream: bool = Field(False, description="send each token as it is generated")
     logits_format: Literal["pairs", "objects"] = Field(
         "pairs", description="form of the logits lists; `objects` when asked by `request_type`"
     )
@@ -257,6 +258,19 @@ class SteerResponse(BaseModel):
     DEFAULT_LOGITS_BY_TOKEN: list[LogitsPair] | list[LogitsOfToken]
     STEERED_LOGITS_BY_TOKEN: list[LogitsPair] | list[LogitsOfToken]
     ignored_features: list[SteerFeature] = []
+
+
+class SteerPart(BaseModel):
+    """A generated token of a steer with `stream: true`, as soon as it is there.
+
+    A side's tokens come in order, each once; joined they continue the prompt. `token` and
+    `top_logits` are those of the output's entry for the token, but for predictions over 10.
+    """
+
+    side: Literal["default", "steered"]
+    position: int = Field(description="of the token, where 0 is the leading special token")
+    token: Token
+    top_logits: list[tuple[Token, float]] | list[TopLogit]
 
 
 class UploadReceipt(BaseModel):

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 import schemas
 from actions import device_errors, forward_pass, generate_graph, parse_chat_prompt, steer
-from actions.job import Job, OnProgress
+from actions.job import Job, OnPart, OnProgress
 from delivery import Spooled
 from errors import DeviceBroken, Internal, OutOfMemory, WorkerError
 from loading.loaded_model import LoadedModel
@@ -46,6 +46,7 @@ def answer(
     *,
     action: str | None = None,
     on_progress: OnProgress | None = None,
+    on_part: OnPart | None = None,
     job_id: str | None = None,
     on_end: OnEnd | None = None,
 ) -> Response:
@@ -56,6 +57,7 @@ def answer(
         cancelled: once it is set, the work stops at its next batch or token.
         action: the action, where something else than the body names it.
         on_progress: called from this thread while a graph or a steered text is made.
+        on_part: called from this thread with each token of a steer that asks for a stream.
         job_id: the name of the job in the log.
         on_end: called from this thread once the job has ended and its line is logged.
 
@@ -64,7 +66,7 @@ def answer(
             as it was before.
     """
     started = time.perf_counter()
-    job = Job(settings, None, cancelled or threading.Event(), on_progress)
+    job = Job(settings, None, cancelled or threading.Event(), on_progress, on_part)
     event: dict[str, Any] = {"job_id": job_id, "action": action}
     try:
         request = schemas.parse_request(body, action)

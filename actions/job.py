@@ -13,12 +13,14 @@ from settings import Settings
 
 if TYPE_CHECKING:
     from loading.loaded_model import LoadedModel
-    from schemas import ForwardPassRequest, GenerateGraphRequest, SteerRequest
+    from schemas import ForwardPassRequest, GenerateGraphRequest, SteerPart, SteerRequest
 
 _LOCK_POLL_S = 0.1
 
 # Called with a stage, the share of the whole job that is done (0 to 1) and words for a reader.
 OnProgress = Callable[[str, float, str], None]
+# Called with each token of a steer that asks for a stream.
+OnPart = Callable[["SteerPart"], None]
 
 
 @dataclass
@@ -33,6 +35,7 @@ class Job:
     deadline: float | None  # Unix seconds
     cancelled: threading.Event
     on_progress: OnProgress | None = None
+    on_part: OnPart | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     queue_ms: float | None = None  # time that it waited for the model; None: it has not had it yet

@@ -1,17 +1,28 @@
 """steer: a prompt continued as the model would, and with features ablated or amplified."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import steering
-from actions.job import Job, prepare_prompt
+from actions.job import Job, OnPart, prepare_prompt
 from loading.loaded_model import LoadedModel
 from prompting.prompts import Prompt
-from schemas import LogitsOfToken, LogitsPair, SteerFeature, SteerRequest, SteerResponse, TopLogit
-from steering import Generation, Intervention, Options
+from schemas import (
+    LogitsOfToken,
+    LogitsPair,
+    SteerFeature,
+    SteerPart,
+    SteerRequest,
+    SteerResponse,
+    TopLogit,
+)
+from steering import Generation, Intervention, NewToken, Options
 
 _SHARES = {"tokenise": 1.0, "activations": 9.0, "generate": 90.0}
 _BOUNDED_FIELDS = {"layer", "index", "token_active_position", "steer_position"}
+_MOST_PREDICTIONS_OF_A_PART = 10  # the output has all
 
 
 def run(request: SteerRequest, loaded: LoadedModel, job: Job) -> SteerResponse:
@@ -30,6 +41,9 @@ def run(request: SteerRequest, loaded: LoadedModel, job: Job) -> SteerResponse:
     with job.model(loaded):
         with job.stage("activations"):
             interventions = _interventions(effective, loaded, prompt)
+        if request.stream and job.on_part is not None:
+            hand_on = _hand_on(request, loaded, job.on_part, steers=bool(interventions))
+            options = replace(options, on_new_tokens=hand_on)
         with job.stage("generate"):
             asked = (loaded.model, prompt.ids, interventions, options)
             if request.steered_output_only:
@@ -61,6 +75,35 @@ def _options(request: SteerRequest, loaded: LoadedModel, job: Job) -> Options:
             "generate", done / total, f"{done} of {total} tokens"
         ),
     )
+
+
+def _hand_on(
+    request: SteerRequest, loaded: LoadedModel, on_part: OnPart, *, steers: bool
+) -> Callable[[Sequence[NewToken]], None]:
+    """What hands each new token on as a part; without steering one generation is both sides'."""
+    sides: list[tuple[Literal["default", "steered"], ...]] = [("default",), ("steered",)]
+    if request.steered_output_only:
+        sides = [("steered",)]
+    elif not steers:
+        sides = [("default", "steered")]
+
+    def hand_on(tokens: Sequence[NewToken]) -> None:
+        for token in tokens:
+            ids, probs = (
+                row[:_MOST_PREDICTIONS_OF_A_PART].tolist()
+                for row in (token.top_ids, token.top_probs)
+            )
+            top = list(zip(loaded.token_text.singles(ids), probs, strict=True))
+            for side in sides[token.side]:
+                part = SteerPart(
+                    side=side,
+                    position=token.position,
+                    token=loaded.token_text.single(token.token_id),
+                    top_logits=top if request.logits_format == "pairs" else _objects(top),
+                )
+                on_part(part)
+
+    return hand_on
 
 
 def _interventions(
@@ -98,7 +141,8 @@ def _logits_by_token(
     entries = list(zip(tokens, predictions, strict=True))
     if request.logits_format == "pairs":
         return entries
-    return [
-        LogitsOfToken(token=token, top_logits=[TopLogit(token=t, prob=p) for t, p in top])
-        for token, top in entries
-    ]
+    return [LogitsOfToken(token=token, top_logits=_objects(top)) for token, top in entries]
+
+
+def _objects(top: Sequence[tuple[str, float]]) -> list[TopLogit]:
+    return [TopLogit(token=token, prob=prob) for token, prob in top]

@@ -2,13 +2,13 @@
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Self, TypeVar, overload
 
 from pydantic import BaseModel, ValidationError
 
 import schemas
-from remote.connection import Connection
+from remote.connection import Connection, OnPart
 from remote.errors import Interrupted, Unreachable, WrongTarget
 from remote.jobs import JobStatus, OnProgress, ignore_progress
 from remote.retries import FOREVER, Patience
@@ -23,6 +23,7 @@ _ENDPOINT_ID = re.compile(r"[A-Za-z0-9_-]+")
 _JSON = {"Content-Type": "application/json", "User-Agent": "attribution-worker-client"}
 
 R = TypeVar("R", bound=BaseModel)
+OnSteerPart = Callable[[schemas.SteerPart], None]
 
 
 class Client:
@@ -124,10 +125,19 @@ class Client:
         prompt: str | None = None,
         *,
         features: Sequence[schemas.SteerFeature | dict[str, Any]],
+        on_part: OnSteerPart | None = None,
         **arguments: Any,
     ) -> schemas.SteerResponse:
-        """The prompt's continuation by the model as it is, and with features changed."""
-        output = self._act("steer", prompt=prompt, features=list(features), **arguments)
+        """The prompt's continuation by the model as it is, and with features changed.
+
+        Args:
+            on_part: called with each generated token as it comes (`stream` is then true), each
+                side's in order. The SDK's local API sends none; on Runpod some may be lost, while
+                the output has all.
+        """
+        output = self._act(
+            "steer", prompt=prompt, features=list(features), on_part=on_part, **arguments
+        )
         return self._read(output, schemas.SteerResponse)
 
     def forward_pass(
@@ -148,20 +158,25 @@ class Client:
         *,
         on_progress: OnProgress = ignore_progress,
         timeout_s: float | None = None,
+        on_part: OnSteerPart | None = None,
         **fields: Any,
     ) -> dict[str, Any]:
-        return self.run({"action": action, **fields}, on_progress, timeout_s)
+        return self.run({"action": action, **fields}, on_progress, timeout_s, on_part)
 
     def run(
         self,
         job: dict[str, Any],
         on_progress: OnProgress = ignore_progress,
         timeout_s: float | None = None,
+        on_part: OnSteerPart | None = None,
     ) -> dict[str, Any]:
         """Run a job, given as its `input`, and return its output."""
         if timeout_s is not None:
             job = {"deadline": time.time() + timeout_s + _DEADLINE_AFTER_S, **job}
-        return self._object(self.server.run(_checked(job), on_progress, _until(timeout_s)))
+        if on_part is not None:
+            job = {**job, "stream": True}
+        take = None if on_part is None else self._each_once(on_part)
+        return self._object(self.server.run(_checked(job), on_progress, _until(timeout_s), take))
 
     def submit(self, job: dict[str, Any]) -> str:
         """Put a job into Runpod's queue and return its id."""
@@ -204,6 +219,18 @@ class Client:
         if not isinstance(output, dict):
             raise self._unexpected("an action's output")
         return output
+
+    def _each_once(self, on_part: OnSteerPart) -> OnPart:
+        """What reads parts and hands each on once: Runpod may have one twice."""
+        last: dict[str, int] = {}  # by side, the position
+
+        def take(fields: object) -> None:
+            part = self._read(fields, schemas.SteerPart)
+            if part.position > last.get(part.side, -1):
+                last[part.side] = part.position
+                on_part(part)
+
+        return take
 
     def _read(self, output: object, model: type[R]) -> R:
         try:

@@ -5,7 +5,8 @@ requests and urllib3 quote the URL, so `_reason` words each failure itself.
 """
 
 import socket
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +24,9 @@ from remote.retries import FOREVER, OnRetry, Patience, TemporaryFailure
 
 _CONNECT_TIMEOUT_S = 10.0
 _TEMPORARY_STATUSES = {408, 425, 429, 500, 502, 503, 504}
+
+
+OnPart = Callable[[Any], None]  # called with each part of a streamed steer, as JSON
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class Connection:
         read_timeout_s: float | None = 30.0,
         until: float = FOREVER,
         on_retry: OnRetry | None = None,
+        on_part: OnPart | None = None,
     ) -> Answer:
         """Make a request and return the answer, whatever its status.
 
@@ -75,7 +80,8 @@ class Connection:
 
         Args:
             read_timeout_s: seconds that may pass without a byte; None for no limit.
-            until: `time.monotonic()` after which no attempt begins.
+            until: `time.monotonic()` after which no attempt begins and no event is waited for.
+            on_part: called with the parts of a stream of events, where the server sends one.
 
         Raises:
             Unreachable: no usable answer came within the patience.
@@ -91,7 +97,11 @@ class Connection:
                 read_timeout_s=read_timeout_s,
                 data=None if body is None else orjson.dumps(body),
                 allow_redirects=False,
+                headers=None if on_part is None else {"Accept": "text/event-stream"},
+                stream=on_part is not None,
             )
+            if on_part is not None and _is_event_stream(response):
+                return _last_event(response, on_part, until, self.name)
             return Answer(response.status_code, _json(response))
 
         return self._patience.retry(attempt, self.name, until=until, on_retry=on_retry)
@@ -135,6 +145,33 @@ def send(
         words = Answer(status, _json(response)).describe()
         raise TemporaryFailure(words, retry_after_s=_seconds(retry_after), is_busy=is_busy)
     return response
+
+
+def _is_event_stream(response: requests.Response) -> bool:
+    return response.headers.get("Content-Type", "").startswith("text/event-stream")
+
+
+def _last_event(response: requests.Response, on_part: OnPart, until: float, name: str) -> Answer:
+    """Hand the parts of a stream on as they come, and return the answer that ends it."""
+    event, data = "", b""
+    try:
+        with response:
+            for line in response.iter_lines(chunk_size=None):
+                if time.monotonic() >= until:
+                    break
+                field, _, value = line.partition(b": ")
+                if field == b"event":
+                    event = value.decode()
+                elif field == b"data":
+                    data = value
+                elif not line and event == "part":
+                    on_part(orjson.loads(data))
+                    event = ""
+                elif not line and event:
+                    return Answer(200 if event == "output" else 500, orjson.loads(data))
+    except requests.RequestException as error:
+        raise Unreachable(f"{name}: {_reason(error)}") from None
+    raise Unreachable(f"{name}: the stream ended before the output")
 
 
 def new_session(headers: Mapping[str, str]) -> requests.Session:

@@ -1,14 +1,20 @@
-"""A job's progress on a terminal as a bar, elsewhere as a line now and then."""
+"""A job's progress on a terminal as a bar, elsewhere as a line now and then.
 
-from typing import Self
+A streamed steer is shown in the same place: its texts as they grow, or a line for each token.
+"""
 
-from rich.console import Console
+from collections.abc import Iterable
+from typing import Any, Self
+
+from rich.console import Console, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, Task, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Column
 
 from remote.jobs import Progress
+from remote.summary import quoted, shown, side_by_side, text_of
+from schemas import SteerPart
 
 _LINE_EVERY_S = 10.0
 # Estimates of the remaining time before this share, or of the last moment, would be wild.
@@ -16,12 +22,26 @@ _FIRST_SHARE, _LAST_SHARE = 0.02, 0.999
 _WHOLE_JOB_S = 24 * 3600.0
 
 
+class _BarsAndTexts(Bars):
+    """Progress bars, and below them the texts of a streamed steer as far as they have come."""
+
+    def __init__(self, *columns: ProgressColumn, **settings: Any) -> None:
+        self.tokens: dict[str, list[str]] = {}  # by side; set first, for rich renders at once
+        super().__init__(*columns, **settings)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.tokens:
+            default, steered = (self.tokens.get(side, []) for side in ("default", "steered"))
+            yield side_by_side(shown(text_of(default)), shown(text_of(steered)))
+
+
 class Display:
     """Shows each `Progress` that it is called with. A context manager."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._bars = Bars(
+        self._bars = _BarsAndTexts(
             TextColumn("{task.description:<12}"),
             BarColumn(bar_width=28),
             TextColumn("{task.fields[share]:>4}"),
@@ -66,6 +86,15 @@ class Display:
         self._bars.update(task.id, remaining=_remaining(task))
         if self._bars.disable:
             self._print_line(task, progress, share)
+
+    def add_part(self, part: SteerPart) -> None:
+        """Show a token of a streamed steer: on a terminal in its side's text, else as a line."""
+        if self._bars.disable:
+            line = f"{part.side}  {part.position}  {quoted(part.token)}"
+            self._console.print(line, soft_wrap=True)
+            return
+        self._bars.tokens.setdefault(part.side, []).append(part.token)
+        self._bars.refresh()
 
     def _print_line(self, task: Task, progress: Progress, share: str) -> None:
         """Print a line for a new stage, and in a long stage every ten seconds."""

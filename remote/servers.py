@@ -2,10 +2,13 @@
 
 Each has a `connection` and:
 
-    run(job, on_progress, until)  the job's output. When the caller stops waiting, at `until` (a
+    run(job, on_progress, until, on_part)
+                                  the job's output. When the caller stops waiting, at `until` (a
                                   `time.monotonic()`) or by Ctrl-C, the job is stopped where the
                                   server can stop one. Raises what remote/errors.py has.
     health()                      what the server reports about itself.
+
+`on_part`, where there is one, gets the parts of a streamed steer as they come.
 
 `/run` of the SDK's local API (runpod 1.12) only stores a job: each call of `/status` computes it,
 and computes it again. So that API is asked through `/runsync`.
@@ -17,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from remote.connection import Answer, Connection
+from remote.connection import Answer, Connection, OnPart
 from remote.errors import (
     Interrupted,
     JobGone,
@@ -47,11 +50,17 @@ class RunpodEndpoint:
     connection: Connection
     endpoint_id: str
 
-    def run(self, job: dict[str, Any], on_progress: OnProgress, until: float) -> Any:
+    def run(
+        self,
+        job: dict[str, Any],
+        on_progress: OnProgress,
+        until: float,
+        on_part: OnPart | None = None,
+    ) -> Any:
         job_id = ""
         try:
             job_id = self.submit(job, on_progress, until)
-            return self.wait(job_id, on_progress, until)
+            return self.wait(job_id, on_progress, until, on_part)
         except _CallersLimit as limit:
             raise JobTimedOut(f"{limit}; {self._cancelled(job_id, on_progress)}") from None
         except Unreachable as error:
@@ -82,10 +91,17 @@ class RunpodEndpoint:
         )
         return read_status(answer, self.connection.name).id
 
-    def wait(self, job_id: str, on_progress: OnProgress, until: float) -> Any:
+    def wait(
+        self,
+        job_id: str,
+        on_progress: OnProgress,
+        until: float,
+        on_part: OnPart | None = None,
+    ) -> Any:
         """Poll a job until it is over, and return its output.
 
-        The pauses grow. They have jitter, so that many callers don't poll at the same moments.
+        The pauses grow, unless parts are asked for. They have jitter, so that many callers don't
+        poll at the same moments.
         """
         progress = Progress("in the queue", job_id=job_id)
         news_at = time.monotonic() + _QUEUE_NEWS_S
@@ -104,6 +120,9 @@ class RunpodEndpoint:
                 if time.monotonic() < until:
                     raise
                 break
+            if on_part is not None and status.state != "IN_QUEUE":
+                self._hand_on_parts(job_id, on_part, to_the_end=status.is_over)
+                pause_s = _FIRST_POLL_S
             if status.is_over:
                 return status.result()
             if status.state == "IN_PROGRESS":
@@ -112,6 +131,20 @@ class RunpodEndpoint:
                 progress = Progress("in the queue", self._workers(), job_id=job_id)
                 news_at = time.monotonic() + _QUEUE_NEWS_S
         raise _CallersLimit(f"job {job_id} was not done within the time limit")
+
+    def _hand_on_parts(self, job_id: str, on_part: OnPart, *, to_the_end: bool) -> None:
+        """Hand on the parts that came since the last call. Some may be lost: the output has all."""
+        while True:
+            try:
+                body = self._ask("GET", "/stream", job_id, until=time.monotonic()).body
+            except RemoteError:
+                return
+            posts = body.get("stream") if isinstance(body, dict) else None
+            for post in posts or ():
+                for part in post["output"]:
+                    on_part(part)
+            if not posts or not to_the_end:
+                return
 
     def status(self, job_id: str, **options: Any) -> JobStatus:
         """The state of a job; `options` are for `Connection.ask`."""
@@ -174,11 +207,17 @@ class RunpodEndpoint:
 
 @dataclass(frozen=True)
 class SdkApi:
-    """`python handler.py --rp_serve_api`. It can't stop a job, and reports no progress."""
+    """`python handler.py --rp_serve_api`. It can't stop a job, and reports no progress or parts."""
 
     connection: Connection
 
-    def run(self, job: dict[str, Any], on_progress: OnProgress, until: float) -> Any:
+    def run(
+        self,
+        job: dict[str, Any],
+        on_progress: OnProgress,
+        until: float,
+        _on_part: OnPart | None = None,
+    ) -> Any:
         answer = _post_job(
             self.connection,
             "/runsync",
@@ -205,7 +244,13 @@ class HttpDoor:
 
     connection: Connection
 
-    def run(self, job: dict[str, Any], on_progress: OnProgress, until: float) -> Any:
+    def run(
+        self,
+        job: dict[str, Any],
+        on_progress: OnProgress,
+        until: float,
+        on_part: OnPart | None = None,
+    ) -> Any:
         answer = _post_job(
             self.connection,
             f"/{job['action']}",
@@ -213,6 +258,7 @@ class HttpDoor:
             on_progress,
             until,
             "the job is cancelled: the connection is closed",
+            on_part,
         )
         if answer.status in {401, 403}:
             raise NotAllowed(f"{answer.describe()}; set SECRET to the worker's")
@@ -259,6 +305,7 @@ def _post_job(
     on_progress: OnProgress,
     until: float,
     after_interrupt: str,
+    on_part: OnPart | None = None,
 ) -> Answer:
     """Post a job to a server that answers when the job is done.
 
@@ -275,6 +322,7 @@ def _post_job(
             read_timeout_s=None if until == FOREVER else max(until - time.monotonic(), 0.1),
             until=until,
             on_retry=lambda sentence: on_progress(Progress("waiting", sentence)),
+            on_part=on_part,
         )
     except Unreachable as error:
         if time.monotonic() < until:

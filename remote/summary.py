@@ -87,10 +87,7 @@ def print_steer(console: Console, output: SteerResponse) -> None:
     """Default and steered text side by side, and the steps whose likeliest tokens differ."""
     default = _generated(output.DEFAULT_LOGITS_BY_TOKEN)
     steered = _generated(output.STEERED_LOGITS_BY_TOKEN)
-    texts = Table("default", "steered", expand=True, **_STYLE)
-    for column in texts.columns:
-        column.ratio = 1
-    texts.add_row(
+    texts = side_by_side(
         _continued(output.DEFAULT_GENERATION, default)
         if output.DEFAULT_LOGITS_BY_TOKEN
         else Text("not generated", style="dim"),
@@ -105,6 +102,15 @@ def print_steer(console: Console, output: SteerResponse) -> None:
         console.print(
             f"layer {feature.layer}, feature {feature.index}, position {feature.steer_position}"
         )
+
+
+def side_by_side(default: RenderableType, steered: RenderableType) -> Table:
+    """The texts of a steer in two columns of the same width."""
+    texts = Table("default", "steered", expand=True, **_STYLE)
+    for column in texts.columns:
+        column.ratio = 1
+    texts.add_row(default, steered)
+    return texts
 
 
 def print_forward_pass(console: Console, output: ForwardPassResponse) -> None:
@@ -199,12 +205,16 @@ def _generated(entries: Iterable[LogitsPair | LogitsOfToken]) -> list[LogitsPair
 
 def _continued(text: str, generated: list[LogitsPair]) -> Text:
     """A generation, with the continuation of the prompt in bold where the tokens show it."""
-    tokens = b"".join(_token_bytes(token) for token, _ in generated[1:])
-    continuation = tokens.decode("utf-8", "replace")
+    continuation = text_of(token for token, _ in generated[1:])
     if not text.endswith(continuation):  # the continuation begins inside a character
         continuation = ""
     prompt = text.removesuffix(continuation)
     return Text.from_markup(f"{shown(prompt)}[bold]{shown(continuation)}[/bold]", emoji=False)
+
+
+def text_of(tokens: Iterable[str]) -> str:
+    """The text of tokens; bytes that are no character become U+FFFD."""
+    return b"".join(map(_token_bytes, tokens)).decode("utf-8", "replace")
 
 
 def _token_bytes(token: str) -> bytes:

@@ -8,11 +8,12 @@ import hmac
 import logging
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import orjson
 from pydantic import BaseModel
 from starlette.applications import Starlette
@@ -27,13 +28,14 @@ from starlette.staticfiles import StaticFiles
 import web_assets
 from errors import Internal, WorkerError
 from schemas import REQUESTS
-from serving import error_reports, http_docs
+from serving import error_reports, event_stream, http_docs
 from serving.identity import identify
 from serving.metrics import Metrics
 from settings import Settings
 
 if TYPE_CHECKING:
     import actions.answer
+    from actions.job import OnPart
     from delivery import Spooled
     from loading.loaded_model import LoadedModel
 
@@ -72,13 +74,25 @@ class Door:
                 model.
             WorkerError: as `actions.answer` does.
         """
-        try:
+        with ExitStack() as job:
+            job.enter_context(self._counted(action))
             self._check_secret(request)
             body, is_job = _without_envelope(await _read_json(request))
-            needs_model = action != "parse-chat-prompt"  # which needs only the tokenizer
-            with self._one_job() if needs_model else nullcontext():
-                response = await self._answer(action, body, request)
+            if action != "parse-chat-prompt":  # which needs only the tokenizer
+                job.enter_context(self._one_job())
+            working = partial(self._working, action, body, request)
+            if event_stream.is_wanted(action, body, request):
+                return await event_stream.response(working, job.pop_all(), as_output=is_job)
+            async with working() as work:
+                await asyncio.wait({work})
+            response = _response(work.result())
             return _as_output(response) if is_job else response
+
+    @contextmanager
+    def _counted(self, action: str) -> Iterator[None]:
+        """Count and log a request that is refused before it is a job; report what is unforeseen."""
+        try:
+            yield
         except HTTPException as error:
             code = error.detail.split(":")[0]
             self.metrics.count_refused(action, code)
@@ -119,8 +133,11 @@ class Door:
         finally:
             self.jobs.inProgress -= 1
 
-    async def _answer(self, action: str, body: object, request: Request) -> Response:
-        """Do the work in a thread, and stop it when the client goes or the server ends."""
+    @asynccontextmanager
+    async def _working(
+        self, action: str, body: object, request: Request, on_part: "OnPart | None" = None
+    ) -> AsyncIterator["asyncio.Task[actions.answer.Response]"]:
+        """The work in a thread, which stops when the client goes or the context ends."""
         from actions.answer import answer
 
         cancelled = threading.Event()
@@ -132,19 +149,21 @@ class Door:
                 self.settings,
                 cancelled,
                 action=action,
+                on_part=on_part,
                 on_end=self._job_ended,
             )
         )
         gone = asyncio.create_task(_until_gone(request))
+        gone.add_done_callback(lambda _: cancelled.set())
         try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            yield work
         finally:
             gone.cancel()
             cancelled.set()
             # The model is free only once the thread has ended.
-            await asyncio.wait({work})
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait({work})
             work.exception()  # else asyncio logs it where nobody awaits the result
-        return _response(work.result())
 
     def _job_ended(self, code: str, event: Mapping[str, Any], error: Exception | None) -> None:
         self.metrics.count_job(code, event)

@@ -116,12 +116,19 @@ RESPONSES: Mapping[str, tuple[type[BaseModel], ...]] = {
 }
 _STATUS: Mapping[str, type[BaseModel]] = {"check-busy": CheckBusyResponse, "health": HealthResponse}
 
+_STREAM = (
+    "Done. With `stream: true` in the body and `Accept: text/event-stream`, server-sent events: "
+    "`part` (a SteerPart) for each token, then `output` with what comes without a stream, or "
+    "`error` with an Error"
+)
+
 _refs, _definitions = models_json_schema(
     [
         *((model, "validation") for model in schemas.REQUESTS.values()),
         *((model, "serialization") for models in RESPONSES.values() for model in models),
         *((model, "serialization") for model in _STATUS.values()),
         (Error, "serialization"),
+        (schemas.SteerPart, "serialization"),
     ],
     ref_template="#/components/schemas/{model}",
 )
@@ -145,6 +152,9 @@ def openapi(*, with_secret: bool) -> dict[str, Any]:
         }
         for action, model in schemas.REQUESTS.items()
     }
+    steered = paths["/steer"]["post"]["responses"]["200"]
+    steered["description"] = _STREAM
+    steered["content"]["text/event-stream"] = {"schema": _refs[schemas.SteerPart, "serialization"]}
     for name, model in _STATUS.items():
         paths[f"/{name}"] = {"get": _operation(name, model, _done(model))}
     ready = {"200": {"description": "Ready"}, "204": {"description": "The model is being loaded"}}

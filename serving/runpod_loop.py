@@ -224,10 +224,23 @@ async def post_progress(session: ClientSession, job: dict[str, Any], progress: o
         pass
 
 
-def _request(job: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
-    """The request by which the SDK's `send_result` posts `body`."""
+async def post_parts(session: ClientSession, job: dict[str, Any], parts: list[Any]) -> None:
+    """Post what `/stream` hands out, as the SDK's `stream_result` does but in one attempt.
+
+    Raises:
+        aiohttp.ClientError: it could not be posted.
+    """
+    request = _request(job, {"output": parts}, rp_http.JOB_STREAM_URL)
+    async with session.post(**request, raise_for_status=True):
+        pass
+
+
+def _request(
+    job: dict[str, Any], body: dict[str, Any], url: str = rp_http.JOB_DONE_URL
+) -> dict[str, Any]:
+    """The request by which the SDK's `send_result` posts `body`, and its `stream_result`."""
     return {
-        "url": rp_http.JOB_DONE_URL.replace("$ID", job["id"]) + "&isStream=false",
+        "url": url.replace("$ID", job["id"]) + "&isStream=false",
         "data": orjson.dumps(body),
         "headers": {
             "charset": "utf-8",

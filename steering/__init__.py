@@ -9,12 +9,13 @@ key-value cache, and of the transcoders only the rows of the features at hand.
 
 from steering.features import feature_activations
 from steering.generation import Generation, generate, generate_both
-from steering.options import Intervention, Options, check_bounds
+from steering.options import Intervention, NewToken, Options, check_bounds
 from steering.passes import next_token_logits
 
 __all__ = [
     "Generation",
     "Intervention",
+    "NewToken",
     "Options",
     "check_bounds",
     "feature_activations",

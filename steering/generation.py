@@ -11,7 +11,7 @@ from attribution.salient_logits import probabilities_of
 from errors import NotFinite
 from steering.engine import Hooks, Passes
 from steering.features import Feature, intervention_hooks, silent_positions
-from steering.options import Intervention, Options, check_bounds
+from steering.options import Intervention, NewToken, Options, check_bounds
 from steering.passes import passes_of
 
 
@@ -101,6 +101,8 @@ def _generate(
             tokens = passes.tokens([side.ids[-1:] for side in running])
             hooks = at_tokens if sides[-1] in running else {}
             _predict(passes, running, passes.logits(tokens, cache, hooks), options.top_k)
+            if options.on_new_tokens is not None:
+                options.on_new_tokens([_new_token(sides, side) for side in running])
             options.on_token(n_generated, options.n_tokens)
             rows = [n for n, side in enumerate(running) if side.ids[-1] not in options.stop_ids]
             if not rows:
@@ -113,6 +115,11 @@ def _generate(
         top_probs, top_ids = (torch.stack(column).cpu() for column in zip(*side.top, strict=True))
         generations.append(Generation(side.ids, top_ids, top_probs))
     return generations
+
+
+def _new_token(sides: list[_Side], side: _Side) -> NewToken:
+    probs, ids = side.top[-1]
+    return NewToken(sides.index(side), len(side.ids) - 1, side.ids[-1], ids, probs)
 
 
 def _generator(model: Any, seed: int | None) -> torch.Generator:

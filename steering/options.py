@@ -1,8 +1,10 @@
 """What is asked of a generation, and the bounds that the model and the prompt set to it."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from errors import InvalidInput
 
@@ -15,6 +17,20 @@ class Intervention:
     index: int
     position: int | None  # a prompt position; None: every generated token
     value: float  # the activation that the feature is set to
+
+
+@dataclass(frozen=True, eq=False)
+class NewToken:
+    """A token that was just generated, and what the model predicts after it.
+
+    `top_ids` and `top_probs` are (top_k,), on the model's device, likeliest first.
+    """
+
+    side: int  # which of the generations that are returned
+    position: int
+    token_id: int
+    top_ids: Tensor
+    top_probs: Tensor
 
 
 @dataclass(frozen=True)
@@ -34,6 +50,8 @@ class Options:
     stop_ids: Collection[int] = ()  # tokens that end a generation
     check: Callable[[], None] = lambda: None  # called before each pass; raises to stop
     on_token: Callable[[int, int], None] = lambda *_: None  # called with tokens done, `n_tokens`
+    # Called after each pass, with the tokens of all sides that are not yet at their end.
+    on_new_tokens: Callable[[Sequence[NewToken]], None] | None = None
 
 
 def check_bounds(

@@ -60,6 +60,10 @@ def test_every_action_answers_as_the_worker_does(client):
     asked = {"action": "generate-graph", "prompt": PROMPT, "slug_identifier": "test"}
     assert without_times(graph) == without_times(ask(asked))
     assert client.steer(**STEER).model_dump(mode="json") == ask({"action": "steer", **STEER})
+    parts = []
+    streamed = client.steer(**STEER, on_part=parts.append)
+    assert streamed.model_dump(mode="json") == ask({"action": "steer", **STEER})
+    assert parts == []  # this API has no stream of a job whose handler is no generator
     passed = client.forward_pass(PROMPT)
     assert passed.model_dump() == ask({"action": "forward-pass", "prompt": PROMPT})
     parsed = client.parse_chat_prompt(PROMPT)

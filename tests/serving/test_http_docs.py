@@ -43,6 +43,18 @@ def test_an_action_s_output_is_of_the_documented_type(server, action):
     documented.validate_python(post(server, action, http_docs.EXAMPLES[action]).json())
 
 
+def test_a_streamed_steer_is_documented_with_its_parts(openapi, server):
+    documented = openapi["paths"]["/steer"]["post"]["responses"]["200"]
+    for event in ("part", "output", "error"):
+        assert f"`{event}`" in documented["description"]
+    assert set(documented["content"]) == {"application/json", "text/event-stream"}
+    name = documented["content"]["text/event-stream"]["schema"]["$ref"].rsplit("/", 1)[1]
+    fields = openapi["components"]["schemas"][name]["properties"]
+    body = {**http_docs.EXAMPLES["steer"], "stream": True}
+    first = post(server, "steer", body, Accept="text/event-stream").text.split("\r\n\r\n")[0]
+    assert set(json.loads(first.partition("data: ")[2])) == set(fields)
+
+
 def test_only_a_server_with_a_secret_documents_its_header(openapi, guarded):
     assert "security" not in openapi["paths"]["/steer"]["post"]
     document = get(guarded, "/openapi.json").json()

@@ -28,6 +28,7 @@ from tests.support.programs import ROOT
 API_KEY = "control-plane-key"
 WORKER_ID = "worker-under-test"
 TAKE_POLL_S = 20.0
+MOST_STREAMED_BYTES = 1_000_000
 
 
 @dataclass
@@ -36,6 +37,8 @@ class JobRecord:
 
     progress: list[dict[str, Any]] = field(default_factory=list)
     results: list[dict[str, Any]] = field(default_factory=list)
+    streamed: list[Any] = field(default_factory=list)  # the output of each post to job-stream
+    unread: list[Any] = field(default_factory=list)  # those that `/stream` has not handed out
     after_result: list[Any] = field(default_factory=list)  # anything posted once it had a result
     posted_at: list[float] = field(default_factory=list)  # of each progress, by time.monotonic
     stopped: bool = False
@@ -150,7 +153,7 @@ class ControlPlane:
         app.router.add_get(prefix + "/job-take-batch/{worker}", self._take_batch)
         app.router.add_get(prefix + "/job-stop/{worker}", self._stop_signals)
         app.router.add_post(prefix + "/job-done/{worker}/{id}", self._done)
-        app.router.add_post(prefix + "/job-stream/{worker}/{id}", self._done)
+        app.router.add_post(prefix + "/job-stream/{worker}/{id}", self._streamed)
         app.router.add_get(prefix + "/ping/{worker}", self._ping)
         # A job must not go to a poll whose worker has hung up.
         runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
@@ -226,6 +229,21 @@ class ControlPlane:
             record.posted_at.append(time.monotonic())
         else:
             record.results.append(body)
+        return web.Response()
+
+    async def _streamed(self, request: web.Request) -> web.Response:
+        record = self.jobs[request.match_info["id"]]
+        data = await request.read()
+        if len(data) > MOST_STREAMED_BYTES:
+            return web.Response(status=413)
+        body = json.loads(data)
+        assert list(body) == ["output"]
+        assert request.query["isStream"] == "false"  # as the SDK's `stream_result` says
+        if record.results:
+            record.after_result.append(body)
+        else:
+            record.streamed.append(body["output"])
+            record.unread.append(body["output"])
         return web.Response()
 
     async def _ping(self, request: web.Request) -> web.Response:

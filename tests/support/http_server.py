@@ -45,12 +45,14 @@ def assert_error(response, status, code):
 
 
 @contextmanager
-def raw_request(server, action, body, length=None):
+def raw_request(server, action, body, length=None, **headers):
     """A connection on which a request has been sent and no answer read."""
     host, port = server.url.removeprefix("http://").split(":")
     head = (
         f"POST /{action} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body) if length is None else length}\r\n\r\n"
+        f"Content-Length: {len(body) if length is None else length}\r\n"
+        + "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        + "\r\n"
     )
     with socket.create_connection((host, int(port)), timeout=60) as connection:
         connection.sendall(head.encode() + body)

@@ -1,6 +1,6 @@
 """Runpod's side that callers see of an endpoint.
 
-It has `/run`, `/runsync`, `/status`, `/cancel` and `/health`.
+It has `/run`, `/runsync`, `/status`, `/stream`, `/cancel` and `/health`.
 
 The jobs are those of a `ControlPlane`, which a real worker takes: what `/status` shows is what the
 worker posted. Answers have the shapes of Runpod's documentation; results are kept until `forget`.
@@ -132,6 +132,8 @@ class RunpodEndpoint:
         if (method, route) == ("POST", "cancel"):
             self._cancel(job_id)
             return 200, {"id": job_id, "status": "CANCELLED"}
+        if (method, route) == ("GET", "stream"):
+            return 200, self._stream(job_id)
         assert (method, route) == ("GET", "status")
         return 200, self._status(job_id)
 
@@ -141,6 +143,15 @@ class RunpodEndpoint:
         wait_s = min(max(float(wait_ms) / 1000, 1.0), 300.0)
         with contextlib.suppress(AssertionError):  # that it isn't done by then
             self.plane.result(job_id, wait_s)
+
+    def _stream(self, job_id: str) -> dict[str, Any]:
+        """What the worker has streamed since the last call, as the SDK's `Job.stream` reads it."""
+        unread = self.plane.jobs[job_id].unread
+        posts = [unread.pop(0) for _ in range(len(unread))]
+        return {
+            "status": self._status(job_id)["status"],
+            "stream": [{"output": output} for output in posts],
+        }
 
     def _status(self, job_id: str) -> dict[str, Any]:
         status: dict[str, Any] = {"id": job_id, "status": "IN_QUEUE"}

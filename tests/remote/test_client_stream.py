@@ -1,0 +1,239 @@
+"""A streamed steer from the client: over HTTP, from Runpod, on a terminal and in a pipe."""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from client import Client
+from model_loader import get_model
+from prompting.token_text import joined
+from remote.errors import Interrupted, JobTimedOut, Unreachable, WorkerFailure
+from remote.retries import Patience
+from tests.support.control_plane import ControlPlane, running_worker
+from tests.support.demo_worker import PROMPT, ask, demo_settings
+from tests.support.http_server import get, serving
+from tests.support.polling import until
+from tests.support.programs import ROOT
+from tests.support.raw_server import RawServer
+from tests.support.runpod_endpoint import ENDPOINT_ID, USER_KEY, RunpodEndpoint
+from tests.support.sdk_jobs import FEATURE, stopped, until
+
+STEER = {"prompt": PROMPT, "features": [FEATURE], "n_tokens": 12, "temperature": 5.0, "seed": 4}
+COMMAND = ["steer", PROMPT, "--feature", "2:5:4=+20", "--temperature", "5", "--seed", "4"]
+COMMAND += ["--n-tokens", "12", "--stream"]
+PATIENCE = Patience(outage_s=5.0, busy_s=20.0, first_wait_s=0.02, longest_wait_s=0.2)
+
+
+@pytest.fixture(scope="module")
+def server():
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture
+def over_http(server):
+    with Client.to_url(server.url, patience=PATIENCE) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def plane():
+    with ControlPlane() as plane:
+        yield plane
+
+
+@pytest.fixture(scope="module")
+def worker(plane, tmp_path_factory):
+    """A worker whose model takes a fifth of a second more for each of its runs."""
+    directory = tmp_path_factory.mktemp("worker")
+    with running_worker(plane, directory, "-m", "tests.support.slow_worker") as worker:
+        yield worker
+
+
+@pytest.fixture
+def endpoint(plane, worker):
+    with RunpodEndpoint(plane) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def on_runpod(endpoint):
+    where = {"base_url": endpoint.base_url, "patience": PATIENCE}
+    with Client.to_runpod(ENDPOINT_ID, USER_KEY, **where) as client:
+        yield client
+
+
+def assert_all_of(parts, output):
+    for side in ("default", "steered"):
+        of_side = [part for part in parts if part.side == side]
+        entries = getattr(output, f"{side.upper()}_LOGITS_BY_TOKEN")[4:]
+        assert [(part.token, part.top_logits) for part in of_side] == entries
+        text = getattr(output, f"{side.upper()}_GENERATION")
+        assert PROMPT + joined(part.token for part in of_side) == text
+
+
+@pytest.mark.parametrize("where", ["over_http", "on_runpod"])
+def test_each_token_is_handed_on_and_the_output_is_the_same_as_without(where, request):
+    client, parts = request.getfixturevalue(where), []
+    output = client.steer(**STEER, on_part=parts.append)
+    assert output.model_dump(mode="json") == ask({"action": "steer", **STEER})
+    assert_all_of(parts, output)
+
+
+def test_on_runpod_the_first_tokens_come_long_before_the_last(on_runpod, endpoint):
+    seen = []
+    on_runpod.steer(**STEER, on_part=lambda part: seen.append(endpoint.count("status")))
+    assert seen[-1] - seen[0] >= 3
+    assert len(set(seen)) > 3
+
+
+def test_parts_that_runpod_hands_out_twice_are_handed_on_once(on_runpod, plane):
+    """As it does when an answer to the worker's post was lost."""
+    parts = []
+
+    def take(part):
+        parts.append(part)
+        if len(parts) == 1:
+            [record] = [record for record in plane.jobs.values() if record.streamed][-1:]
+            record.unread.append(record.streamed[0])
+
+    output = on_runpod.steer(**STEER, on_part=take)
+    assert_all_of(parts, output)
+
+
+def test_a_stream_that_can_not_be_read_does_not_fail_the_job(on_runpod, endpoint):
+    endpoint.fail("stream", *["drop", 500, "page"] * 20)
+    parts = []
+    output = on_runpod.steer(**STEER, on_part=parts.append)
+    assert output.model_dump(mode="json") == ask({"action": "steer", **STEER})
+    assert parts == []
+
+
+def test_without_on_part_no_stream_is_asked_for(on_runpod, endpoint, over_http):
+    on_runpod.steer(**STEER)
+    assert endpoint.count("stream") == 0
+    assert "stream" not in endpoint.submitted[-1]["input"]
+
+
+@pytest.mark.parametrize("where", ["over_http", "on_runpod"])
+def test_a_failed_job_has_the_worker_s_code(where, request):
+    client = request.getfixturevalue(where)
+    with pytest.raises(WorkerFailure) as caught:
+        client.steer(**{**STEER, "prompt": "a " * 80}, on_part=print)
+    assert caught.value.code == "prompt_too_long"
+
+
+def slow_down(seconds):
+    block = get_model(demo_settings()).model.blocks[0]
+    return block.register_forward_pre_hook(lambda *_: time.sleep(seconds))
+
+
+def test_an_error_in_mid_stream_has_the_worker_s_code(over_http):
+    handle, parts = slow_down(0.3), []
+    try:
+        with pytest.raises(WorkerFailure) as caught:
+            over_http.steer(**STEER, deadline=time.time() + 2, on_part=parts.append)
+    finally:
+        handle.remove()
+    assert parts
+    assert caught.value.code == "deadline_exceeded"
+
+
+def test_a_time_limit_that_passes_in_mid_stream_stops_the_job(over_http, server):
+    handle, parts = slow_down(0.3), []
+    failed = get(server, "/health").json()["jobs"]["failed"]
+    try:
+        with pytest.raises(JobTimedOut, match="time limit"):
+            over_http.steer(**STEER, timeout_s=2, on_part=parts.append)
+        until(lambda: get(server, "/health").json()["jobs"]["failed"] == failed + 1)
+    finally:
+        handle.remove()
+    assert parts
+
+
+def test_ctrl_c_in_mid_stream_closes_the_connection_and_so_stops_the_job(over_http, server):
+    failed = get(server, "/health").json()["jobs"]["failed"]
+
+    def press(_part):
+        raise KeyboardInterrupt
+
+    handle = slow_down(0.3)
+    try:
+        with pytest.raises(Interrupted, match="the job is cancelled: the connection is closed"):
+            over_http.steer(**STEER, on_part=press)
+        until(lambda: get(server, "/health").json()["jobs"]["failed"] == failed + 1)
+    finally:
+        handle.remove()
+
+
+def test_a_stream_that_breaks_off_is_no_output():
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+    part = b'{"side":"default","position":5,"token":" a","top_logits":[]}'
+
+    def break_off(connection, _request):
+        connection.sendall(head + b"event: part\r\ndata: " + part + b"\r\n\r\n")
+
+    parts = []
+    with (
+        RawServer([break_off]) as other,
+        Client.to_url(f"http://127.0.0.1:{other.port}", kind="http") as client,
+        pytest.raises(Unreachable, match="the stream ended before the output"),
+    ):
+        client.steer(**STEER, on_part=parts.append)
+    assert [part.token for part in parts] == [" a"]
+
+
+def test_in_a_pipe_there_is_a_line_for_each_token_and_stdout_has_the_summary_alone(server):
+    done = subprocess.run(
+        [sys.executable, "client.py", *COMMAND, "--url", server.url],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = re.findall(r"^(default|steered)  (\d+)  \"(.*)\"$", done.stderr, re.MULTILINE)
+    output = ask({"action": "steer", **STEER})
+    for side in ("default", "steered"):
+        entries = output[f"{side.upper()}_LOGITS_BY_TOKEN"][4:]
+        assert [int(at) for name, at, _ in lines if name == side] == list(
+            range(5, 5 + len(entries))
+        )
+    assert done.stdout.lstrip().startswith("default")
+    assert "Traceback" not in done.stderr
+
+
+def test_on_a_terminal_both_texts_grow_and_ctrl_c_stops_the_job_in_the_worker(
+    endpoint, plane, worker
+):
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "client.py", *COMMAND, "--endpoint", ENDPOINT_ID],
+        cwd=ROOT,
+        env={**os.environ, **endpoint.environment(), "COLUMNS": "100"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    first = ask({"action": "steer", **STEER})["STEERED_LOGITS_BY_TOKEN"][4][0].strip()
+    assert len(first) > 2
+    too_late = threading.Timer(60, process.kill)
+    too_late.start()
+    text = ""
+    while not re.search(rf"default +steered.*{re.escape(first)}.*{re.escape(first)}", text, re.S):
+        piece = os.read(ours, 65536).decode(errors="replace")
+        text += re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", piece)
+    assert process.poll() is None
+    process.send_signal(2)
+    assert process.wait(30) == 130
+    too_late.cancel()
+    [job_id] = endpoint.cancelled
+    until(lambda: stopped(worker, job_id))
+    assert plane.jobs[job_id].results == []
+    os.close(ours)

@@ -1,0 +1,156 @@
+"""A streamed steer on Runpod: what a worker under the SDK's real loop posts for `/stream`."""
+
+import asyncio
+import itertools
+import time
+
+import pytest
+from runpod.serverless.modules import rp_http
+
+from prompting.token_text import joined
+from schemas import SteerPart
+from serving import part_posts
+from tests.support.control_plane import WORKER_ID, ControlPlane, running_worker
+from tests.support.demo_worker import FORWARD, PROMPT, ask
+from tests.support.sdk_jobs import LONG_STEER, STEER, stopped, until
+
+STREAMED = {**STEER, "stream": True, "n_tokens": 12, "temperature": 5.0, "seed": 4}
+SAME = {**STREAMED, "stream": False}
+
+
+@pytest.fixture(scope="module")
+def plane():
+    with ControlPlane() as plane:
+        yield plane
+
+
+@pytest.fixture(scope="module")
+def worker(plane, tmp_path_factory):
+    """A worker whose model takes a fifth of a second more for each of its runs."""
+    directory = tmp_path_factory.mktemp("worker")
+    command = ("-m", "tests.support.slow_worker")
+    with running_worker(plane, directory, *command, LOG_LEVEL="DEBUG") as worker:
+        yield worker
+
+
+def parts_of(record):
+    return list(itertools.chain.from_iterable(record.streamed))
+
+
+def assert_all_of(parts, output):
+    """The parts are all of the output's tokens after the prompt, each once and in order."""
+    for side in ("default", "steered"):
+        of_side = [part for part in parts if part["side"] == side]
+        entries = output[f"{side.upper()}_LOGITS_BY_TOKEN"][4:]
+        assert [[part["token"], part["top_logits"]] for part in of_side] == entries
+        text = output[f"{side.upper()}_GENERATION"]
+        assert PROMPT + joined(part["token"] for part in of_side) == text
+
+
+def test_the_parts_are_posted_as_they_come_and_the_output_is_the_same_as_without(plane, worker):
+    job_id = plane.submit(STREAMED)
+    record = plane.jobs[job_id]
+    plane.wait(lambda: record.streamed)
+    assert not record.results
+    assert len(parts_of(record)) < 24
+    output = plane.result(job_id)["output"]
+    assert output == ask(SAME)
+    assert_all_of(parts_of(record), output)
+    assert len(record.streamed) > 3
+    assert record.progress[-1]["progress"] == 1
+    assert_nothing_after(record)
+
+
+def assert_nothing_after(record):
+    time.sleep(1.5)
+    assert record.after_result == []
+
+
+def test_a_job_without_stream_posts_no_parts(plane, worker):
+    posts = plane.requests["job-stream"]
+    assert plane.result(plane.submit(SAME))["output"] == ask(SAME)
+    assert plane.requests["job-stream"] == posts
+
+
+def test_an_error_is_posted_as_without_a_stream(plane, worker):
+    job_id = plane.submit({**STREAMED, "prompt": "a " * 80})
+    assert plane.result(job_id)["error"].startswith("prompt_too_long: ")
+    assert plane.jobs[job_id].streamed == []
+
+
+def test_parts_that_could_not_be_posted_come_with_the_next_ones(plane, worker):
+    plane.fail("job-stream", 500, "drop", "hang")
+    job_id = plane.submit(STREAMED)
+    output = plane.result(job_id)["output"]
+    assert not plane.faults["job-stream"]
+    assert_all_of(parts_of(plane.jobs[job_id]), output)
+    assert_nothing_after(plane.jobs[job_id])
+
+
+def test_a_control_plane_that_refuses_every_part_still_gets_the_output(plane, worker):
+    posts = plane.requests["job-stream"]
+    plane.fail("job-stream", *[403] * 50)
+    job_id = plane.submit(STREAMED)
+    assert plane.result(job_id)["output"] == ask(SAME)
+    plane.faults["job-stream"].clear()
+    assert plane.jobs[job_id].streamed == []
+    assert 2 <= plane.requests["job-stream"] - posts <= 6
+    assert_nothing_after(plane.jobs[job_id])
+
+
+def test_a_job_stopped_in_mid_stream_posts_nothing_more(plane, worker):
+    job_id = plane.submit({**LONG_STEER, "stream": True})
+    record = plane.jobs[job_id]
+    plane.wait(lambda: len(parts_of(record)) > 4)
+    plane.stop(job_id)
+    until(lambda: stopped(worker, job_id))
+    posts = len(record.streamed)
+    assert plane.result(plane.submit(FORWARD))["output"] == ask(FORWARD)
+    assert record.results == []
+    assert len(record.streamed) == posts
+
+
+def test_no_part_of_the_prompt_or_of_the_text_is_logged(plane, worker):
+    prompt = "planted joue au"
+    job_id = plane.submit({**STREAMED, "prompt": prompt})
+    output = plane.result(job_id)["output"]
+    tokens = {part["token"] for part in parts_of(plane.jobs[job_id])}
+    words = [token for token in tokens if len(token) > 4 and token != "<|eos|>"]
+    assert words
+    for text in ("planted", *words, output["STEERED_GENERATION"]):
+        assert text not in worker.log()
+    assert '"action":"steer"' in worker.log()
+
+
+def test_a_job_that_outlives_the_grace_period_has_its_error_last(plane, tmp_path):
+    command = ("-m", "tests.support.slow_worker")
+    with (
+        ControlPlane() as plane,
+        running_worker(plane, tmp_path, *command, SHUTDOWN_GRACE_S="0") as worker,
+    ):
+        job_id = plane.submit({**LONG_STEER, "stream": True})
+        record = plane.jobs[job_id]
+        plane.wait(lambda: record.streamed)
+        worker.terminate()
+        assert record.results[0]["error"].startswith("cancelled: ")
+        assert record.after_result == []
+
+
+def test_many_parts_go_in_posts_of_less_than_a_megabyte(plane, monkeypatch):
+    """Against the control plane, which refuses larger ones as Runpod does."""
+    base = f"http://127.0.0.1:{plane.port}/v2/endpoint/job-stream/{WORKER_ID}/$ID?gpu=none"
+    monkeypatch.setattr(rp_http, "JOB_STREAM_URL", base)
+
+    async def work():
+        posts = part_posts.PartPosts({"id": "large"})
+        for position in range(200):
+            posts.add(
+                SteerPart(side="default", position=position, token="x" * 20_000, top_logits=[])
+            )
+        await asyncio.sleep(0)  # in which the parts arrive, all at once
+        await posts.end()
+
+    asyncio.run(work())
+    record = plane.jobs["large"]
+    assert [part["position"] for part in parts_of(record)] == list(range(200))
+    assert len(record.streamed) == 5
