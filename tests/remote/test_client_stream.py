@@ -22,7 +22,7 @@ from tests.support.polling import until
 from tests.support.programs import ROOT
 from tests.support.raw_server import RawServer
 from tests.support.runpod_endpoint import ENDPOINT_ID, USER_KEY, RunpodEndpoint
-from tests.support.sdk_jobs import FEATURE, stopped, until
+from tests.support.sdk_jobs import FEATURE, stopped
 
 STEER = {"prompt": PROMPT, "features": [FEATURE], "n_tokens": 12, "temperature": 5.0, "seed": 4}
 COMMAND = ["steer", PROMPT, "--feature", "2:5:4=+20", "--temperature", "5", "--seed", "4"]
