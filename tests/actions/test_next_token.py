@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from circuit_tracer.replacement_model.replacement_model_nnsight import NNSightReplacementModel
 
 import model_loader
 from tests.support.demo_worker import PROMPT, ask, demo_settings
@@ -32,7 +33,7 @@ def loaded(request):
 def model_s_logits(loaded, ids):
     """From circuit-tracer's model itself, no code of ours between."""
     with torch.inference_mode():
-        if loaded.entry.engine == "nnsight":
+        if isinstance(loaded.model, NNSightReplacementModel):
             return loaded.model._module(torch.tensor([ids])).logits[0, -1]
         return loaded.model(torch.tensor(ids))[0, -1]
 
