@@ -1,7 +1,8 @@
-"""The long runs, by `make soak`: a thousand jobs, and SIGTERM in each stage that lasts."""
+"""The long runs, by `make soak`: a thousand jobs, an idle hour, SIGTERM in each stage that lasts."""
 
 import contextlib
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ from tests.support.sdk_jobs import (
 )
 
 pytestmark = pytest.mark.soak
+
+IDLE_S = int(os.environ.get("SOAK_IDLE_S", "3600"))
 
 
 def resident_bytes(pid):
@@ -67,6 +70,20 @@ def test_a_thousand_good_and_bad_jobs_leave_nothing_behind(tmp_path):
         assert memory_after < 1.05 * memory_before
         assert threads_after <= threads_before
         assert files_after == files_before
+
+
+def test_a_worker_that_was_idle_for_an_hour_answers_the_next_job(tmp_path):
+    with ControlPlane() as plane, running_worker(plane, tmp_path) as worker:
+        for _ in range(2):
+            plane.result(plane.submit(GRAPH))
+        pid = worker.process.pid
+        before = resident_bytes(pid), threads(pid), open_files(pid)
+        time.sleep(IDLE_S)
+        assert worker.process.poll() is None
+        assert "nodes" in plane.result(plane.submit(GRAPH))["output"]
+        memory, n_threads, files = resident_bytes(pid), threads(pid), open_files(pid)
+        assert memory < 1.05 * before[0]
+        assert (n_threads, files) == before[1:]
 
 
 def test_a_thousand_good_and_bad_jobs_leave_no_hook_on_the_model():
