@@ -1,4 +1,4 @@
-"""The long runs, by `make soak`: a thousand jobs, an idle hour, SIGTERM in each stage that lasts."""
+"""The long runs of `make soak`: a thousand jobs, an idle hour, SIGTERM in each lasting stage."""
 
 import contextlib
 import os
