@@ -240,7 +240,7 @@ def test_no_prompt_text_or_secret_of_a_stream_is_logged():
     finally:
         written = handler.stream.getvalue()
         logging.root.handlers, logging.root.level = kept
-    assert "steer: done in" in written
+    assert "job done job_id=None action=steer" in written
     assert "planted" not in written
     words = [part["token"] for _, part in parts if len(part["token"]) > 4]
     assert words

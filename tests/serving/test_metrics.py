@@ -74,7 +74,7 @@ def test_stages_waits_and_the_cache_are_measured(server):
     assert read["attribution_queue_seconds_count",] == 1  # the second needed no model
     assert read["attribution_graph_cache_requests_total", "hit"] == 1
     assert read["attribution_graph_cache_requests_total", "miss"] == 1
-    held = get_model(demo_settings()).graphs.held_bytes
+    held = get_model(demo_settings()).graphs.kept.currsize
     assert read["attribution_graph_cache_bytes",] == held > 0
     assert read["process_resident_memory_bytes",] > 10**8
 
