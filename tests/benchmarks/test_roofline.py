@@ -71,14 +71,15 @@ def test_a_stage_takes_the_longer_of_launching_and_computing():
 
 
 def test_circuit_tracer_moves_more_than_the_sweep_on_every_workload():
-    for name in ("R1", "R2", "G64", "G512"):
+    # With 512 tokens memory bounds the targets at once: more launches for the same rows.
+    for name, times_the_launches in {"R1": 4, "R2": 4, "G64": 4, "G512": 2}.items():
         w = WORKLOADS[name]
         shapes = shapes_of(w, 2, 80e9)
         ours, theirs = sum(stages(shapes).values(), Cost()), Cost()
         for cost in library_stages(shapes, w.batch_size).values():
             theirs += cost
         assert theirs.n_bytes > 3 * ours.n_bytes
-        assert theirs.launches > 2 * ours.launches
+        assert theirs.launches > times_the_launches * ours.launches
 
 
 def test_tables_are_markdown_with_a_row_a_stage_or_a_card():
