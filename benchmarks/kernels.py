@@ -34,7 +34,7 @@ Stages = dict[str, Counts]
 
 # Functions whose counts are a stage's, but for what a stage within them counts.
 OF_A_GRAPH: list[tuple[str, Any, str]] = [
-    ("forward pass", freezing, "_run_and_record"),
+    ("forward pass", freezing, "run_and_record"),
     # The module: in the package its name is the function's.
     (
         "encoding and freezing",
