@@ -133,17 +133,24 @@ def drop_dead_ends(
 
     Again and again, since each that goes takes its edges along: at most once a layer.
     """
-    n_nodes, n_droppable = len(node_mask), nodes.errors.stop
     while True:
-        alive = node_mask.clone()
-        alive[:n_droppable] &= sources.bincount(minlength=n_nodes)[:n_droppable] > 0
-        n_features = nodes.n_features
-        alive[:n_features] &= targets.bincount(minlength=n_nodes)[:n_features] > 0
+        alive = with_edges(nodes, node_mask, targets, sources)
         if torch.equal(alive, node_mask):
             return node_mask, targets, sources
         node_mask = alive
         ends_alive = node_mask[targets] & node_mask[sources]
         targets, sources = targets[ends_alive], sources[ends_alive]
+
+
+def with_edges(
+    nodes: NodeRanges, node_mask: torch.Tensor, targets: torch.Tensor, sources: torch.Tensor
+) -> torch.Tensor:
+    """The kept nodes but features and errors that no edge leaves, and features that none reaches."""
+    alive, n_nodes, n_droppable = node_mask.clone(), len(node_mask), nodes.errors.stop
+    alive[:n_droppable] &= sources.bincount(minlength=n_nodes)[:n_droppable] > 0
+    n_features = nodes.n_features
+    alive[:n_features] &= targets.bincount(minlength=n_nodes)[:n_features] > 0
+    return alive
 
 
 def _cumulative(influence: torch.Tensor) -> torch.Tensor:

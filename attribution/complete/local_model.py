@@ -100,7 +100,8 @@ class LocalCompleteModel:
     @cached_property
     def before_layer(self) -> Tensor:
         """How many active features are below each sublayer (n_sublayers + 1,), on the CPU."""
-        return torch.searchsorted(self.feature_layers, torch.arange(self.shape.n_layers + 1))
+        layers = torch.arange(self.shape.n_layers + 1)
+        return torch.searchsorted(self.feature_layers.contiguous(), layers)
 
     @cached_property
     def decoder_biases(self) -> Tensor:

@@ -14,7 +14,13 @@ import torch
 from circuit_tracer.graph import find_threshold
 
 from attribution.influence import NodeRanges, feature_layers, influence_on_logits, node_influence
-from attribution.pruning import PrunedGraph, check_thresholds, drop_dead_ends, edge_cutoff
+from attribution.pruning import (
+    PrunedGraph,
+    check_thresholds,
+    drop_dead_ends,
+    edge_cutoff,
+    with_edges,
+)
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -42,8 +48,13 @@ def prune(
         influence[:n_sources], node_threshold
     )
     node_mask[nodes.errors.stop :] = True
-    targets, sources = _influential_edges(graph, node_mask, edge_threshold)
-    node_mask, targets, sources = drop_dead_ends(nodes, node_mask, targets, sources)
+    targets, sources = _influential_edges(graph, edge_threshold)
+    alive = with_edges(nodes, node_mask, targets, sources)
+    ends_alive = alive[targets] & alive[sources]
+    targets, sources = targets[ends_alive], sources[ends_alive]
+    # llamascopium looks for dead ends only where a node has no edge at all, to whatever node.
+    if not torch.equal(alive, node_mask):
+        node_mask, targets, sources = drop_dead_ends(nodes, alive, targets, sources)
     weights = graph.adjacency_matrix[targets, sources]
     return PrunedGraph(
         graph,
@@ -57,10 +68,8 @@ def prune(
     )
 
 
-def _influential_edges(
-    graph: CompleteGraph, node_mask: torch.Tensor, threshold: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows and columns of the edges between kept nodes whose scores, of all, are large enough."""
+def _influential_edges(graph: CompleteGraph, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and columns of the edges that carry `threshold` of the influence of all."""
     nodes, matrix = NodeRanges.of(graph), graph.adjacency_matrix
     weights, n_sources = graph.logit_probabilities, nodes.tokens.stop
     targets = torch.cat([torch.arange(nodes.n_features), torch.arange(n_sources, len(matrix))])
@@ -72,9 +81,7 @@ def _influential_edges(
     )
     scores *= (torch.cat([influence[: nodes.n_features], weights]) / norms)[:, None]
     cutoff = edge_cutoff(scores, threshold)
-    is_kept = (scores >= cutoff) & (scores > 0)
-    is_kept &= node_mask[targets, None] & node_mask[:n_sources]
-    rows, columns = is_kept.nonzero(as_tuple=True)
+    rows, columns = ((scores >= cutoff) & (scores > 0)).nonzero(as_tuple=True)
     return targets[rows], columns
 
 
