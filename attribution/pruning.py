@@ -145,7 +145,7 @@ def drop_dead_ends(
 def with_edges(
     nodes: NodeRanges, node_mask: torch.Tensor, targets: torch.Tensor, sources: torch.Tensor
 ) -> torch.Tensor:
-    """The kept nodes but features and errors that no edge leaves, and features that none reaches."""
+    """Drop features and errors that no edge leaves, and features that none reaches."""
     alive, n_nodes, n_droppable = node_mask.clone(), len(node_mask), nodes.errors.stop
     alive[:n_droppable] &= sources.bincount(minlength=n_nodes)[:n_droppable] > 0
     n_features = nodes.n_features

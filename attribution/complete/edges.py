@@ -45,17 +45,15 @@ def _products(
 ) -> Iterator[tuple[Tensor | slice, slice]]:
     """Targets and sources that are multiplied together.
 
-    On a GPU one product of all with all is fastest. On a CPU, targets that read at one position
-    are multiplied with the sources there alone.
+    On a GPU one product of all with all is fastest. On a CPU, sources of a position are multiplied
+    with the targets that read there, as far up as the highest of these.
     """
     sources, last, n_layers = local.sources, int(positions.max()), local.shape.n_layers
-    everything = slice(0, sources.below(last, n_layers).stop)
     if local.device.type == "cuda":
-        yield slice(None), everything
+        yield slice(None), slice(0, sources.below(last, n_layers).stop)
         return
-    attends = (layers % 2 == 0) & (layers < n_layers)
-    if attends.any():
-        yield attends.nonzero().flatten(), everything
-    for position in positions[~attends].unique().tolist():
-        targets = (~attends & (positions == position)).nonzero().flatten()
-        yield targets, sources.below(position, int(layers[targets].max()))
+    attend = (layers % 2 == 0) & (layers < n_layers)
+    for position in range(last + 1):
+        targets = ((positions == position) | attend & (positions > position)).nonzero().flatten()
+        if len(targets):
+            yield targets, sources.below(position, int(layers[targets].max()))
