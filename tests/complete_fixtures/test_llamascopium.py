@@ -17,6 +17,8 @@ pytest.importorskip("llamascopium", reason="needs requirements-crm.txt")
 
 from tests.support import llamascopium_reference
 
+pytestmark = pytest.mark.llamascopium
+
 # Of this commit of Neuronpedia are the documents.
 _COMMIT = "ebb8426f"
 _CHECKOUT = os.environ.get("NEURONPEDIA_SRC")

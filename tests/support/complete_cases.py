@@ -6,7 +6,7 @@ Lorsa, in the files that llamascopium writes and reads; nothing here needs llama
 
     folders = write_case(tmp_path, CASES["glu-9"])
     folders.model      a Hugging Face folder, with a tokenizer of the words "w3", "w4", ...
-    folders.modules    the root of transcoder/8x/k6/layer0_transcoder_8x_k6/{config.json, ...}
+    folders.modules    the root of transcoder/2x/k6/layer0_transcoder_2x_k6/{config.json, ...}
 
 `CASES[name]` has the prompt and the parameters of attribution. The graph that llamascopium makes of
 a case is a committed fixture: `tests.support.complete_graphs.fixture(name)`.
@@ -70,15 +70,17 @@ class Case:
 
 @dataclass(frozen=True)
 class Folders:
-    """Where a case's files are."""
+    """Where a model's files are, and those of its modules."""
 
     model: Path
     modules: Path
+    expansion: str = EXPANSION
+    top_k: str = TOP_K
 
     def module(self, kind: str, layer: int) -> Path:
         """The folder of one module, of the kind "transcoder" or "lorsa"."""
-        name = f"layer{layer}_{kind}_{EXPANSION}_{TOP_K}"
-        return self.modules / kind / EXPANSION / TOP_K / name
+        name = f"layer{layer}_{kind}_{self.expansion}_{self.top_k}"
+        return self.modules / kind / self.expansion / self.top_k / name
 
 
 _QK_NORM = {"use_post_qk_ln": True, "normalization_type": "RMS"}

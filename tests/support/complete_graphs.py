@@ -25,7 +25,8 @@ class Node(NamedTuple):
     kind: str  # one of KINDS
     sublayer: int
     position: int
-    index: int  # of a feature in its module, a token in the vocabulary; -1 for errors and biases
+    # Of a feature in its module, of a token in the vocabulary; -1 for errors and biases.
+    index: int  # type: ignore[assignment]
 
 
 Weighted = tuple[Node, float]
@@ -148,7 +149,7 @@ def _assert_close(ours: Any, theirs: Any, tolerance: float) -> None:
 # the adjacency only entries that are not 0 are there, with their places as bits.
 
 
-def _packed(graph: PlainGraph) -> dict[str, NDArray[Any]]:
+def _packed(graph: PlainGraph) -> dict[str, Any]:
     entries = graph.adjacency != 0
     row = {node: place for place, node in enumerate(graph.rows)}
     column = {node: place for place, node in enumerate(graph.columns)}

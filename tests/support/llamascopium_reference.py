@@ -2,7 +2,13 @@
 
 Called as Neuronpedia's server calls it: modules loaded in its order, `attribute`, then
 `prune_attribution`. It needs llamascopium, which requirements-crm.txt says how to install. A test
-that imports this module says `pytest.importorskip("llamascopium")` first.
+that imports this module says this first:
+
+    pytest.importorskip("llamascopium", reason="needs requirements-crm.txt")
+    pytestmark = pytest.mark.llamascopium
+
+Any model and modules in these folders will do, not only the tiny cases: `reference_graph(Folders(
+model, modules, "8x", "k64"), Case("", prompt, batch_size=16, max_feature_nodes=300))`.
 """
 
 import importlib.util
@@ -213,7 +219,7 @@ def _neutral_name(folder: Path) -> Iterator[Path]:
 
     It looks for words such as "llama" in the whole path, and a test's folder has the test's name.
     """
-    with tempfile.TemporaryDirectory(prefix="model") as directory:
-        link = Path(directory) / "qwen3"
+    with tempfile.TemporaryDirectory() as directory:
+        link = Path(directory) / "model"
         link.symlink_to(folder.resolve(), target_is_directory=True)
         yield link
