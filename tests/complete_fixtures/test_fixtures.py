@@ -198,13 +198,10 @@ def test_a_document_shows_the_graph_of_its_case(name: str) -> None:
         node = next((n for n in document["nodes"] if n["node_id"] == node_id(target)), None)
         if node is not None:
             lists = node["qk_tracing_results"]
-            for key, entries in zip(
-                complete_documents.LISTS,
-                (trace.pairs, trace.q_marginal, trace.k_marginal),
-                strict=True,
-            ):
-                shown = [tuple(entry[:-1]) for entry in lists[key]]
-                assert shown == [tuple(map(node_id, entry[:-1])) for entry in entries]
+            expected = (trace.pairs, trace.q_marginal, trace.k_marginal)
+            for key, entries in zip(complete_documents.LISTS, expected, strict=True):
+                shown = [entry[:-1] for entry in lists[key]]
+                assert shown == [list(map(node_id, entry[:-1])) for entry in entries]
 
 
 def test_the_documents_have_nodes_of_every_type() -> None:

@@ -119,7 +119,7 @@ VARIANTS = {
 
 _WORDS = (
     "w7 w31 w12 w7 w45 w23",
-    "w18 w4 w36 w18 w9 w27 w4 w40 w18",
+    "w18 w4 w36 w18 w9 w27 w4 w40 w40",
     "w33 w21 w8 w44 w33 w21 w15 w29 w8 w6 w33 w21",
 )
 _BATCH_SIZES = (5, 7, 16)

@@ -49,7 +49,7 @@ class PlainGraph:
     Attributes:
         input_ids: (n_pos,) of the prompt.
         logits: the targets, the likeliest first: `Node("logit", 2 * N_LAYERS, n_pos - 1, token)`.
-        logit_values: (n_logits,), as the model gives them.
+        logit_values: (n_logits,), less the mean over the vocabulary: what the rows are about.
         probabilities: (n_logits,).
         active: every active feature, with its activation.
         selected: the selected features in the order of their selection.

@@ -137,7 +137,7 @@ def plain_graph(result: Any, kept: Any, active: dict[Node, float]) -> PlainGraph
     return PlainGraph(
         input_ids=list(result.prompt_token_ids),
         logits=rows[:n_logits],
-        logit_values=result.logits[0].numpy().astype(np.float32),
+        logit_values=result.activations.data[:n_logits].numpy().astype(np.float32),
         probabilities=result.probs.numpy().astype(np.float32),
         active=active,
         selected=rows[n_logits:],
