@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -198,7 +199,7 @@ def test_a_document_shows_the_graph_of_its_case(name: str) -> None:
         node = next((n for n in document["nodes"] if n["node_id"] == node_id(target)), None)
         if node is not None:
             lists = node["qk_tracing_results"]
-            expected = (trace.pairs, trace.q_marginal, trace.k_marginal)
+            expected: tuple[list[Any], ...] = (trace.pairs, trace.q_marginal, trace.k_marginal)
             for key, entries in zip(complete_documents.LISTS, expected, strict=True):
                 shown = [entry[:-1] for entry in lists[key]]
                 assert shown == [list(map(node_id, entry[:-1])) for entry in entries]
