@@ -8,18 +8,17 @@ apps/webapp/lib/utils/graph.ts and app/api/graph in github.com/hijohnnylin/neuro
 
 import asyncio
 import json
-from typing import Annotated
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field
 
 import handler as door
 from settings import get_settings
 from tests.support.demo_worker import PROMPT
 from tests.support.http_server import post, serving
 from tests.support.object_store import running_store
+from tests.support.webapp_rules import Graph, Parsed, Preview, Steered
 
 # What its dialog of an attribution graph and its API let a caller choose. A slider of the dialog
 # gives a feature -5 to 5 times its highest activation.
@@ -72,128 +71,6 @@ CONTENT = [
     pytest.param({"prompt": PROMPT}, id="prompt"),
     pytest.param({"messages": MESSAGES}, id="messages"),
 ]
-
-
-class _Rule(BaseModel):
-    """Fields besides these are let through, as by its validators; types are taken strictly."""
-
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
-
-
-Required = Annotated[str, Field(min_length=1)]  # a required string may not be empty
-Number = float | int
-
-
-class TopLogit(_Rule):
-    token: Required
-    prob: Number
-
-
-class LogitsOfToken(_Rule):
-    token: Required
-    top_logits: list[TopLogit]
-
-
-class Steered(_Rule):
-    DEFAULT_GENERATION: Required
-    STEERED_GENERATION: Required
-    DEFAULT_LOGITS_BY_TOKEN: list[LogitsOfToken]
-    STEERED_LOGITS_BY_TOKEN: list[LogitsOfToken]
-
-
-class SalientLogit(_Rule):
-    token: str
-    token_id: int
-    probability: Number
-
-
-class Preview(_Rule):
-    prompt: str
-    input_tokens: list[str]
-    salient_logits: list[SalientLogit]
-    total_salient_tokens: int
-    cumulative_probability: Number
-
-
-class Message(_Rule):
-    role: Required
-    content: str
-
-
-class Parsed(_Rule):
-    messages: list[Message] | None
-    prompt: str
-    unsteerable_positions: list[int]
-
-
-class Generator(_Rule):
-    name: str
-    version: str
-    url: str
-
-
-class Info(_Rule):
-    creator_name: str = ""
-    creator_url: str = ""
-    source_urls: list[str]
-    generator: Generator
-    create_time_ms: Number
-
-
-class GenerationSettings(_Rule):
-    max_n_logits: int
-    desired_logit_prob: Number
-    batch_size: int
-    max_feature_nodes: int
-
-
-class PruningSettings(_Rule):
-    node_threshold: Number
-    edge_threshold: Number
-
-
-class Metadata(_Rule):
-    slug: str
-    scan: str
-    prompt_tokens: list[str]
-    prompt: str
-    node_threshold: Number
-    info: Info
-    generation_settings: GenerationSettings
-    pruning_settings: PruningSettings
-
-
-class SubgraphState(_Rule):
-    pinnedIds: list[str]  # noqa: N815 - the document's name
-    supernodes: list[list[str]]
-    linkType: str  # noqa: N815
-    clickedId: str  # noqa: N815
-    sg_pos: str
-
-
-class Node(_Rule):
-    node_id: str
-    feature: int | None
-    layer: str | int
-    ctx_idx: int
-    feature_type: str
-    jsNodeId: str  # noqa: N815
-    clerp: str
-    influence: Number | None = None
-    activation: Number | None = None
-
-
-class Link(_Rule):
-    source: str
-    target: str
-    weight: Number
-
-
-class Graph(_Rule):
-    metadata: Metadata
-    qParams: SubgraphState  # noqa: N815
-    nodes: list[Node]
-    links: list[Link]
 
 
 @pytest.fixture(autouse=True)
