@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from torch import Tensor
 
@@ -44,7 +44,8 @@ class CompleteGraph:
         return 2 * self.cfg.n_layers
 
 
-class Contributor(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Contributor:
     """A node that an attention score is made of, whether or not it is in the graph.
 
     A bias is one of this Lorsa's queries or keys, or of the decoder of a lower sublayer.
