@@ -148,6 +148,13 @@ def _gemma_3(
 _DEMO_DIRECTORY = Path(__file__).parent.parent / "demo"
 DEMO = ModelEntry(str(_DEMO_DIRECTORY / "model"), str(_DEMO_DIRECTORY / "transcoders"), "demo")
 
+DEMO_CRM = replace(
+    DEMO,
+    attribution_engine="lm-saes-crm",
+    lorsa_set=str(_DEMO_DIRECTORY / "lorsas" / "8x" / "k10"),
+    short_name="demo-crm",
+)
+
 # The first entry of a model holds its default transcoders.
 REGISTRY = (
     _GEMMA_SCOPE,
