@@ -99,7 +99,7 @@ class CompleteNodes(DocumentNodes):
     def qk_only(self) -> Iterator[tuple[str, dict[str, object]]]:
         """Yield, by their ids, the contributors of traces that are none of the nodes."""
         for name, contributor in self._outside.items():
-            node = _source(contributor[:4], self._prompt_tokens)
+            node = _source(_place(contributor), self._prompt_tokens)
             active = contributor.activation
             yield name, {**node, "activation": None if active is None else np.float32(active)}
 
@@ -108,7 +108,7 @@ class CompleteNodes(DocumentNodes):
         outside: dict[str, Contributor] = {}
         for trace in self._traces.values():
             for contributor in _contributors(trace):
-                name = node_id(*contributor[:4])
+                name = node_id(*_place(contributor))
                 if name not in ids:
                     outside[name] = contributor
         return outside
@@ -125,6 +125,10 @@ def _places(graph: "CompleteGraph") -> list[Place]:
         *(("embedding", -1, position, token) for position, token in enumerate(tokens)),
         *(("logit", graph.n_sublayers, last, t.vocab_idx) for t in graph.logit_targets),
     ]
+
+
+def _place(contributor: "Contributor") -> Place:
+    return contributor.kind, contributor.sublayer, contributor.position, contributor.index
 
 
 def node_id(kind: str, sublayer: int, position: int, index: int) -> str:
@@ -191,7 +195,7 @@ def _results(trace: "QKTrace") -> dict[str, object]:
     """Return a trace with the ids of its contributors."""
     return {
         "pair_wise_contributors": [
-            (node_id(*query[:4]), node_id(*key[:4]), np.float32(value))
+            (node_id(*_place(query)), node_id(*_place(key)), np.float32(value))
             for query, key, value in trace.pairs
         ],
         "top_q_marginal_contributors": _marginal(trace.q_marginal),
@@ -200,7 +204,7 @@ def _results(trace: "QKTrace") -> dict[str, object]:
 
 
 def _marginal(contributors: "list[tuple[Contributor, float]]") -> list[tuple[str, np.float32]]:
-    return [(node_id(*node[:4]), np.float32(value)) for node, value in contributors]
+    return [(node_id(*_place(node)), np.float32(value)) for node, value in contributors]
 
 
 def _contributors(trace: "QKTrace") -> "Iterator[Contributor]":
