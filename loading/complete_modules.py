@@ -24,6 +24,7 @@ from attribution.complete.modules import (
     Rotary,
     Transcoder,
 )
+from loading import WeightsError
 from loading.complete_config import LorsaConfig, TranscoderConfig
 from loading.complete_files import THRESHOLD, Module
 from loading.tensor_files import damage_named, read_tensor
@@ -132,7 +133,11 @@ class _Reader:
         if self._placement.lazy_decoder:
             stored = StoredDecoder(self._module.weights, name, self._placement)
             return stored_decoder(stored, with_norms=with_norms)
-        return eager_decoder(self.tensor(name), with_norms=with_norms)
+        weight = self.tensor(name)
+        # Norms would hold NaN too, and show it to whoever checks the weights in memory.
+        if not with_norms and weight.sum(dtype=torch.float32).isnan():
+            raise WeightsError(f"{self._module.weights} holds NaN in {name}: replace it")
+        return eager_decoder(weight, with_norms=with_norms)
 
     def rotary(self, config: LorsaConfig) -> Rotary | None:
         """The tables of the file, which may be rounded ones, or without them those of float32."""
@@ -220,6 +225,7 @@ def weights_of(model: CompleteModel) -> Iterator[tuple[str, Tensor]]:
         for layer, module in enumerate(modules):
             held = {**vars(module), "threshold": module.activation.threshold}
             held["decoder_norms"] = module.decoder.norms
+            held |= vars(module.rotary) if isinstance(module, Lorsa) and module.rotary else {}
             for name, tensor in held.items():
                 if isinstance(tensor, Tensor):
                     yield f"{kind}.{layer}.{name}", tensor

@@ -40,8 +40,8 @@ class LoadedModel:
     @property
     def n_context(self) -> int:
         """Most tokens of prompt and continuation together."""
-        bounds = [lorsa.n_ctx for lorsa in self.model.lorsas] if self.is_complete else []
-        return min(self.model.cfg.n_ctx, *(n for n in bounds if n is not None))
+        lorsas = self.model.lorsas if self.is_complete else ()
+        return min([self.model.cfg.n_ctx, *(lorsa.n_ctx for lorsa in lorsas if lorsa.n_ctx)])
 
     @property
     def is_complete(self) -> bool:

@@ -26,7 +26,7 @@ from tests.support.complete_sets import (
     write_module,
     write_set,
 )
-from tests.support.hub_client import hub_client, run_command
+from tests.support.hub_client import run_command
 from tests.support.model_cache import commit_of, files_of, write_repository
 from tests.support.model_hub import ModelHub, Repository, running_hub
 from tests.support.weight_files import MODEL, NAME, PER_LAYER, cache_paths, empty_caches, storage
@@ -185,7 +185,7 @@ class TestCaches:
 class TestHub:
     @pytest.fixture(scope="class")
     def _running(self) -> Iterator[ModelHub]:
-        with running_hub() as hub, hub_client(hub.url):
+        with running_hub() as hub:
             yield hub
 
     @pytest.fixture
