@@ -6,18 +6,17 @@ has a Runpod host, `{"input": body}`, of which it reads `output` too. The rules 
 apps/webapp/lib/utils/graph.ts and app/api/graph in github.com/hijohnnylin/neuronpedia.
 """
 
-import asyncio
 import json
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import handler as door
 from settings import get_settings
 from tests.support.demo_worker import PROMPT
-from tests.support.http_server import post, serving
+from tests.support.http_server import serving
 from tests.support.object_store import running_store
+from tests.support.webapp_calls import TRANSPORTS
 from tests.support.webapp_rules import Graph, Parsed, Preview, Steered
 
 # What its dialog of an attribution graph and its API let a caller choose. A slider of the dialog
@@ -96,24 +95,7 @@ def server():
         yield running
 
 
-def on_runpod(_server, _action, body):
-    # The SDK posts JSON: what that can't hold would be lost.
-    output = asyncio.run(door.handler({"id": "job", "input": json.loads(json.dumps(body))}))
-    output = json.loads(json.dumps(output, allow_nan=False))
-    return output if "error" in output else {"output": output}
-
-
-def in_local_mode(server, action, body):
-    answer = post(server, action, body).json()
-    return answer if "error" in answer else {"output": answer}
-
-
-def in_local_mode_with_a_runpod_host(server, action, body):
-    headers = {"Authorization": "Bearer key-of-the-account", "x-secret-key": ""}
-    return post(server, action, {"input": body}, **headers).json()
-
-
-@pytest.fixture(params=[on_runpod, in_local_mode, in_local_mode_with_a_runpod_host])
+@pytest.fixture(params=TRANSPORTS)
 def answer(request, server):
     """What the webapp reads of the answer to an action and a body: an `error` or an `output`."""
     return lambda action, body: request.param(server, action, body)
