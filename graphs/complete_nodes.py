@@ -13,14 +13,8 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
-from graphs.document_nodes import (
-    EMBEDDING,
-    ERROR,
-    FEATURE,
-    LOGIT,
-    DocumentNodes,
-    cantor_pairing,
-)
+from graphs.document_nodes import EMBEDDING, ERROR, FEATURE, LOGIT, DocumentNodes
+from graphs.nodes import cantor_pairing
 
 if TYPE_CHECKING:
     from attribution import PrunedGraph

@@ -68,8 +68,3 @@ class DocumentNodes(ABC):
     def qk_only(self) -> Iterator[tuple[str, dict[str, object]]]:
         """Yield, by their ids, the nodes that only a trace of an attention score names."""
         return iter(())
-
-
-def cantor_pairing(layer: int, index: int) -> int:
-    """Return the one integer that stands for a feature, as Neuronpedia decodes it."""
-    return (layer + index) * (layer + index + 1) // 2 + index

@@ -16,21 +16,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from graphs.document_nodes import (
-    EMBEDDING,
-    ERROR,
-    FEATURE,
-    LOGIT,
-    DocumentNodes,
-    cantor_pairing,
-)
+from graphs.document_nodes import EMBEDDING, ERROR, FEATURE, LOGIT, DocumentNodes
 
 if TYPE_CHECKING:
     from circuit_tracer.graph import Graph
 
     from attribution import PrunedGraph
-
-__all__ = ["Nodes", "cantor_pairing"]
 
 
 class Nodes(DocumentNodes):
@@ -113,3 +104,8 @@ def _coordinates(graph: "Graph") -> list[tuple[str, str, int, int]]:
         *((EMBEDDING, "E", token, position) for position, token in enumerate(tokens)),
         *((LOGIT, logit_layer, logit.vocab_idx, last) for logit in logits),
     ]
+
+
+def cantor_pairing(layer: int, index: int) -> int:
+    """Return the one integer that stands for a feature, as Neuronpedia decodes it."""
+    return (layer + index) * (layer + index + 1) // 2 + index
