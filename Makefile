@@ -6,6 +6,8 @@
 # make lint   style, types and the Dockerfile
 # make image-check   the image's build without a container: install, import, prefetch, a job
 # make docs-check    every command in the documents
+# make crm-check    complete replacement models compared with llamascopium, put into out/crm
+# make crm-fixtures what llamascopium makes of the tests' cases, written down anew
 # make lock   compile the lock files anew from requirements*.txt
 # make demo-model   train the demo model and its transcoders anew
 # make picture      take the README's picture of a graph anew
@@ -19,7 +21,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-deps
 
-.PHONY: run view test soak lint image-check docs-check lock demo-model picture web-assets clean
+.PHONY: run view test soak lint image-check docs-check crm-check crm-fixtures lock demo-model picture web-assets clean
 
 run: $(VENV)/.runtime
 	$(BIN)/python handler.py
@@ -44,6 +46,17 @@ image-check: $(VENV)/.dev
 
 docs-check: $(VENV)/.dev
 	$(BIN)/python -m tools.docs_check
+
+crm-check: out/crm/.installed
+	PYTHONPATH=out/crm $(BIN)/python -m pytest -n 0 -m llamascopium
+
+crm-fixtures: out/crm/.installed
+	PYTHONPATH=out/crm $(BIN)/python -m tests.complete_fixtures
+
+# Beside the worker's own packages, on which it runs, and not among them.
+out/crm/.installed: $(VENV)/.dev requirements-crm.txt
+	$(PIP) --quiet --upgrade --target out/crm --requirement requirements-crm.txt
+	touch $@
 
 lock: $(VENV)/.dev
 	$(BIN)/python tools/lock.py

@@ -9,9 +9,8 @@ import torch
 
 import errors
 from attribution.complete.edges import attribution_rows
-from attribution.complete.freezing import freeze
 from attribution.complete.graph import CompleteGraph
-from attribution.complete.modules import CompleteModel
+from attribution.complete.local_model import LocalCompleteModel
 from attribution.expansion import Expansion
 from attribution.progress import Progress
 from attribution.targets import find_targets
@@ -19,8 +18,7 @@ from attribution.targets import find_targets
 
 @torch.no_grad()
 def attribute(
-    tokens: torch.Tensor,
-    model: CompleteModel,
+    local: LocalCompleteModel,
     *,
     attribution_targets: Sequence[Any] | torch.Tensor | None = None,
     max_n_logits: int = 10,
@@ -33,8 +31,7 @@ def attribute(
     """Return the attribution graph of a prompt, that of llamascopium's `attribute`.
 
     Args:
-        tokens: (n_pos,) ids. No special token is put in front, and no position is left out.
-        model: it is left as it came, whatever happens.
+        local: a model on one prompt, as `freeze` gives it.
         attribution_targets: token ids (n,), token strings or circuit-tracer's custom targets; None
             for the likeliest tokens.
         max_n_logits: most logit nodes, where targets are not given.
@@ -48,8 +45,7 @@ def attribute(
         errors.OutOfMemory: not even a batch of one fits.
         errors.NotFinite: the model's numbers on this prompt overflow in its dtype.
     """
-    progress = Progress(max_feature_nodes, on_progress, check)
-    local = freeze(model, tokens)
+    progress, model = Progress(max_feature_nodes, on_progress, check), local.model
     if not local.logits.isfinite().all():
         raise errors.NotFinite.of("the model's logits after this prompt", model.cfg.dtype)
     targets = find_targets(

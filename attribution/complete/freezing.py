@@ -25,7 +25,11 @@ class _Sublayer(NamedTuple):
 
 @torch.no_grad()
 def freeze(model: CompleteModel, tokens: Tensor) -> LocalCompleteModel:
-    """Run `model` on `tokens` (n_pos,) once and keep its linear part; it is left as it came."""
+    """Run `model` on `tokens` once and keep its linear part; it is left as it came.
+
+    Args:
+        tokens: (n_pos,) ids. No special token is put in front, and no position is left out.
+    """
     language_model, cfg = model.language_model, model.cfg
     tokens = tokens.to(cfg.device)
     hooks = ("ln1.hook_normalized", "ln2.hook_normalized", "hook_attn_out", "hook_mlp_out")
@@ -91,7 +95,7 @@ def _frozen(module: Any, activations: Tensor, output: Tensor) -> _Sublayer:
     positions, indices = features.T
     values = activations[positions, indices]
     vectors = module.decoder.rows(indices).float() * values[:, None]
-    n_active = positions.bincount(minlength=len(output))
+    n_active = (activations != 0).sum(1)
     # Summed always in the same order, which `index_add_` on a CUDA device is not.
     reconstruction = torch.segment_reduce(
         vectors, "sum", lengths=n_active, axis=0, initial=0, unsafe=True
@@ -104,10 +108,10 @@ def _sorted_sources(sublayers: list[_Sublayer], embeddings: Tensor) -> Sources:
     """Bring the sources, which come by sublayer, in the order of positions."""
     n_pos, device = len(embeddings), embeddings.device
     everywhere = torch.arange(n_pos)
-    positions = [sublayer.features[:, 0].cpu() for sublayer in sublayers]
-    n_active, n_sublayers = [len(p) for p in positions], len(sublayers)
+    positions = torch.cat([sublayer.features[:, 0] for sublayer in sublayers]).cpu()
+    n_active, n_sublayers = [len(own.features) for own in sublayers], len(sublayers)
     # In the order of the columns: features, errors, tokens.
-    by_column = torch.cat([*positions, everywhere.repeat(n_sublayers + 1)])
+    by_column = torch.cat([positions, everywhere.repeat(n_sublayers + 1)])
     numbers = torch.arange(n_sublayers)
     sublayer_of = torch.cat(
         [

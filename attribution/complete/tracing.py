@@ -21,10 +21,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from attribution.complete.freezing import freeze
 from attribution.complete.graph import CompleteGraph, Contributor, QKTrace, QKTraces
 from attribution.complete.local_model import LocalCompleteModel
-from attribution.complete.modules import CompleteModel, Lorsa
+from attribution.complete.modules import Lorsa
 from attribution.influence import NodeRanges, node_influence
 
 _HEADS_AT_ONCE = 64
@@ -33,7 +32,7 @@ _HEADS_AT_ONCE = 64
 @torch.no_grad()
 def trace_attention(
     graph: CompleteGraph,
-    model: CompleteModel,
+    local: LocalCompleteModel,
     *,
     top_fraction: float = 0.6,
     topk: int = 10,
@@ -45,7 +44,8 @@ def trace_attention(
     Features of one Lorsa, head and position share a trace.
 
     Args:
-        graph: of a prompt in this `model`, before pruning.
+        graph: of a prompt, before pruning.
+        local: the model on the same prompt, as `freeze` gives it.
         top_fraction: of the graph's Lorsa features that are traced, at least one.
         topk: most entries of each list.
         on_progress: called with (heads traced, heads in all), from (0, total).
@@ -55,14 +55,13 @@ def trace_attention(
     if not len(rows):
         return {}
     features = graph.active_features[graph.selected_features[rows]]
-    n_grouped = torch.tensor([lorsa.n_grouped for lorsa in model.lorsas])
+    n_grouped = torch.tensor([lorsa.n_grouped for lorsa in local.model.lorsas])
     sublayers, positions, indices = features.T
     heads = torch.stack([sublayers, indices // n_grouped[sublayers // 2], positions], 1)
     unique, of_feature = heads.unique(dim=0, return_inverse=True)
     done, sizes = 0, unique[:, 0].unique_consecutive(return_counts=True)[1]
     if on_progress is not None:
         on_progress(done, len(unique))
-    local = freeze(model, graph.input_tokens)
     batches: list[tuple[_Heads, _Lists]] = []
     for of_sublayer in unique.split(sizes.tolist()):
         for batch in of_sublayer.split(_HEADS_AT_ONCE):
@@ -245,16 +244,14 @@ class _Heads:
         q_picks, k_picks = picks * is_q, (picks - q.n_sources) * is_k
         by_q = k.against(q.parts(q_picks)) * is_q[..., None]
         by_k = q.against(k.parts(k_picks)) * is_k[..., None]
-        by_k *= self._are_no_picks(q_picks, is_q, of_q)[:, None]
+        # What is a pick of the query's side has been met with every key's source already.
+        everything = torch.arange(q.n_sources, device=picks.device)
+        is_pick = (q_picks[..., None] == everything) & is_q[..., None]
+        by_k *= ~is_pick.any(1, keepdim=True)
         values, pair_q, pair_k = self._pairs(by_q, by_k, q_picks, k_picks, topk)
         return _Lists(
             q_values, q_sources, k_values, k_sources, values / self._scale, pair_q, pair_k
         )
-
-    def _are_no_picks(self, q_picks: Tensor, is_q: Tensor, of_q: Tensor) -> Tensor:
-        """0 for the query's sources that are picks, whose pairs are found already, 1 for others."""
-        free = torch.ones_like(of_q)
-        return free.scatter_reduce_(1, q_picks, (~is_q).to(free), "amin")
 
     def _pairs(
         self, by_q: Tensor, by_k: Tensor, q_picks: Tensor, k_picks: Tensor, topk: int

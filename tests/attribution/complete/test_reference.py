@@ -1,12 +1,8 @@
 """Graphs of complete replacement models are those that llamascopium gives, in float32."""
 
 import pytest
-import torch
 
-from attribution.complete.attribute import attribute
-from attribution.complete.freezing import freeze
-from attribution.complete.pruning import prune
-from attribution.complete.tracing import trace_attention
+from attribution.complete import attribute, prune, trace_attention
 from tests.support.complete_cases import CASES, write_case
 from tests.support.complete_engine import complete_model, plain_graph
 from tests.support.complete_graphs import assert_same_graph, fixture
@@ -21,21 +17,20 @@ def directory(tmp_path_factory):
 def test_a_graph_is_llamascopiums(name, directory):
     case, theirs = CASES[name], fixture(name)
     model = complete_model(write_case(directory, case))
-    tokens = torch.tensor(theirs.input_ids)
 
+    local = freeze(model, torch.tensor(theirs.input_ids))
     graph = attribute(
-        tokens,
-        model,
+        local,
         max_n_logits=case.max_n_logits,
         desired_logit_prob=case.desired_logit_prob,
         batch_size=case.batch_size,
         max_feature_nodes=case.max_feature_nodes,
     )
     pruned = prune(graph, case.node_threshold, case.edge_threshold)
-    traces = trace_attention(graph, model, top_fraction=case.qk_top_fraction, topk=case.qk_topk)
+    traces = trace_attention(graph, local, top_fraction=case.qk_top_fraction, topk=case.qk_topk)
 
     # llamascopium's model has a centred unembedding.
-    logits = freeze(model, tokens).logits
+    logits = local.logits
     values = (logits - logits.mean())[[node.index for node in theirs.logits]]
     ours = plain_graph(graph, pruned, traces, values, theirs.selected)
     assert_same_graph(ours, theirs)
