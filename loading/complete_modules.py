@@ -6,6 +6,7 @@ them is in memory twice.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,15 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from attribution.complete.modules import Activation, Decoder, Lorsa, Rotary, Transcoder
+from attribution.complete.modules import (
+    Activation,
+    CompleteModel,
+    Decoder,
+    Lorsa,
+    Rotary,
+    Transcoder,
+)
+from loading import WeightsError
 from loading.complete_config import LorsaConfig, TranscoderConfig
 from loading.complete_files import THRESHOLD, Module
 from loading.tensor_files import damage_named, read_tensor
@@ -123,8 +132,12 @@ class _Reader:
         with_norms = self._module.config.sparsity_include_decoder_norm
         if self._placement.lazy_decoder:
             stored = StoredDecoder(self._module.weights, name, self._placement)
-            return Decoder(stored.rows, stored.norms() if with_norms else None)
-        return eager_decoder(self.tensor(name), with_norms=with_norms)
+            return stored_decoder(stored, with_norms=with_norms)
+        weight = self.tensor(name)
+        # Norms would hold NaN too, and show it to whoever checks the weights in memory.
+        if not with_norms and weight.sum(dtype=torch.float32).isnan():
+            raise WeightsError(f"{self._module.weights} holds NaN in {name}: replace it")
+        return eager_decoder(weight, with_norms=with_norms)
 
     def rotary(self, config: LorsaConfig) -> Rotary | None:
         """The tables of the file, which may be rounded ones, or without them those of float32."""
@@ -181,6 +194,11 @@ class StoredDecoder:
         return torch.cat(parts)
 
 
+def stored_decoder(stored: StoredDecoder, *, with_norms: bool) -> Decoder:
+    """A decoder on the disk."""
+    return Decoder(stored.rows, stored.norms() if with_norms else None)
+
+
 def _rows_at_once(width: int) -> int:
     return max(1, _NORM_BYTES // (4 * width))
 
@@ -198,3 +216,16 @@ def rotary_tables(config: LorsaConfig, n_dimensions: int) -> tuple[Tensor, Tenso
     periods = once.repeat_interleave(2) if config.rotary_adjacent_pairs else once.repeat(2)
     angles = positions[:, None] / periods
     return angles.cos(), angles.sin()
+
+
+def weights_of(model: CompleteModel) -> Iterator[tuple[str, Tensor]]:
+    """The language model's weights, and those of the modules that are in memory."""
+    yield from model.language_model.named_parameters()
+    for kind, modules in (("lorsas", model.lorsas), ("transcoders", model.transcoders)):
+        for layer, module in enumerate(modules):
+            held = {**vars(module), "threshold": module.activation.threshold}
+            held["decoder_norms"] = module.decoder.norms
+            held |= vars(module.rotary) if isinstance(module, Lorsa) and module.rotary else {}
+            for name, tensor in held.items():
+                if isinstance(tensor, Tensor):
+                    yield f"{kind}.{layer}.{name}", tensor

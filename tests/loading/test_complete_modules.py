@@ -223,6 +223,14 @@ def test_modules_are_read_onto_a_cuda_device(tmp_path: Path, lazy: bool, kind: s
         assert torch.equal(rows.cpu(), tensors["W_O"].bfloat16()[[5, 1]])
 
 
+def test_a_decoder_with_nan_is_named(tmp_path: Path) -> None:
+    config = transcoder_config(sparsity_include_decoder_norm=False)
+    tensors = tensors_for(config)
+    tensors["W_D"][3, 5] = float("nan")
+    with pytest.raises(WeightsError, match=r"sae_weights\.safetensors holds NaN in W_D"):
+        read_transcoder(_module(tmp_path, config, tensors), _placement())
+
+
 @pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
 def test_weights_that_are_cut_off_are_named(tmp_path: Path, lazy: bool) -> None:
     module = _module(tmp_path, transcoder_config())
