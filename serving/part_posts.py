@@ -14,7 +14,7 @@ import orjson
 from runpod.http_client import AsyncClientSession
 
 from schemas import SteerPart
-from serving import runpod_loop
+from serving import runpod_posts
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class PartPosts:
         parts = [orjson.Fragment(part) for part in self._waiting[:count]]
         try:
             async with asyncio.timeout(_POST_TIMEOUT_S):
-                await runpod_loop.post_parts(session, self._job, parts)
+                await runpod_posts.post_parts(session, self._job, parts)
         except Exception as error:  # whatever it is, the job goes on
             self._failures += 1
             logger.debug("job %s: parts not posted: %s", self._job["id"], type(error).__name__)
