@@ -2,7 +2,8 @@
 #             (TORCH_INDEX=URL installs torch from that index, such as a CPU build)
 # make view   the same, and its graph in the browser
 # make test   the test suite
-# make soak   what takes minutes: a thousand jobs, SIGTERM in each stage, ten thousand requests
+# make soak   what takes minutes: a thousand jobs, SIGTERM in each stage, ten thousand requests,
+#             two thousand raw answers of job-take
 # make lint   style, types and the Dockerfile
 # make image-check   the image's build without a container: install, import, prefetch, a job
 # make docs-check    every command in the documents

@@ -57,7 +57,8 @@ class WorkerLoop(rp_scale.JobScaler):
     def __init__(self, config: dict[str, Any], *, answer: Answer, shutdown_grace_s: float) -> None:
         super().__init__(config)
         self.current_concurrency = self.concurrency_modifier(1)  # the same at all times
-        self.jobs_queue = asyncio.Queue()  # without a bound: what was taken is kept at once
+        # Without a bound: what was taken is kept at once.
+        self.jobs_queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.jobs_handler = self._run_and_post
         self._answer = answer
         self._grace_s = shutdown_grace_s
@@ -201,7 +202,8 @@ class WorkerLoop(rp_scale.JobScaler):
     async def _result(self, job: dict[str, Any]) -> JobResult:
         """The job's result; an error where it can't be read or the grace period is over."""
         if "unreadable" in job:
-            logger.info("job %s can't be read", job["id"])
+            event = {"job_id": job["id"]}
+            logger.info("job failed: it can't be read", extra={"event": event})
             return JobResult(error=job["unreadable"])
         try:
             result = await _run_until(self._grace_over, self._answer(job))
@@ -210,8 +212,8 @@ class WorkerLoop(rp_scale.JobScaler):
             failure = Internal(f"an unexpected {type(error).__name__} stopped the job")
             return JobResult(error=str(failure))
         if result is None:
-            failure = Cancelled("the worker was shut down before the job was done; send it again")
-            return JobResult(error=str(failure))
+            stopped = Cancelled("the worker was shut down before the job was done; send it again")
+            return JobResult(error=str(stopped))
         return result
 
 
