@@ -5,16 +5,15 @@ That goes for the hub and a disk alike. Importing this module imports no torch.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
-
-import yaml
+from types import NoneType
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 from loading import WeightsError
+from loading.bounds import MOST_FEATURES, MOST_LAYERS, brief, check_sizes, read_json, read_yaml
 from loading.layers import CIRCUIT_TRACERS_OWN, Kind
 
 CONFIG = "config.yaml"  # of a set of transcoders
@@ -24,6 +23,8 @@ INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 # Configuration, tokenizer and chat template, at the top of a repository.
 _SMALL = re.compile(r"[^/]+\.(json|jinja|txt|model)")
+# Most models' name for their number of layers, and GPT-2's.
+_LAYER_COUNTS = ("num_hidden_layers", "n_layer")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 Activation = Literal["relu", "jump_relu", "topk"]
@@ -76,8 +77,7 @@ class ModelNeeds:
             return missing
         if not (folder / INDEX).exists():
             return [*missing, SINGLE_FILE]
-        shards = set(read_json(folder / INDEX).get("weight_map", {}).values())
-        return missing + _absent(sorted(shards), folder)
+        return missing + _absent(sorted(set(read_index(folder).values())), folder)
 
 
 @dataclass(frozen=True)
@@ -128,28 +128,51 @@ def _absent(names: Collection[str], folder: Path) -> list[str]:
     return [name for name in names if not (folder / name).exists()]
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+def read_model_config(model: Path) -> dict[str, Any]:
+    """The `config.json` of a model, whose numbers are none of a model that there can't be.
 
     Raises:
-        WeightsError: the file can't be read, or holds something else.
+        WeightsError: it can't be read, or has such a number.
     """
-    try:
-        content = json.loads(file.read_text())
-    except OSError as error:
-        raise WeightsError(f"{file} can't be read: {error.strerror}") from None
-    except ValueError as error:
-        raise WeightsError(f"{file} is no JSON: replace it ({error})") from None
-    if not isinstance(content, dict):
-        raise WeightsError(f"{file} is no JSON object: replace it")
-    return content
+    file = model / "config.json"
+    config = read_json(file)
+    check_sizes(file, config)
+    text = config.get("text_config") or {}
+    if not isinstance(text, dict):
+        raise WeightsError(f"{file}: `text_config` is no object: replace it")
+    for part in (config, text):
+        for name in _LAYER_COUNTS:
+            if type(part.get(name)) not in (int, NoneType):
+                raise WeightsError(
+                    f"{file} has {name}: {brief(part[name])}, which is no whole number: correct it"
+                )
+    return config
+
+
+def read_index(model: Path) -> dict[str, str]:
+    """The file of each tensor, as the index of a model's shards has it.
+
+    Raises:
+        WeightsError: it can't be read, or names something else than files beside it.
+    """
+    file = model / INDEX
+    files = read_json(file).get("weight_map")
+    if not isinstance(files, dict) or not all(
+        isinstance(name, str) and Path(name).name == name for name in files.values()
+    ):
+        raise WeightsError(f"{file}: `weight_map` is no object of files beside it: replace it")
+    return files
 
 
 def count_layers(model: Path) -> int | None:
-    """Layers of a model's language model, by its configuration."""
-    config = read_json(model / "config.json")
+    """Layers of a model's language model, by its configuration.
+
+    Raises:
+        WeightsError: as `read_model_config`.
+    """
+    config = read_model_config(model)
     config |= config.get("text_config") or {}
-    return config.get("num_hidden_layers", config.get("n_layer"))
+    return next((config[name] for name in _LAYER_COUNTS if name in config), None)
 
 
 @dataclass(frozen=True)
@@ -174,15 +197,13 @@ def read_transcoder_config(folder: Path) -> TranscoderConfig:
     """
     file = folder / CONFIG
     try:
-        config = yaml.safe_load(file.read_text())
+        config = read_yaml(file)
     except FileNotFoundError:
         raise WeightsError(
             f"{folder} holds no {CONFIG}: name transcoders in circuit-tracer's format"
         ) from None
     except OSError as error:
         raise WeightsError(f"{file} can't be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{file} is no YAML: replace it ({type(error).__name__})") from None
     config = config if isinstance(config, dict) else {}
     for key in _REQUIRED_KEYS:
         if not isinstance(config.get(key), str):
@@ -190,24 +211,36 @@ def read_transcoder_config(folder: Path) -> TranscoderConfig:
     kind, k = config["model_kind"], config.get("k")
     if kind not in get_args(Kind):
         raise WeightsError(
-            f"{file}: model_kind {kind!r} is not served; one of {', '.join(get_args(Kind))} is"
+            f"{file}: model_kind {brief(kind)} is not served; one of {', '.join(get_args(Kind))} is"
         )
     for key in config.keys() - _KNOWN_KEYS:
         raise WeightsError(
-            f"{file} has {key!r}, which the worker doesn't know and which may change what the "
+            f"{file} has {brief(key)}, which the worker doesn't know and which may change what the "
             "features are: use a set without it, or where it changes nothing a copy without it"
         )
     if k is not None and (not isinstance(k, int) or isinstance(k, bool)):
-        raise WeightsError(f"{file} has k: {k!r}, which is no whole number: correct it")
+        raise WeightsError(f"{file} has k: {brief(k)}, which is no whole number: correct it")
+    if isinstance(k, int) and not 1 <= k <= MOST_FEATURES:
+        raise WeightsError(
+            f"{file} has k: {brief(k)}, and TopK keeps from 1 to {MOST_FEATURES} features: "
+            "correct it"
+        )
     return TranscoderConfig(
         kind,
         config["feature_input_hook"],
         config["feature_output_hook"],
-        config.get("scan"),
+        _scan(file, config.get("scan")),
         _listed(file, kind, config.get("transcoders")),
         _activation(file, config),
         k,
     )
+
+
+def _scan(file: Path, scan: object) -> str | list[str] | None:
+    names = scan if isinstance(scan, list) else [scan]
+    if scan is not None and not all(isinstance(name, str) for name in names):
+        raise WeightsError(f"{file}: `scan` is no name and no list of names: correct it")
+    return cast(Any, scan)
 
 
 def _activation(file: Path, config: Mapping[str, Any]) -> Activation | None:
@@ -215,7 +248,7 @@ def _activation(file: Path, config: Mapping[str, Any]) -> Activation | None:
     for key, name in named.items():
         if not isinstance(name, str) or name.lower() not in _ACTIVATIONS:
             raise WeightsError(
-                f"{file}: {key} {name!r} is not served; one of relu, jump_relu, topk is"
+                f"{file}: {key} {brief(name)} is not served; one of relu, jump_relu, topk is"
             )
     found = {_ACTIVATIONS[name.lower()] for name in named.values()}
     if len(found) > 1:
@@ -235,6 +268,11 @@ def _listed(file: Path, kind: Kind, listed: object) -> tuple[str, ...] | None:
         raise WeightsError(
             f"{file}: `transcoders` is empty: name a file a layer, or leave it out where the files "
             "are beside it"
+        )
+    if len(listed) > MOST_LAYERS + 1:
+        raise WeightsError(
+            f"{file} lists {len(listed)} files, and {MOST_LAYERS} layers are the most: correct "
+            "`transcoders`"
         )
     # circuit-tracer leaves out the last file of a cross-layer list, so some lists have one more.
     if kind == "cross_layer_transcoder" and listed[-1] in listed[:-1]:

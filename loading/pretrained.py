@@ -25,7 +25,8 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from loading import UnsupportedArchitectureError, WeightsError
-from loading.folders import read_json
+from loading.bounds import check_file, read_json
+from loading.folders import read_model_config
 
 # Settings that change what a model computes and that neither engine follows, each with the one
 # value that is served.
@@ -42,6 +43,9 @@ _SCALING = {
     *("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
     *("short_factor", "long_factor", "low_freq_factor", "high_freq_factor"),
 }
+# A vocabulary of 262,000 tokens has 33 MB.
+_TOKENIZER_BYTES = 128 << 20
+_TOKENIZER_SUFFIXES = (".json", ".jinja", ".txt", ".model")
 _ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
@@ -52,9 +56,9 @@ def read_config(directory: Path) -> PretrainedConfig:
     Raises:
         UnsupportedArchitectureError: transformers 4 doesn't know the model, or has no name for one
             of its settings; the message says which.
-        WeightsError: config.json can't be read.
+        WeightsError: config.json can't be read, or has a number that no model has.
     """
-    stored = read_json(directory / "config.json")
+    stored = read_model_config(directory)
     model_type = stored.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise UnsupportedArchitectureError(
@@ -197,9 +201,11 @@ def read_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model's directory. No code of the model's is run.
 
     Raises:
-        WeightsError: transformers 5 saved it in a form that version 4 can't read.
+        WeightsError: transformers 5 saved it in a form that version 4 can't read; a file is too
+            large.
         Exception: whatever transformers raises for files that are unreadable.
     """
+    _check_tokenizer_files(directory)
     file = directory / "tokenizer_config.json"
     saved = read_json(file) if file.is_file() else {}
     special = {}
@@ -227,3 +233,15 @@ def read_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
         return PreTrainedTokenizerFast.from_pretrained(directory, **special)
     finally:
         logger.setLevel(level)
+
+
+def _check_tokenizer_files(directory: Path) -> None:
+    """Raise WeightsError for a file that a tokenizer is read from and that is too large to be."""
+    for file in sorted(directory.iterdir()):
+        if file.suffix in _TOKENIZER_SUFFIXES and file.exists():
+            check_file(file, _TOKENIZER_BYTES)
+    for name in ("added_tokens.json", "special_tokens_map.json"):  # transformers reads them itself
+        if (directory / name).exists():
+            read_json(directory / name)
+    for template in (directory / "additional_chat_templates").glob("*.jinja"):
+        check_file(template, _TOKENIZER_BYTES)
