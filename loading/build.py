@@ -10,13 +10,12 @@ import torch
 
 from graphs.cache import GraphCache
 from loading import WeightsError
-from loading.bounds import read_json
-from loading.chat_templates import check_template
 from loading.converted import prepared
 from loading.entry import Engine
+from loading.folders import read_json
 from loading.inspection import Contents, inspect
 from loading.loaded_model import LoadedModel
-from loading.pretrained import read_config, read_tokenizer
+from loading.pretrained import check_template, read_config, read_tokenizer
 from loading.selection import Selection
 from loading.sources import Storage, Weights
 from loading.transcoders import transcoders

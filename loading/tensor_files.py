@@ -19,7 +19,7 @@ from numpy.lib import format as npy
 from safetensors import SafetensorError, safe_open
 
 from loading import WeightsError
-from loading.bounds import check_file
+from loading.bounds import ARRAY_HEADER_BYTES, SAFETENSORS_HEADER_BYTES
 
 if TYPE_CHECKING:
     import torch
@@ -35,10 +35,6 @@ WRITTEN_BYTES = 16 << 20
 _ALIGNMENT = 8
 _NUMPY_DTYPES = {"f8": "F64", "f4": "F32", "f2": "F16"}
 _NPY_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-# The header of a safetensors file of 90,000 tensors has 9 MB.
-_HEADER_BYTES = 16 << 20
-_ARRAY_HEADER_BYTES = 1 << 16
-_FILE_BYTES = 1 << 44  # 16 TiB: what a system maps into memory
 _MOST_DEFLATED = 1100  # bytes that one of deflate's can stand for, and some
 _DAMAGE: tuple[type[Exception], ...] = (
     *(OSError, ValueError, TypeError, EOFError, KeyError),
@@ -134,17 +130,25 @@ def write_safetensors(
             file.write(rows.contiguous().view(torch.uint8).numpy().data)
 
 
+def _refuse_pipes(path: Path) -> None:
+    """Raise ValueError for what is there and is no file, such as a pipe, which opening waits on."""
+    if path.exists() and not path.is_file():
+        raise ValueError("no regular file")
+
+
 def _check_header(path: Path) -> None:
     """Raise ValueError for a header larger than any model's; the library takes 100 MB of it."""
-    check_file(path, _FILE_BYTES)
+    _refuse_pipes(path)
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
-    if size > _HEADER_BYTES:
-        raise ValueError(f"header too large: {size} bytes, and {_HEADER_BYTES} are the most")
+    if size > SAFETENSORS_HEADER_BYTES:
+        raise ValueError(
+            f"header too large: {size} bytes, and {SAFETENSORS_HEADER_BYTES} are the most"
+        )
 
 
 def _arrays_in(path: Path) -> Iterator[tuple[str, Spec]]:
-    check_file(path, _FILE_BYTES)
+    _refuse_pipes(path)
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             with archive.open(info) as file:
@@ -156,11 +160,11 @@ def _arrays_in(path: Path) -> Iterator[tuple[str, Spec]]:
 
 def _check_size(info: zipfile.ZipInfo, n_bytes: int) -> None:
     """Raise ValueError unless an array's file in an archive can hold as many bytes."""
-    if not n_bytes <= info.file_size <= n_bytes + _ARRAY_HEADER_BYTES:
+    if not n_bytes <= info.file_size <= n_bytes + ARRAY_HEADER_BYTES:
         raise ValueError(f"{info.filename} has {info.file_size} bytes, its shape {n_bytes}")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{info.filename} is compressed in a way that numpy doesn't write")
-    if info.file_size > _MOST_DEFLATED * info.compress_size + _ARRAY_HEADER_BYTES:
+    if info.file_size > _MOST_DEFLATED * info.compress_size + ARRAY_HEADER_BYTES:
         raise ValueError(f"{info.filename} can't have {info.file_size} bytes")
 
 
@@ -171,7 +175,7 @@ class _HeaderOnly:
         self._file = file
 
     def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= _ARRAY_HEADER_BYTES:
+        if not 0 <= size <= ARRAY_HEADER_BYTES:
             raise ValueError(f"a header of {size} bytes")
         return self._file.read(size)
 

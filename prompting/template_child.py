@@ -24,7 +24,8 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-_ENCODING = ("utf-8", "surrogatepass")  # the one of template_process.py
+# Of requests and answers: surrogates pass in both directions as they are.
+ENCODING = ("utf-8", "surrogatepass")
 _SENTENCE_CHARACTERS = 500
 
 
@@ -100,12 +101,12 @@ def main(memory_bytes: int, cpu_s: float, most_characters: int) -> None:
     """Answer requests until the input ends, or a limit ends the process."""
     _limit_memory(memory_bytes)
     for line in sys.stdin.buffer:
-        request = json.loads(line.decode(*_ENCODING))
+        request = json.loads(line.decode(*ENCODING))
         # The signal ends the process, whatever code it is in.
         signal.setitimer(signal.ITIMER_PROF, cpu_s)
         try:
             answered = answer(request, most_characters)
-            out = json.dumps(answered, ensure_ascii=False).encode(*_ENCODING)
+            out = json.dumps(answered, ensure_ascii=False).encode(*ENCODING)
         except MemoryError:
             answered, out = {"excess": "memory"}, b'{"excess": "memory"}'
         signal.setitimer(signal.ITIMER_PROF, 0)

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from errors import Internal, InvalidInput
+from prompting import template_child
+from prompting.template_child import ENCODING
 
-# Surrogates pass in both directions as they are.
-_ENCODING = ("utf-8", "surrogatepass")
-_PROGRAM = Path(__file__).parent / "template_child.py"
+_PROGRAM = Path(template_child.__file__)
 # Of wall time to processor time: a machine may be busy, and a template can't sleep.
 _PATIENCE = 20
 _ENDING_S = 5.0
@@ -74,7 +74,7 @@ class TemplateProcess:
             "date": date,
             "now": datetime.now().isoformat(),
         }
-        line = json.dumps(request, ensure_ascii=False).encode(*_ENCODING) + b"\n"
+        line = json.dumps(request, ensure_ascii=False).encode(*ENCODING) + b"\n"
         with self._lock:
             answered = self._exchange(line)
         if (text := answered.get("text")) is not None:
@@ -103,7 +103,7 @@ class TemplateProcess:
                 # A character has six bytes at most, as JSON.
                 out = process.stdout.readline(6 * self._bounds.most_characters + 1024)
                 if out.endswith(b"\n"):
-                    answered = json.loads(out.decode(*_ENCODING))
+                    answered = json.loads(out.decode(*ENCODING))
                 elif not out:
                     with suppress(subprocess.TimeoutExpired):
                         process.wait(_ENDING_S)  # for the status that it ends with
