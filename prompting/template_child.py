@@ -4,10 +4,12 @@ A template is a program that comes with the weights. Jinja's sandbox keeps it fr
 bounds neither its time nor its memory: one expression can build gigabytes within C code that no
 Python check interrupts. So the system's own limits are set here, in a process that can end.
 
-It reads requests from its input and writes answers to its output, a line of JSON each. It imports
+It reads requests from its input and writes answers to its output, a line of JSON each. It uses
 nothing of the worker's and no transformers: its environment is the one that transformers renders
 with, so that texts are the same.
 """
+
+from __future__ import annotations
 
 import json
 import signal
@@ -16,31 +18,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+if TYPE_CHECKING:
+    import jinja2
 
 # Of requests and answers: surrogates pass in both directions as they are.
 ENCODING = ("utf-8", "surrogatepass")
 _SENTENCE_CHARACTERS = 500
-
-
-class _Generation(Extension):
-    """`{% generation %}` blocks, which mark what an assistant says and change no text."""
-
-    tags = {"generation"}  # noqa: RUF012 - jinja's own declaration
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
 
 
 def _to_json(
@@ -58,11 +43,28 @@ def _to_json(
 
 @lru_cache(maxsize=4)
 def _compiled(source: str) -> jinja2.Template:
+    # Imported in the process that renders alone: the worker's own imports this module too.
+    import jinja2
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %}` blocks, which mark what an assistant says and change no text."""
+
+        tags = {"generation"}  # noqa: RUF012 - jinja's own declaration
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
     environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise
+    environment.globals["raise_exception"] = raise_exception
     return environment.from_string(source)
 
 
@@ -75,6 +77,8 @@ def _clock(now: str, date: str | None) -> Callable[[str], str]:
 
 def answer(request: dict[str, Any], most_characters: int) -> dict[str, str]:
     """The rendered text, or why there is none: one of `text`, `refusal`, `fault` and `excess`."""
+    from jinja2 import TemplateError
+
     strftime_now = _clock(request["now"], request["date"])
     try:
         template = _compiled(request["template"])
@@ -83,7 +87,7 @@ def answer(request: dict[str, Any], most_characters: int) -> dict[str, str]:
         return {"excess": "memory"}
     except Exception as error:
         # Its subclasses are faults in the template.
-        kind = "refusal" if type(error) is jinja2.TemplateError else "fault"
+        kind = "refusal" if type(error) is TemplateError else "fault"
         return {kind: str(error)[:_SENTENCE_CHARACTERS]}
     return {"text": text} if len(text) <= most_characters else {"excess": "text"}
 
@@ -100,6 +104,7 @@ def _limit_memory(n_bytes: int) -> None:
 def main(memory_bytes: int, cpu_s: float, most_characters: int) -> None:
     """Answer requests until the input ends, or a limit ends the process."""
     _limit_memory(memory_bytes)
+    _compiled("")  # imports jinja before the first request
     for line in sys.stdin.buffer:
         request = json.loads(line.decode(*ENCODING))
         # The signal ends the process, whatever code it is in.
