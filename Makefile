@@ -7,6 +7,7 @@
 # make lint   style, types and the Dockerfile
 # make image-check   the image's build without a container: install, import, prefetch, a job
 # make docs-check    every command in the documents
+# make audit  compare the locked packages with a database of known vulnerabilities
 # make lock   compile the lock files anew from requirements*.txt
 # make demo-model   train the demo model and its transcoders anew
 # make picture      take the README's picture of a graph anew
@@ -20,7 +21,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-deps
 
-.PHONY: run view test soak lint image-check docs-check lock demo-model picture web-assets clean
+.PHONY: run view test soak lint image-check docs-check audit lock demo-model picture web-assets clean
 
 run: $(VENV)/.runtime
 	$(BIN)/python handler.py
@@ -45,6 +46,9 @@ image-check: $(VENV)/.dev
 
 docs-check: $(VENV)/.dev
 	$(BIN)/python -m tools.docs_check
+
+audit: $(VENV)/.dev
+	$(BIN)/python -m tools.audit
 
 lock: $(VENV)/.dev
 	$(BIN)/python tools/lock.py

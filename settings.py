@@ -4,7 +4,9 @@ Each setting comes from the variable of its name, or from a `.env` file in the w
 """
 
 import os
+import re
 from functools import cache
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -15,6 +17,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 # torch's wheels for Linux) and LLVM's.
 _WAITING_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
+# A name as it can stand in a URL, in lower case.
+_LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
+_HOST = re.compile(rf"{_LABEL}(\.{_LABEL})*")
 
 # The release in work; pyproject.toml has the same.
 VERSION = "0.1.0"
@@ -206,6 +211,14 @@ class Settings(BaseSettings):
             return tuple(host.strip().lower() for host in value.split(",") if host.strip())
         return value
 
+    @field_validator("upload_allowed_hosts")
+    @classmethod
+    def _refuse_what_is_no_host(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            if (fault := _no_host(host)) is not None:
+                raise ValueError(f"{host!r} can't be the host of a URL: {fault}")
+        return value
+
 
 def read_settings(**overrides: str | None) -> Settings:
     """Read the environment anew.
@@ -234,6 +247,33 @@ def how_threads_wait() -> str:
     values = {name: os.environ.get(name) for name in _WAITING_VARIABLES}
     chosen = ", ".join(f"{name}={value}" for name, value in values.items() if value)
     return chosen or "waiting as OpenMP does by default"
+
+
+def _no_host(entry: str) -> str | None:
+    """Why no URL has this host, which is in lower case; None where one can have it."""
+    try:
+        if ip_address(entry) and "%" not in entry:
+            return None
+    except ValueError:
+        pass
+    faults = (
+        (r"\s", "it has a space; commas separate hosts"),
+        (r"://", "leave out the scheme"),
+        (r"/", "leave out the path; a network can't be named, only a host"),
+        (r"@", "leave out the user"),
+        (r"[*?]", "there are no wildcards; name each host"),
+        (r"[][]", "leave out the brackets and a port"),
+        (r"%", "leave out the scope"),
+        (r":", "leave out the port; a host is exempt on all of them"),
+        (r"[^!-~]", "write the name in ASCII, as URLs have it (xn--...)"),
+        (r"\.$", "leave out the dot at its end"),
+    )
+    for pattern, fault in faults:
+        if re.search(pattern, entry):
+            return fault
+    if not _HOST.fullmatch(entry) or len(entry) > 253:
+        return "a name has parts of letters, digits, - and _, between dots, of 1 to 63 characters"
+    return None
 
 
 def _explain(detail: Any) -> str:

@@ -15,11 +15,12 @@ from loading.entry import Engine
 from loading.folders import read_json
 from loading.inspection import Contents, inspect
 from loading.loaded_model import LoadedModel
-from loading.pretrained import read_config, read_tokenizer
+from loading.pretrained import check_template, read_config, read_tokenizer
 from loading.selection import Selection
 from loading.sources import Storage, Weights
 from loading.transcoders import transcoders
 from prompting.gemma_3_chat import circuit_tracer_name
+from prompting.template_process import template_process
 from settings import Settings
 
 if TYPE_CHECKING:
@@ -37,13 +38,15 @@ def build(
 
     Raises:
         WeightsError: model and transcoders don't belong together, or aren't served; the model's
-            configuration or tokenizer can't be read.
+            configuration or tokenizer can't be read; its chat template takes too much.
         UnsupportedArchitectureError: the engine has no exact way to run the model.
         WeightsMismatchError: the weights aren't those of its configuration.
         Exception: whatever the libraries raise for files that are unreadable.
     """
     directory = weights.model
+    template_process().start()  # ready once transformers is imported and files are read
     config, tokenizer = read_config(directory), read_tokenizer(directory)
+    check_template(directory, tokenizer)
     # What can't be served is refused before gigabytes are read.
     contents = inspect(weights.transcoders)
     check_fits(contents, config)
