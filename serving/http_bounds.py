@@ -134,7 +134,7 @@ class BoundedProtocol(H11Protocol):
     def _look(self) -> None:
         """Set what the client is waited for. Bytes that don't end it give it no more time."""
         if self.cycle is None or self.cycle.response_complete:
-            wanted = "head"
+            wanted: str | None = "head"
         else:
             wanted = "body" if self.cycle.more_body else None
         if wanted == self._waits_for:
@@ -158,9 +158,10 @@ class BoundedProtocol(H11Protocol):
 
     def _make_room(self) -> None:
         """Close the connection that has waited longest: this one, if all others are at work."""
-        waiting = [c for c in self.connections if getattr(c, "_since", None) is not None]
-        longest: Any = min(waiting, key=lambda c: c._since)
-        self.connections.discard(longest)
+        connections: set[Any] = self.connections
+        waiting = [connection for connection in connections if connection._since is not None]
+        longest = min(waiting, key=lambda connection: connection._since)
+        connections.discard(longest)
         longest.transport.abort()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's words are too few

@@ -55,16 +55,28 @@ def listen(settings: Settings) -> list[socket.socket]:
     ports = {"SERVER_PORT" if settings.port is None else "PORT": settings.listening_port}
     if settings.port_health not in {None, settings.listening_port}:
         ports["PORT_HEALTH"] = settings.port_health
-    return [_open(setting, port, listening_host(settings)) for setting, port in ports.items()]
+    host = listening_host(settings)
+    return [
+        open_socket(f"{setting}={port}", host, port, f"SERVER_HOST={host}")
+        for setting, port in ports.items()
+    ]
 
 
-def _open(setting: str, port: int, host: str) -> socket.socket:
+def open_socket(setting: str, host: str, port: int, host_setting: str) -> socket.socket:
+    """Listen on an address.
+
+    Args:
+        setting: what set the port, with its value, for the message; `host_setting` the host.
+
+    Raises:
+        SystemExit: with one line that says why it can't be opened.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         raise SystemExit(
-            f"start: {setting}={port}: can't listen there on SERVER_HOST={host}: {error.strerror}; "
+            f"start: {setting}: can't listen there on {host_setting}: {error.strerror}; "
             "end what has the port, or set another"
         ) from None
 
@@ -102,7 +114,7 @@ async def _answer_until_closed(
     config = http_bounds.config(front(_answer_loading, settings))
     config.load()
     state = ServerState()
-    protocol = partial(config.http_protocol_class, config=config, server_state=state, app_state={})
+    protocol = partial(http_bounds.BoundedProtocol, config=config, server_state=state, app_state={})
     loop = asyncio.get_running_loop()
     servers = [await loop.create_server(protocol, sock=listener) for listener in listeners]
     parent_is_ready = asyncio.Event()
@@ -122,7 +134,7 @@ async def _answer_loading(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] != "http":
         return
     request = Request(scope, receive)
-    response = JSONResponse(_LOADING, 503, {"Retry-After": str(RETRY_AFTER_S)})
+    response: Response = JSONResponse(_LOADING, 503, {"Retry-After": str(RETRY_AFTER_S)})
     if scope["path"] == PING:
         response = Response(status_code=204)
     else:
