@@ -74,9 +74,10 @@ def open_socket(setting: str, host: str, port: int, host_setting: str) -> socket
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise SystemExit(
-            f"start: {setting}: can't listen there on {host_setting}: {error.strerror}; "
+            f"start: {setting}: can't listen there on {host_setting}: {reason}; "
             "end what has the port, or set another"
         ) from None
 

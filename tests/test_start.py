@@ -83,7 +83,8 @@ def test_the_program_serves_on_loopback_logs_nothing_private_and_ends_when_told(
         assert private not in log + refused.text
 
 
-def test_a_server_told_to_end_while_it_loads_its_model_ends(tmp_path):
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGHUP])
+def test_a_server_told_to_end_while_it_loads_its_model_ends(tmp_path, told):
     port = free_port()
     with subprocess.Popen(
         [sys.executable, str(ROOT / "start.py"), "--port", str(port)],
@@ -94,10 +95,45 @@ def test_a_server_told_to_end_while_it_loads_its_model_ends(tmp_path):
     ) as process:
         assert process.stderr is not None
         assert any("imported the libraries" in line for line in process.stderr)
-        process.terminate()
+        process.send_signal(told)
         assert process.wait(60) == 0
     with socket.socket() as connection:
         until(lambda: connection.connect_ex(("127.0.0.1", port)) != 0)
+
+
+def test_a_served_model_s_terminal_that_is_closed_ends_it_as_sigterm_does(tmp_path):
+    port = free_port()
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "start.py"), "--port", str(port)],
+        cwd=tmp_path,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        assert any("serving demo, see" in line for line in process.stderr)
+        process.send_signal(signal.SIGHUP)
+        log = process.stderr.read()
+        assert process.wait(60) == 0
+    assert "Traceback" not in log
+
+
+PREPARED = "import signal, sys; from serving import startup; startup.prepare(); "
+
+
+def test_a_server_that_nohup_started_does_not_see_its_terminal_close():
+    closed = f"{PREPARED} signal.raise_signal(signal.SIGHUP); print('goes on')"
+    done = run("-c", closed, env=environment())
+    assert (done.returncode, done.stdout) == (0, "")
+    ignoring = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); "
+    assert run("-c", ignoring + closed, env=environment()).stdout == "goes on\n"
+
+
+def test_a_question_on_stdin_finds_nobody():
+    read = f"{PREPARED} print(repr(sys.stdin.read()))"
+    assert run("-c", read, env=environment(), input="y\n").stdout == "''\n"
+    asked = f"{PREPARED} input('run the code? ')"
+    assert "EOFError" in run("-c", asked, env=environment(), input="y\n").stderr
 
 
 @pytest.mark.parametrize(
