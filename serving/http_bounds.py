@@ -180,6 +180,7 @@ class BoundedProtocol(H11Protocol):
             self.transport.abort()
             return
         body = orjson.dumps({"error": message})
+        is_head = self.cycle is not None and self.cycle.scope["method"] == "HEAD"
         headers = [
             ("content-type", "application/json"),
             ("content-length", str(len(body))),
@@ -187,7 +188,8 @@ class BoundedProtocol(H11Protocol):
         ]
         reason = HTTPStatus(status).phrase.encode()
         response = h11.Response(status_code=status, headers=headers, reason=reason)
-        for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+        data = h11.Data(data=b"" if is_head else body)
+        for event in (response, data, h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         # To close while the client still sends would reset the connection, and lose the answer.
         self.transport.write_eof()

@@ -149,6 +149,15 @@ def test_what_is_no_http_request_is_answered_in_json_and_nothing_is_logged_as_a_
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
+@pytest.mark.parametrize("method", [b"HEAD", b"GET"])
+def test_what_follows_a_request_unasked_is_refused(guarded, caplog, method):
+    asked = method + b" /health HTTP/1.0\r\n\r\n"
+    status, body = ask(guarded, asked + b"[" * 100_000)
+    assert status in {200, 400}
+    assert (body == b"") is (method == b"HEAD")
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_a_websocket_is_not_opened(guarded, caplog):
     upgrade = b"Connection: upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Key: a\r\n\r\n"
     assert ask(guarded, HEAD + upgrade)[0] == 200
