@@ -39,7 +39,7 @@ def serve(kind: str) -> None:
     from serving.http_api import create_app
     from settings import Settings
 
-    settings = Settings(_env_file=None, device="cpu", secret=SECRET)  # type: ignore[call-arg]
+    settings = Settings(_env_file=None, device="cpu", secret=SECRET)
     loaded = get_model(settings)
     server = start.server(settings, loaded)
     if kind == "plain":

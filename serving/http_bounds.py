@@ -180,7 +180,9 @@ class BoundedProtocol(H11Protocol):
             self.transport.abort()
             return
         body = orjson.dumps({"error": message})
-        is_head = self.cycle is not None and self.cycle.scope["method"] == "HEAD"
+        # While idle it is no request that is answered: the last one's may have been another kind.
+        is_under_way = self.conn.our_state is h11.SEND_RESPONSE
+        is_head = is_under_way and self.cycle.scope["method"] == "HEAD"
         headers = [
             ("content-type", "application/json"),
             ("content-length", str(len(body))),

@@ -158,6 +158,15 @@ def test_what_follows_a_request_unasked_is_refused(guarded, caplog, method):
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
+def test_what_is_no_request_after_an_answered_head_is_refused(guarded, caplog):
+    with connect(guarded) as connection:
+        connection.sendall(b"HEAD /ping HTTP/1.1\r\nHost: a\r\n\r\nnonsense\r\n\r\n")
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert [part.split()[0] for part in answer.split(b"HTTP/1.1 ")[1:]] == [b"200", b"400"]
+    assert answer.endswith(b"}")
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_a_websocket_is_not_opened(guarded, caplog):
     upgrade = b"Connection: upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Key: a\r\n\r\n"
     assert ask(guarded, HEAD + upgrade)[0] == 200
