@@ -22,7 +22,7 @@ from tests.support.http_server import ACTIONS, FORWARD, SECRET, get, post, servi
 from tests.support.polling import until
 
 FUZZ = settings(database=None, suppress_health_check=list(HealthCheck))
-CODES = {200, 400, 401, 403, 404, 405, 408, 411, 413, 415, 422, 431, 501, 503, 505}
+CODES = {200, 206, 400, 401, 403, 404, 405, 408, 411, 413, 415, 416, 422, 431, 501, 503, 505}
 WORDS = st.binary(max_size=30)
 
 PATHS = [f"/{action}".encode() for action in ACTIONS] + [
