@@ -1,5 +1,6 @@
 """start.py as a program: arguments, where it listens, what it logs, how it ends."""
 
+import ast
 import contextlib
 import os
 import signal
@@ -134,6 +135,22 @@ def test_a_question_on_stdin_finds_nobody():
     assert run("-c", read, env=environment(), input="y\n").stdout == "''\n"
     asked = f"{PREPARED} input('run the code? ')"
     assert "EOFError" in run("-c", asked, env=environment(), input="y\n").stderr
+
+
+def test_no_call_that_reads_a_repository_lets_it_bring_code():
+    calls = [
+        (path.name, node.func.value.id, {k.arg: ast.unparse(k.value) for k in node.keywords})
+        for room in ("loading", "prompting", "actions", "attribution", "graphs", "steering")
+        for path in (ROOT / room).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "from_pretrained"
+        and isinstance(node.func.value, ast.Name)
+    ]
+    assert len(calls) >= 3
+    for *where, keywords in calls:
+        assert keywords.get("trust_remote_code") == "False", where
 
 
 @pytest.mark.parametrize(
