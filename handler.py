@@ -148,7 +148,13 @@ def _check_size(size: int, limit: int, advice: str) -> None:
 def main() -> None:
     """Load the model, then serve jobs until SIGTERM; without Runpod, run one job and report."""
     started = time.perf_counter()
-    settings = startup.start("serving.runpod_loop", check=False)
+    settings, listeners = startup.prepare(), []
+    serves_api = "--rp_serve_api" in sys.argv
+    if serves_api:
+        from serving import local_api_ports
+
+        listeners = local_api_ports.listen(sys.argv[1:])
+    startup.load(settings, "serving.runpod_loop", check=False)
     import runpod
 
     from remote import local_run
@@ -160,10 +166,10 @@ def main() -> None:
     if is_local:
         local_run.run(handler, loading_s=time.perf_counter() - started)
         return
-    if "--rp_serve_api" in sys.argv:
+    if serves_api:
         from serving import local_api
 
-        local_api.install()
+        local_api.install(settings, listeners)
     for check in fitness.checks(settings):
         reporting = error_reports.of_the_start(settings)
         runpod.serverless.register_fitness_check(reporting(check))

@@ -5,10 +5,11 @@ Each setting comes from the variable of its name, or from a `.env` file in the w
 
 import os
 import re
+import unicodedata
 from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -198,6 +199,17 @@ class Settings(BaseSettings):
     def _upper(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
 
+    @field_validator("hf_token", "secret", "sentry_dsn")
+    @classmethod
+    def _as_it_is_sent(cls, value: SecretStr | None) -> SecretStr | None:
+        """Refuse what no caller can send or no server accepts, such as a file's last newline."""
+        text = "" if value is None else value.get_secret_value()
+        if text != text.strip():
+            raise ValueError("it begins or ends with whitespace")
+        if any(unicodedata.category(character) == "Cc" for character in text):
+            raise ValueError("it has a control character, such as a newline")
+        return value
+
     @field_validator("model_id", "transcoder_set")
     @classmethod
     def _expand_home(cls, value: str | None) -> str | None:
@@ -278,7 +290,7 @@ def _no_host(entry: str) -> str | None:
 
 def _explain(detail: Any) -> str:
     field = str(detail["loc"][0])
-    is_secret = field in {"hf_token", "secret", "sentry_dsn"}
+    is_secret = SecretStr in get_args(Settings.model_fields[field].annotation)
     value = "***" if is_secret else repr(detail["input"])
     wanted = Settings.model_fields[field].description
     return f"{field.upper()}={value}: {detail['msg']} ({wanted})"

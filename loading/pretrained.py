@@ -232,7 +232,9 @@ def read_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        return PreTrainedTokenizerFast.from_pretrained(directory, **special)
+        return PreTrainedTokenizerFast.from_pretrained(
+            directory, trust_remote_code=False, **special
+        )
     finally:
         logger.setLevel(level)
 

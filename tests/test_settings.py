@@ -116,6 +116,43 @@ def test_secrets_are_not_shown(monkeypatch):
     assert settings.hf_token.get_secret_value() == "hub-token-value"
 
 
+SECRETS = ["HF_TOKEN", "SECRET", "SENTRY_DSN"]
+
+
+@pytest.mark.parametrize("name", SECRETS)
+@pytest.mark.parametrize(
+    "value",
+    [
+        " ",
+        "\n",
+        "\t \r\n",
+        "\u00a0",
+        "planted ",
+        " planted",
+        "planted\n",
+        "planted\r\nX: y",
+        "pla\x7fnted",
+    ],
+)
+def test_a_secret_that_no_one_can_send_is_refused_and_not_shown(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=rf"^{name}=\*\*\*: ") as raised:
+        read_settings()
+    assert "planted" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_may_have_spaces_within_and_any_letters(monkeypatch, name):
+    monkeypatch.setenv(name, "https://correct horse/battery é")
+    value = getattr(read_settings(), name.lower())
+    assert value.get_secret_value() == "https://correct horse/battery é"
+
+
+def test_every_setting_that_is_a_secret_is_looked_at():
+    fields = Settings.model_fields.items()
+    assert {name.upper() for name, field in fields if "Secret" in str(field)} == set(SECRETS)
+
+
 @given(st.text(alphabet=st.characters(codec="ascii", exclude_characters="\0")))
 def test_any_text_as_token_limit_is_a_limit_or_a_settings_error(value):
     with pytest.MonkeyPatch.context() as patch:
