@@ -126,7 +126,8 @@ def _health(args: Namespace, out: Console, _err: Console) -> None:
 
 
 def _view(args: Namespace, _out: Console, _err: Console) -> None:
-    from viewer.server import ViewerError, view
+    from viewer.graph_files import ViewerError
+    from viewer.server import view
 
     try:
         view(args.files, port=args.port, open_browser=not args.no_browser)

@@ -18,8 +18,10 @@ import web_assets
 from tests.support.polling import until
 from tests.support.programs import ROOT, imported_by, run
 from tests.support.viewer_server import showing
+from viewer import graph_files
 from viewer import server as viewer
-from viewer.server import ViewerError, read_graphs, read_page
+from viewer.graph_files import ViewerError, read_graphs
+from viewer.page import read_page
 
 METADATA = {
     "slug": "paris",
@@ -67,7 +69,10 @@ def test_every_file_of_the_page_is_served_as_what_it_is(file):
     with showing([file]) as address:
         for name, path in read_page().files.items():
             response = requests.get(address + name, timeout=60)
-            assert response.content == path.read_bytes()
+            content = path.read_bytes()
+            if "circuit-tracer" in name:  # viewer/page.py says why
+                content = content.replace(b".html(`", b".html(markup`")
+            assert response.content == content
             kind = "text/css" if name.endswith(".css") else "text/javascript"
             assert response.headers["Content-Type"].startswith(kind)
 
@@ -126,7 +131,7 @@ def test_the_page_may_ask_no_other_host_and_nothing_is_kept_by_the_browser(file)
 
 def test_a_large_graph_comes_whole_and_only_its_beginning_is_read_before(tmp_path, monkeypatch):
     path = write(tmp_path / "large.json", {**GRAPH, "links": ["x" * 1_000] * 30_000})
-    monkeypatch.setattr(viewer.orjson, "loads", None)  # what would read it whole
+    monkeypatch.setattr(graph_files.orjson, "loads", None)  # what would read it whole
     with showing([path]) as address:
         response = requests.get(f"{address}graph_data/paris.json", timeout=60, stream=True)
         assert int(response.headers["Content-Length"]) == path.stat().st_size > 30_000_000
