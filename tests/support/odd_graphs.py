@@ -7,7 +7,7 @@ import random
 from tests.support.hostile_graphs import MARKUP, marked_up, sound
 
 _DEEP = "[" * 5_000 + "]" * 5_000
-_ODD = (
+_ODD: tuple[object, ...] = (
     *(None, True, 0, -1, 1, 7, 10**6, 2**53, 10**30, 0.5, -0.5, 1e308, 5e-324),
     *("", " ", "E", "0", "1e9", "-1", "x y z", "a" * 5_000, "\ud83d", "\0", "\x1b[2J", "‮", "\n"),
     *([], {}, [[]], [{}], [None], {"a": 1}, ["x"], [["x", "0_3_1"]], "__proto__", "constructor"),

@@ -3,11 +3,13 @@
 import gzip
 import http.client
 import json
+import os
 import signal
 import subprocess
 import sys
 import threading
 import webbrowser
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -201,6 +203,52 @@ def test_no_file_a_missing_one_and_a_folder_are_said(tmp_path):
         read_graphs([tmp_path / "absent.json"])
     with pytest.raises(ViewerError, match="Is a directory"):
         read_graphs([tmp_path])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"metadata": ' + b"[" * 100_000,
+        b'{"metadata": ' + json.dumps({**METADATA, "info": 1}).replace("1", "9" * 5_000).encode(),
+        json.dumps({"metadata": {**METADATA, "node_threshold": float("nan")}}).encode(),
+        json.dumps({"metadata": METADATA}).replace("0.8", "1e999").encode(),
+        json.dumps({"metadata": METADATA}).replace("0.8", "1" + "0" * 400).encode(),
+        json.dumps({"metadata": {**METADATA, "title_prefix": {}}}).encode(),
+    ],
+)
+def test_metadata_that_no_page_could_read_are_refused(tmp_path, content):
+    path = tmp_path / "graph.json"
+    path.write_bytes(content)
+    with pytest.raises(ViewerError, match=r"graph\.json: no graph document"):
+        read_graphs([path])
+
+
+def test_a_file_that_unpacks_to_much_before_its_metadata_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(graph_files, "_LARGEST_READ_WHOLE", 5_000_000)
+    path = tmp_path / "graph.json.gz"
+    path.write_bytes(gzip.compress(b" " * 20_000_000 + json.dumps(GRAPH).encode()))
+    with pytest.raises(ViewerError, match="put `metadata` first"):
+        read_graphs([path])
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(ViewerError, match="save it in one first"):
+            read_graphs([path])
+
+
+def test_a_long_slug_is_cut_in_the_address(tmp_path):
+    paths = [write(tmp_path / f"{i}.json", slug="a" * 10_000) for i in range(2)]
+    assert names(paths) == ["a" * 100, "a" * 100 + "-2"]
+
+
+def test_what_is_gone_or_was_never_there_is_not_found_and_nothing_is_logged(file, capfd):
+    with showing([file]) as address:
+        assert get(address, f"/features_of/paris/{'9' * 5_000}.json")[0] == 404
+        file.unlink()
+        assert get(address, "/graph_data/paris.json")[0] == 404
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("port", [70_000, -1])
