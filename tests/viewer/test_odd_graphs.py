@@ -49,7 +49,7 @@ def look_at(numbers, directory):
     paths = readable(directory, numbers)
     drawn, failed = set(), []
     with chromium() as browser, showing(paths) as url, watched_page(browser) as page:
-        page.on("pageerror", failed.append)
+        page.on("pageerror", lambda error: failed.append(error))
         listing = page.request.get(f"{url}data/graph-metadata.json").json()["graphs"]
         for path, graph in zip(paths, listing, strict=True):
             drawn.add(visit(page, url, graph["slug"]))
