@@ -131,7 +131,9 @@ def test_all_pairs_of_a_head_sum_to_its_attention_score(name, directory):
 def _sums(local, sublayer, head, position, key_position):
     """The positive marginals of both sides, and all of one side's, computed source by source."""
     lorsa, attention = local.model.lorsas[sublayer // 2], local.attention[sublayer // 2]
-    q = _parts(local, sublayer, head, position, lorsa.W_Q, lorsa.b_Q, lorsa.q_gain, attention.q_scale)
+    q = _parts(
+        local, sublayer, head, position, lorsa.W_Q, lorsa.b_Q, lorsa.q_gain, attention.q_scale
+    )
     k = _parts(
         local, sublayer, head, key_position, lorsa.W_K, lorsa.b_K, lorsa.k_gain, attention.k_scale
     )
@@ -145,7 +147,9 @@ def _parts(local, sublayer, head, position, weight, bias, gain, scale):
     sources = local.sources
     at = (sources.positions == position) & (sources.sublayers < sublayer)
     written = torch.cat([sources.vectors[at], local.decoder_biases[:sublayer]])
-    parts = torch.stack([w * local.inverse_scales[sublayer, position] @ weight[head] for w in written])
+    parts = torch.stack(
+        [w * local.inverse_scales[sublayer, position] @ weight[head] for w in written]
+    )
     parts = torch.cat([parts, bias[head][None]])
     if gain is not None:
         parts = parts * gain[head] / scale[head, position]
