@@ -1,6 +1,7 @@
 """The complete replacement models of `complete_cases` in memory, and graphs as plain ones."""
 
-from pathlib import Path
+import copy
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from attribution import PrunedGraph
 from attribution.complete.graph import CompleteGraph, Contributor, QKTraces
-from attribution.complete.modules import CompleteModel
+from attribution.complete.modules import CompleteModel, Decoder
 from loading import transformerlens_engine
 from loading.complete_files import read_module
 from loading.complete_modules import Placement, read_lorsa, read_transcoder
@@ -38,6 +39,26 @@ def complete_model(
         [read_lorsa(read_module(folders.module("lorsa", n)), placement) for n in layers],
         [read_transcoder(read_module(folders.module("transcoder", n)), placement) for n in layers],
     )
+
+
+def in_float32(model: CompleteModel) -> CompleteModel:
+    """The same weights, widened."""
+    language_model = copy.deepcopy(model.language_model).float()
+    language_model.cfg.dtype = torch.float32
+    return CompleteModel(language_model, _widened(model.lorsas), _widened(model.transcoders))
+
+
+def _widened(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.float() if value.is_floating_point() else value
+    if isinstance(value, list | tuple):
+        return [_widened(item) for item in value]
+    if isinstance(value, Decoder):  # its rows are widened where they are used
+        return value
+    if not dataclasses.is_dataclass(value):
+        return value
+    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return type(value)(**{name: _widened(each) for name, each in fields.items()})
 
 
 def plain_graph(

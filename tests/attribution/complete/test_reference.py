@@ -1,8 +1,9 @@
 """Graphs of complete replacement models are those that llamascopium gives, in float32."""
 
 import pytest
+import torch
 
-from attribution.complete import attribute, prune, trace_attention
+from attribution.complete import attribute, freeze, prune, trace_attention
 from tests.support.complete_cases import CASES, write_case
 from tests.support.complete_engine import complete_model, plain_graph
 from tests.support.complete_graphs import assert_same_graph, fixture

@@ -9,8 +9,9 @@ import torch
 
 from attribution.complete import attribute, freeze, trace_attention
 from tests.support.complete_cases import CASES, write_case
-from tests.support.complete_engine import complete_model, nodes_of
+from tests.support.complete_engine import complete_model, in_float32, nodes_of
 
+LARGEST_ERROR = {torch.bfloat16: 0.05, torch.float16: 0.01}
 NAMES = ["topk-9", "relu-6", "jumprelu-9", "glu-6", "no-rotary-9", "bfloat16-6", "few-heads-9"]
 
 
@@ -30,7 +31,7 @@ def _local(name, directory):
 def test_a_row_and_the_biases_sum_to_what_it_explains(name, directory):
     local = _local(name, directory)
     graph = attribute(local)
-    sublayers, positions, indices = graph.active_features.T
+    sublayers = graph.active_features[:, 0]
 
     of_sources = graph.adjacency_matrix[: len(sublayers)].sum(1)
 
@@ -66,34 +67,32 @@ def _from_biases(local, sublayer, position, index):
 def test_edges_are_the_derivatives_of_the_frozen_model(name, directory):
     local = _local(name, directory)
     graph = attribute(local)
-    n_features = len(graph.active_features)
-    scales = torch.ones(local.sources.vectors.shape[0], dtype=torch.float64, requires_grad=True)
+    some = torch.linspace(0, len(graph.active_features) - 1, 12).long()
+    scales = torch.ones(len(local.sources.vectors), dtype=torch.float64, requires_grad=True)
 
-    values = _frozen_values(local, scales)
+    values = _frozen_values(local, scales, local.active_features[some].tolist())
     rows = torch.stack([torch.autograd.grad(v, scales, retain_graph=True)[0] for v in values])
 
-    edges = graph.adjacency_matrix[:n_features, : rows.shape[1]]
+    edges = graph.adjacency_matrix[some, : rows.shape[1]]
     in_columns = rows[:, local.sources.of_columns].float()
     assert (edges - in_columns).abs().max() < 1e-6 * in_columns.abs().max()
 
 
-def _frozen_values(local, scales):
-    """Every feature's activation in float64, with each source times its scale, all else frozen.
-
-    The residual stream before a sublayer is summed source by source.
-    """
-    sources = local.sources
+def _frozen_values(local, scales, features):
+    """Features' activations in float64, with each source times its scale and all else frozen."""
+    sources, n_pos = local.sources, len(local.tokens)
     written = sources.vectors.double() * scales[:, None]
-    n_pos = len(local.tokens)
-    streams = []
-    for sublayer in range(local.shape.n_layers):
-        below = sources.sublayers < sublayer
+    at_position = torch.nn.functional.one_hot(sources.positions, n_pos).double().T
+
+    def stream(sublayer):
+        below = (sources.sublayers < sublayer).double()
         biases = local.decoder_biases[:sublayer].double().sum(0)
-        stream = [written[below & (sources.positions == p)].sum(0) + biases for p in range(n_pos)]
-        streams.append(torch.stack(stream) * local.inverse_scales[sublayer, :, None].double())
+        scale = local.inverse_scales[sublayer, :, None].double()
+        return (at_position * below @ written + biases) * scale
+
     values = []
-    for sublayer, position, index in local.active_features.tolist():
-        module, x = local.model.module(sublayer), streams[sublayer]
+    for sublayer, position, index in features:
+        module, x = local.model.module(sublayer), stream(sublayer)
         if sublayer % 2 == 0:
             pattern = local.attention[sublayer // 2].pattern[index // module.n_grouped, position]
             values.append(pattern.double() @ (x @ module.W_V[index].double() + module.b_V[index]))
@@ -111,11 +110,11 @@ def test_all_pairs_of_a_head_sum_to_its_attention_score(name, directory):
     local = _local(name, directory)
     graph = attribute(local)
 
-    traces = trace_attention(graph, local, top_fraction=1.0, topk=100_000)
+    traces = trace_attention(graph, local, top_fraction=0.05, topk=500)
 
     nodes = nodes_of(graph)
     assert traces
-    for row, trace in list(traces.items())[::7]:
+    for row, trace in list(traces.items())[:6]:
         _, sublayer, position, index = nodes[row]
         attention, lorsa = local.attention[sublayer // 2], local.model.lorsas[sublayer // 2]
         head = index // lorsa.n_grouped
@@ -161,15 +160,20 @@ def _parts(local, sublayer, head, position, weight, bias, gain, scale):
 @pytest.mark.parametrize("name", ["jumprelu-9", "glu-6", "relu-6"])
 def test_edges_in_16_bits_are_near_those_of_the_same_weights_in_float32(name, dtype, directory):
     case = CASES[name]
-    folders = write_case(directory, case)
-    rounded, model = complete_model(folders, dtype), complete_model(folders, dtype).to_float32()
+    model = complete_model(write_case(directory, case), dtype)
     tokens = torch.tensor(model.tokenizer.encode(case.prompt, add_special_tokens=False))
+    exact_model = in_float32(model)
 
-    ours, truth = (attribute(freeze(each, tokens)) for each in (rounded, model))
+    ours, truth = (attribute(freeze(each, tokens)) for each in (model, exact_model))
 
-    both, first, second = _common(nodes_of(ours), nodes_of(truth))
-    assert both > 0.9
+    nodes, exact_nodes = nodes_of(ours), nodes_of(truth)
+    common = [node for node in nodes if node in exact_nodes]
+    assert len(common) > 0.9 * len(exact_nodes)
     edges, exact = (
-        graph.adjacency_matrix[at][:, at] for graph, at in ((ours, first), (truth, second))
+        graph.adjacency_matrix[at][:, at]
+        for graph, at in (
+            (ours, [nodes.index(node) for node in common]),
+            (truth, [exact_nodes.index(node) for node in common]),
+        )
     )
-    assert (edges - exact).norm() < 0.05 * exact.norm()
+    assert (edges - exact).norm() < LARGEST_ERROR[dtype] * exact.norm()
