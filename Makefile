@@ -8,6 +8,8 @@
 # make image-check   the image's build without a container: install, import, prefetch, a job
 # make docs-check    every command in the documents
 # make audit  compare the locked packages with a database of known vulnerabilities
+# make crm-check    complete replacement models compared with llamascopium, put into out/crm
+# make crm-fixtures what llamascopium makes of the tests' cases, written down anew
 # make lock   compile the lock files anew from requirements*.txt
 # make demo-model   train the demo model and its transcoders anew
 # make picture      take the README's picture of a graph anew
@@ -21,7 +23,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-deps
 
-.PHONY: run view test soak lint image-check docs-check audit lock demo-model picture web-assets clean
+.PHONY: run view test soak lint image-check docs-check audit crm-check crm-fixtures lock demo-model picture web-assets clean
 
 run: $(VENV)/.runtime
 	$(BIN)/python handler.py
@@ -49,6 +51,17 @@ docs-check: $(VENV)/.dev
 
 audit: $(VENV)/.dev
 	$(BIN)/python -m tools.audit
+
+crm-check: out/crm/.installed
+	PYTHONPATH=out/crm $(BIN)/python -m pytest -n 0 -m llamascopium
+
+crm-fixtures: out/crm/.installed
+	PYTHONPATH=out/crm $(BIN)/python -m tests.complete_fixtures
+
+# Beside the worker's own packages, on which it runs, and not among them.
+out/crm/.installed: $(VENV)/.dev requirements-crm.txt
+	$(PIP) --quiet --upgrade --target out/crm --requirement requirements-crm.txt
+	touch $@
 
 lock: $(VENV)/.dev
 	$(BIN)/python tools/lock.py

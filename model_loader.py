@@ -24,11 +24,12 @@ from collections.abc import Sequence
 
 import logs
 from loading import WeightsError, converted, inventory
+from loading.complete_sets import engine_of_set, locate_entry
 from loading.loaded_model import LoadedModel
 from loading.read_ahead import read_ahead
 from loading.registry import DEMO, REGISTRY
-from loading.selection import select
-from loading.sources import locate, storage_of
+from loading.selection import check_engine, select
+from loading.sources import TranscoderFiles, storage_of
 from settings import Settings, SettingsError, read_settings
 
 logger = logging.getLogger(__name__)
@@ -53,11 +54,14 @@ def load(settings: Settings) -> LoadedModel:
         from loading.build import build
 
         storage = storage_of(settings)
-        weights = locate(entry.model, entry.transcoder_set, storage)
+        check_engine(settings, engine_of_set(entry, storage))
+        weights = locate_entry(entry, storage)
         logger.info("weights are in %s and %s", weights.model, weights.transcoders.folder)
         loaded = build(selection, weights, storage, settings)
     except WeightsError as error:
         raise ModelLoadError(str(error)) from error
+    except SettingsError:
+        raise
     except Exception as error:
         raise ModelLoadError(
             f"{entry.model} with {entry.transcoder_set} can't be loaded: "
@@ -84,16 +88,17 @@ def read_weights_ahead(settings: Settings) -> None:
     try:
         selection = select(settings)
         storage = storage_of(settings)._replace(ask_hub=False)
-        weights = locate(selection.entry.model, selection.entry.transcoder_set, storage)
-        copy = converted.find(weights.transcoders, storage)
+        found = locate_entry(selection.entry, storage)
+        files = found.transcoders
+        copy = converted.find(files, storage) if isinstance(files, TranscoderFiles) else None
     except Exception as error:
         logger.debug("no weights are read ahead: %s", type(error).__name__)
         return
-    tensors = sorted(weights.model.glob("*.safetensors"))
-    files = [*(copy or weights.transcoders).paths, *tensors]
+    tensors = sorted(found.model.glob("*.safetensors"))
+    paths = [*(copy or files).paths, *tensors]
     if selection.lazy_encoder or selection.lazy_decoder:
-        files.sort(key=lambda file: file.parent != weights.model)
-    read_ahead(files)
+        paths.sort(key=lambda file: file.parent != found.model)
+    read_ahead(paths)
 
 
 _loaded: LoadedModel | None = None
@@ -116,6 +121,8 @@ def _unload() -> None:
     _loaded = None
 
 
+# The settings that name what is fetched.
+_NAMES = ("model_id", "transcoder_set", "sae_repo", "sae_expansion", "sae_topk")
 _COMMANDS = {
     "list": "what can be served, and what of it is here",
     "prefetch": "download the weights of a model",
@@ -129,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for command, meaning in _COMMANDS.items():
         subparser = commands.add_parser(command, help=meaning)
-        for name in () if command == "list" else ("model_id", "transcoder_set"):
+        for name in () if command == "list" else _NAMES:
             flags = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"])
             subparser.add_argument(
                 *flags, dest=name, metavar="VALUE", help=Settings.model_fields[name].description
@@ -145,6 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(inventory.table((DEMO, *REGISTRY), storage))
             return 0
         entry, convert = select(settings).entry, command == "convert"
+        check_engine(settings, engine_of_set(entry, storage))
         for line in inventory.prefetch(entry, storage, convert=convert):
             print(line, flush=True)
     except (SettingsError, WeightsError) as error:

@@ -113,15 +113,16 @@ class GenerateGraphRequest(_PromptRequest):
     )
     compress: bool = Field(False, description="gzip the upload")
     user_id: Text | None = Field(None, description="display name of the graph's creator")
-    enable_qk_tracing: bool = Field(False, description="refused when true: needs another engine")
-    qk_top_fraction: float | None = None
-    qk_topk: Whole | None = None
-
-    @model_validator(mode="after")
-    def _no_qk_tracing(self) -> Self:
-        if self.enable_qk_tracing:
-            raise ValueError("enable_qk_tracing must be false: it needs another engine")
-        return self
+    enable_qk_tracing: bool = Field(
+        False,
+        description="say why attention features look where they look most; needs a set with Lorsas",
+    )
+    qk_top_fraction: float = Field(
+        0.6, gt=0, le=1, description="share of the attention features that are traced"
+    )
+    qk_topk: Whole = Field(
+        10, ge=1, description="most contributors in each list: those of largest signed value"
+    )
 
     @model_validator(mode="after")
     def _upload_options_need_a_url(self) -> Self:

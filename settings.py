@@ -43,6 +43,24 @@ class Settings(BaseSettings):
     transcoder_set: str | None = Field(
         None, description="Hugging Face id, short name or directory; unset: the model's own set"
     )
+    attribution_engine: Literal["circuit-tracer", "lm-saes-crm"] | None = Field(
+        None,
+        description="`circuit-tracer`, or `lm-saes-crm` for complete sets; unset: what the set is",
+    )
+    sae_repo: str | None = Field(
+        None, description="a complete set's repository or directory, as Neuronpedia names it"
+    )
+    sae_expansion: str | None = Field(None, description="a complete set's expansion, such as `8x`")
+    sae_topk: str | None = Field(None, description="a complete set's top-k, such as `k64`")
+    np_model_id: str | None = Field(
+        None, description="Neuronpedia's name of the model, in graphs; unset: the known one"
+    )
+    np_transcoder_source_set: str | None = Field(
+        None, description="Neuronpedia's name of the transcoders, in graphs; unset: the known one"
+    )
+    np_lorsa_source_set: str | None = Field(
+        None, description="Neuronpedia's name of the Lorsas, in graphs; unset: the known one"
+    )
     model_dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None, description="dtype of the weights; unset: the model's own on a GPU, float32 on a CPU"
     )
@@ -210,7 +228,12 @@ class Settings(BaseSettings):
             raise ValueError("it has a control character, such as a newline")
         return value
 
-    @field_validator("model_id", "transcoder_set")
+    @field_validator("attribution_engine", mode="before")
+    @classmethod
+    def _with_hyphens(cls, value: object) -> object:
+        return value.replace("_", "-") if isinstance(value, str) else value
+
+    @field_validator("model_id", "transcoder_set", "sae_repo")
     @classmethod
     def _expand_home(cls, value: str | None) -> str | None:
         # Not through a Path, which would make `hf://` into `hf:/`.

@@ -34,6 +34,8 @@ _GRACE_S = 10
 _ARGUMENTS = (
     *("model_id", "transcoder_set", "model_dtype", "model_engine", "device", "token_limit"),
     *("max_feature_nodes", "update_interval", "server_host", "server_port"),
+    *("attribution_engine", "sae_repo", "sae_expansion", "sae_topk"),
+    *("np_model_id", "np_transcoder_source_set", "np_lorsa_source_set"),
 )
 
 

@@ -1,27 +1,26 @@
 """generate-graph: attribute a prompt's next-token prediction, prune, write it out, upload it."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-
-import attribution
 import delivery
+from actions.attributions import Attributed, attributed, attribution_settings, prune
 from actions.graph_metadata import metadata
 from actions.job import Job, check_max_n_logits, prepare_prompt
 from delivery import Spooled, spool
 from errors import InvalidInput, UploadFailed
 from graphs import document as graph_document
 from loading.loaded_model import LoadedModel
-from prompting.prompts import MAX_CHARACTERS_PER_TOKEN, Prompt
+from prompting.prompts import MAX_CHARACTERS_PER_TOKEN
 from prompting.token_text import joined
 from schemas import GenerateGraphRequest, UploadReceipt
 
 if TYPE_CHECKING:
-    from circuit_tracer.graph import Graph
+    from attribution import PrunedGraph
 
-# Of the time of a job of some seconds; `upload` counts only where there is one.
+# Of the time of a job of some seconds.
 _SHARES = {"tokenise": 1.0, "attribute": 80.0, "prune": 5.0, "encode": 10.0}
+_TRACED_SHARES = {"tokenise": 1.0, "attribute": 68.0, "trace": 12.0, "prune": 5.0, "encode": 10.0}
 
 
 def run(request: GenerateGraphRequest, loaded: LoadedModel, job: Job) -> Spooled | UploadReceipt:
@@ -33,20 +32,21 @@ def run(request: GenerateGraphRequest, loaded: LoadedModel, job: Job) -> Spooled
     Raises:
         UploadFailed: the store did not take the graph; a job with a fresh URL finds it kept.
     """
+    _check_tracing(request, loaded)
     target = _target(request, job)
-    job.shares = _SHARES if target is None else {**_SHARES, "upload": 20.0}
+    job.shares = _shares(request)
     check_max_n_logits(request.max_n_logits, loaded)
     with job.stage("tokenise"):
         prompt = prepare_prompt(request, loaded, job)
         targets = _target_ids(request.attribution_targets, loaded)
-    settings = _attribution_settings(request, job)
-    graph, is_kept = _attribution(prompt, targets, settings, loaded, job)
-    job.counts["active_features"] = len(graph.active_features)
+    settings = attribution_settings(request, loaded, job)
+    made = attributed(request, prompt, targets, settings, loaded, job)
+    job.counts["active_features"] = len(made.graph.active_features)
     with job.stage("prune"):
-        pruned = attribution.prune(graph, request.node_threshold, request.edge_threshold)
+        pruned = prune(made.graph, request)
     with job.stage("encode"):
         fields = metadata(request, loaded, job, prompt, pruned, settings)
-        document = graph_document.build(pruned, fields, _logit_tokens(graph, loaded))
+        document = _document(pruned, made, fields, loaded)
         job.counts |= {"nodes": document.num_nodes, "links": document.num_links}
         spooled = spool(
             document.encode(),
@@ -56,7 +56,7 @@ def run(request: GenerateGraphRequest, loaded: LoadedModel, job: Job) -> Spooled
     if target is None:
         return spooled
     with spooled:
-        _upload(spooled, target, job, is_kept=is_kept)
+        _upload(spooled, target, job, is_kept=made.is_kept)
         return UploadReceipt(
             url=target.object_url,
             bytes=spooled.size,
@@ -67,6 +67,22 @@ def run(request: GenerateGraphRequest, loaded: LoadedModel, job: Job) -> Spooled
             num_tokens=document.num_tokens,
             timings_ms=job.timings_ms,
         )
+
+
+def _check_tracing(request: GenerateGraphRequest, loaded: LoadedModel) -> None:
+    """Raise InvalidInput when the loaded set has no attention features that could be traced."""
+    if request.enable_qk_tracing and not loaded.is_complete:
+        raise InvalidInput(
+            f"enable_qk_tracing is true, but the loaded set {loaded.entry.transcoder_label} has no "
+            "attention features (Lorsas) to trace; leave it out, or ask a worker with a set that "
+            "has them"
+        )
+
+
+def _shares(request: GenerateGraphRequest) -> Mapping[str, float]:
+    """The usual shares of the stages that this job has, in their order."""
+    shares = _TRACED_SHARES if request.enable_qk_tracing else _SHARES
+    return shares if request.signed_url is None else {**shares, "upload": 20.0}
 
 
 def _target_ids(targets: Sequence[str] | None, loaded: LoadedModel) -> list[int] | None:
@@ -103,56 +119,18 @@ def _no_token(field: str, target: str, loaded: LoadedModel) -> str:
     )
 
 
-def _attribution_settings(request: GenerateGraphRequest, job: Job) -> dict[str, Any]:
-    """What decides, besides the tokens, what `attribution.attribute` computes.
-
-    Batch size and update interval belong here: they decide when features are ranked, and so which
-    are selected.
-    """
-    return {
-        "max_n_logits": request.max_n_logits,
-        "desired_logit_prob": request.desired_logit_prob,
-        "batch_size": request.batch_size,
-        "max_feature_nodes": request.max_feature_nodes or job.settings.max_feature_nodes,
-        "update_interval": job.settings.update_interval,
-    }
-
-
-def _attribution(
-    prompt: Prompt,
-    targets: list[int] | None,
-    settings: Mapping[str, Any],
+def _document(
+    pruned: "PrunedGraph",
+    made: Attributed,
+    fields: Mapping[str, object],
     loaded: LoadedModel,
-    job: Job,
-) -> tuple["Graph", bool]:
-    """The attribution that was kept for these inputs or a new one, and whether it is kept now."""
-    key = (tuple(prompt.ids), None if targets is None else tuple(targets), *settings.values())
-    kept = loaded.graphs.get(key)
-    job.counts["cached"] = int(kept is not None)
-    if kept is not None:
-        return kept, True
-    with job.model(loaded), job.stage("attribute"):
-        graph = attribution.attribute(
-            torch.tensor(prompt.ids),
-            loaded.model,
-            attribution_targets=None if targets is None else torch.tensor(targets),
-            **settings,
-            on_progress=lambda done, total: job.report(
-                "attribute", done / max(total, 1), f"{done} of {total} feature nodes"
-            ),
-            check=job.check,
-        )
-    if not graph.logit_probabilities.sum() > 0:
-        raise InvalidInput(
-            "attribution_targets: the model gives none of them any probability after this prompt"
-        )
-    return graph, loaded.graphs.put(key, graph)
-
-
-def _logit_tokens(graph: "Graph", loaded: LoadedModel) -> dict[int, str]:
-    """The token string of each logit node that stands for a token."""
-    ids = [target.vocab_idx for target in graph.logit_targets]
-    return {n: loaded.token_text.single(n) for n in ids if n < loaded.d_vocab}
+) -> graph_document.Document:
+    """The document in the form of the model's engine."""
+    ids = [target.vocab_idx for target in pruned.graph.logit_targets]
+    logit_tokens = {n: loaded.token_text.single(n) for n in ids if n < loaded.d_vocab}
+    if loaded.is_complete:
+        return graph_document.build_complete(pruned, fields, logit_tokens, made.traces)
+    return graph_document.build(pruned, fields, logit_tokens)
 
 
 def _target(request: GenerateGraphRequest, job: Job) -> delivery.Target | None:

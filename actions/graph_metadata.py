@@ -5,15 +5,16 @@ import re
 import time
 from collections.abc import Mapping
 
-import attribution
+from actions.attributions import method_of
 from actions.job import Job
 from attribution import PrunedGraph
-from attribution.provenance import circuit_tracer_in_use
+from attribution.provenance import Provenance, circuit_tracer_in_use
 from loading.loaded_model import LoadedModel
 from prompting.prompts import Prompt
 from schemas import GenerateGraphRequest
 
 GENERATOR = circuit_tracer_in_use()
+_OWN_URL = "https://github.com/attribution-worker/attribution-worker"
 
 
 def metadata(
@@ -45,13 +46,14 @@ def metadata(
             "source_urls": entry.source_urls,
             "transcoder_set": entry.transcoder_label,
             **revisions,
-            "generator": GENERATOR,
+            "generator": _generator(loaded, job),
             "create_time_ms": int(time.time() * 1000),
             "timings_ms": job.timings_ms,  # of the stages before this one
         },
         "generation_settings": {
             **attribution_settings,
-            "attribution_method": attribution.method_for(loaded.model),
+            **_tracing_settings(request),
+            "attribution_method": method_of(loaded),
         },
         "pruning_settings": {
             "node_threshold": request.node_threshold,
@@ -62,14 +64,36 @@ def metadata(
             "completeness_score": pruned.completeness_score,
         },
     }
-    if entry.source_set is not None:
-        fields["feature_details"] = {"neuronpedia_source_set": entry.source_set}
+    source_sets = {
+        "neuronpedia_source_set": entry.source_set,
+        "neuronpedia_lorsa_source_set": entry.lorsa_source_set if loaded.is_complete else None,
+    }
+    known = {field: name for field, name in source_sets.items() if name is not None}
+    if known:
+        fields["feature_details"] = known
     return fields
+
+
+def _generator(loaded: LoadedModel, job: Job) -> Provenance:
+    """The program that made the graph. Complete replacement models need no circuit-tracer."""
+    if loaded.is_complete:
+        return Provenance("attribution-worker", job.settings.worker_version, _OWN_URL)
+    return GENERATOR
+
+
+def _tracing_settings(request: GenerateGraphRequest) -> dict[str, object]:
+    if not request.enable_qk_tracing:
+        return {}
+    return {
+        "enable_qk_tracing": True,
+        "qk_top_fraction": request.qk_top_fraction,
+        "qk_topk": request.qk_topk,
+    }
 
 
 def _slug(prompt: Prompt, loaded: LoadedModel) -> str:
     """A readable name from the prompt's letters and the time."""
-    text = loaded.token_text.text(prompt.ids, start=1)
+    text = loaded.token_text.text(prompt.ids, start=prompt.text_start)
     words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60].strip("-")
     digest = hashlib.sha256(prompt.text.encode()).hexdigest()[:8]
     return f"{words or digest}-{int(time.time())}"

@@ -112,6 +112,7 @@ def prepare_prompt(
         token_limit=token_limit,
         limit_name="the model's context" if token_limit == context else "the limit",
         model_name=loaded.name,
+        leading_token=not loaded.is_complete,
     )
     job.counts["tokens"] = len(prompt.ids)
     return prompt

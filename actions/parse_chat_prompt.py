@@ -12,5 +12,7 @@ def run(request: ParseChatPromptRequest, loaded: LoadedModel, job: Job) -> Parse
     """The messages of a prompt, or None where it holds no turns of the model's chat template."""
     check_model(request.model_id, loaded)
     job.check()
-    parsed = chat_prompt.parse(request.prompt, loaded.tokenizer, loaded.name)
+    parsed = chat_prompt.parse(
+        request.prompt, loaded.tokenizer, loaded.name, leading_token=not loaded.is_complete
+    )
     return ParseChatPromptResponse.model_validate(asdict(parsed))

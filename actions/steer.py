@@ -51,7 +51,7 @@ def run(request: SteerRequest, loaded: LoadedModel, job: Job) -> SteerResponse:
             else:
                 default, steered = steering.generate_both(*asked)
 
-    text = partial(loaded.token_text.text, start=1)  # without the leading special token
+    text = partial(loaded.token_text.text, start=prompt.text_start)  # without the leading token
     return SteerResponse(
         DEFAULT_GENERATION=text(default.token_ids if default else prompt.ids),
         STEERED_GENERATION=text(steered.token_ids),
@@ -129,15 +129,16 @@ def _interventions(
 def _logits_by_token(
     generation: Generation | None, request: SteerRequest, loaded: LoadedModel, prompt: Prompt
 ) -> list[LogitsPair] | list[LogitsOfToken]:
-    """An entry for each token after the leading special one, in the form the caller asked for."""
+    """An entry for each token after the leading one, if any, in the form the caller asked for."""
     if generation is None:
         return []
     token_text = loaded.token_text
-    no_logits = len(prompt.ids) - 2  # tokens between the leading one and the prompt's last
+    # Tokens between the leading one and the prompt's last.
+    no_logits = len(prompt.ids) - 1 - prompt.text_start
     steps = zip(generation.top_ids.tolist(), generation.top_probs.tolist(), strict=True)
     predictions: list[list[tuple[str, float]]] = [[] for _ in range(no_logits)]
     predictions += [list(zip(token_text.singles(ids), probs, strict=True)) for ids, probs in steps]
-    tokens = token_text.strings(generation.token_ids)[1:]
+    tokens = token_text.strings(generation.token_ids)[prompt.text_start :]
     entries = list(zip(tokens, predictions, strict=True))
     if request.logits_format == "pairs":
         return entries

@@ -15,6 +15,7 @@ from attribution.freezing import build_local_replacement_model
 from attribution.library import attribute_with_library
 from attribution.progress import Progress
 from attribution.support import unsupported
+from attribution.sweep import attribution_rows
 from attribution.targets import find_targets
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ def attribute(
         desired_logit_prob=desired_logit_prob,
     )
     progress.start(local.shape.n_active)
-    expansion = Expansion(local, targets, batch_size, update_interval, progress)
+    expansion = Expansion(local, attribution_rows, targets, batch_size, update_interval, progress)
     if progress.total == local.shape.n_active:
         selected = torch.arange(progress.total)
         adjacency = expansion.all_features()

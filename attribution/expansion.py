@@ -4,23 +4,55 @@ from __future__ import annotations
 
 import logging
 import mmap
+from collections.abc import Callable
 from contextlib import suppress
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 import errors
-from attribution.local_replacement_model import LocalReplacementModel
-from attribution.memory import rows_bytes, targets_at_once
+from attribution.memory import Shape, rows_bytes, targets_at_once
 from attribution.progress import Progress
 from attribution.ranking import Ranking
-from attribution.sweep import attribution_rows
 from attribution.targets import Targets
 
 logger = logging.getLogger(__name__)
 
 _SHARE_OF_DEVICE = 0.6  # of its free memory that the rows may take; batches need the rest
 _ROWS_AT_ONCE = 256
+
+
+class LinearModel(Protocol):
+    """What an engine's local replacement model tells of its targets.
+
+    Active features are sorted by layer. A layer is whatever features read from and write to in one
+    step, a sublayer where attention is replaced too. What a target reads is the engine's own: a
+    tensor, or anything with a length and slices.
+    """
+
+    @property
+    def shape(self) -> Shape: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def feature_layers(self) -> torch.Tensor:
+        """(n_active,) on the CPU."""
+
+    @property
+    def feature_positions(self) -> torch.Tensor:
+        """(n_active,) on the CPU."""
+
+    @property
+    def before_layer(self) -> torch.Tensor:
+        """(n_layers + 1,) on the CPU: how many active features are below each layer."""
+
+    def feature_reads(self, layers: torch.Tensor, features: torch.Tensor) -> Any: ...
+    def logit_reads(self, vectors: torch.Tensor) -> Any: ...
+
+
+# (local, layers (n,), positions (n,), reads, rows (n, n_sources)): writes the edges to the rows.
+WriteRows = Callable[[Any, torch.Tensor, torch.Tensor, Any, torch.Tensor], None]
 
 
 class Expansion:
@@ -32,20 +64,22 @@ class Expansion:
 
     def __init__(
         self,
-        local: LocalReplacementModel,
+        local: LinearModel,
+        write_rows: WriteRows,
         targets: Targets,
         batch_size: int,
         update_interval: int,
         progress: Progress,
     ) -> None:
         self._local, self._shape = local, local.shape
+        self._write_rows = write_rows
         self._targets = targets
         self._batch_size = batch_size
         self._update_interval = update_interval
         self._at_once = batch_size
         self._progress = progress
-        self._device = local.tokens.device
-        self._layers, self._positions, _ = local.features.activations.indices().cpu()
+        self._device = local.device
+        self._layers, self._positions = local.feature_layers, local.feature_positions
 
     def all_features(self) -> torch.Tensor:
         """The adjacency matrix (n_nodes, n_nodes) with every active feature, on the CPU."""
@@ -66,7 +100,7 @@ class Expansion:
         self._at_once = self._affordable_at_once(rows_on_host=not rows.is_cuda)
         self._logit_rows(rows[:n_logits])
         ranking = Ranking(rows, self._targets.probabilities, n_active, self._shape.n_layers)
-        before_layer = torch.tensor(self._local.features.group_starts[:: self._shape.n_pos])
+        before_layer = self._local.before_layer
         queue_length = self._update_interval * self._batch_size
         expanded = torch.zeros(0, dtype=torch.long)
         is_expanded = torch.zeros(n_active, dtype=torch.bool)
@@ -143,7 +177,7 @@ class Expansion:
         self,
         layers: torch.Tensor,
         positions: torch.Tensor,
-        reads: torch.Tensor,
+        reads: Any,
         out: torch.Tensor,
     ) -> None:
         """Write the rows of a batch to `out`, in halves if memory runs out."""
@@ -151,7 +185,7 @@ class Expansion:
         try:
             if out.device != self._device:
                 rows = torch.zeros(out.shape, device=self._device)
-            attribution_rows(self._local, layers, positions, reads, rows)
+            self._write_rows(self._local, layers, positions, reads, rows)
             if rows is not out:
                 self._copy_reached(layers, rows, out)
             return
@@ -177,11 +211,11 @@ class Expansion:
         Args:
             layers: (n,) of the targets, on the CPU, descending.
         """
-        n_active, starts = self._shape.n_active, self._local.features.group_starts
+        n_active, before_layer = self._shape.n_active, self._local.before_layer
         out[:, n_active:] = rows[:, n_active:]
         start = 0
         for layer, n in zip(*layers.unique_consecutive(return_counts=True), strict=True):
-            at, below = slice(start, start + int(n)), starts[int(layer) * self._shape.n_pos]
+            at, below = slice(start, start + int(n)), int(before_layer[int(layer)])
             out[at, :below] = rows[at, :below]
             start += int(n)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,14 @@ def build_local_replacement_model(model: Any, tokens: torch.Tensor) -> LocalRepl
 
     `model` must not be `unsupported`. It is left as it came.
     """
-    logits, seen = _run_and_record(model, tokens)
+    norms_seen = ("ln1", "ln1_post", "ln2", "ln2_post")
+    wanted = {model.feature_input_hook, model.feature_output_hook, "attn.hook_pattern"}
+    wanted |= {f"{norm}.hook_scale" for norm in norms_seen}
+    names = ["ln_final.hook_scale"]
+    names += [
+        name for name in model.hook_dict if name.partition(".")[2].partition(".")[2] in wanted
+    ]
+    logits, seen = run_and_record(model, tokens, names)
     n_layers, n_pos = model.cfg.n_layers, len(tokens)
 
     def stacked(hook: str) -> torch.Tensor:
@@ -68,22 +76,19 @@ def build_local_replacement_model(model: Any, tokens: torch.Tensor) -> LocalRepl
     )
 
 
-def _run_and_record(
-    model: Any, tokens: torch.Tensor
+def run_and_record(
+    model: Any, tokens: torch.Tensor, names: Sequence[str]
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The last position's logits (d_vocab,), and the activations that freezing needs, by hook."""
+    """Run a HookedTransformer on tokens (n_pos,).
+
+    Returns:
+        The logits (d_vocab,) of the last position, and the activations at the hooks `names`.
+    """
     seen: dict[str, torch.Tensor] = {}
 
     def record(activation: torch.Tensor, hook: Any) -> None:
         seen[hook.name] = activation.detach()
 
-    norms = ("ln1", "ln1_post", "ln2", "ln2_post")
-    wanted = {model.feature_input_hook, model.feature_output_hook, "attn.hook_pattern"}
-    wanted |= {f"{norm}.hook_scale" for norm in norms}
-    names = ["ln_final.hook_scale"]
-    names += [
-        name for name in model.hook_dict if name.partition(".")[2].partition(".")[2] in wanted
-    ]
     with model.hooks(fwd_hooks=[(name, record) for name in names]):
         # The logits of all positions are computed, since a product of one position may round
         # otherwise than the library's. Only a copy of the last is kept.

@@ -19,6 +19,8 @@ from attribution.memory import ENTRIES_AT_ONCE
 if TYPE_CHECKING:
     from circuit_tracer.graph import Graph
 
+    from attribution.complete.graph import CompleteGraph
+
 _LEAST_NORM = 1e-10
 
 
@@ -32,14 +34,14 @@ class NodeRanges:
     n_logits: int
 
     @classmethod
-    def of(cls, graph: Graph) -> NodeRanges:
+    def of(cls, graph: Graph | CompleteGraph) -> NodeRanges:
         n_features, n_logits = len(graph.selected_features), len(graph.logit_targets)
         logits = len(graph.adjacency_matrix) - n_logits
         tokens = logits - len(graph.input_tokens)
         return cls(n_features, slice(n_features, tokens), slice(tokens, logits), n_logits)
 
 
-def feature_layers(graph: Graph) -> torch.Tensor:
+def feature_layers(graph: Graph | CompleteGraph) -> torch.Tensor:
     """The layer (n_features,) of each selected feature."""
     return graph.active_features[graph.selected_features.to(graph.active_features.device), 0]
 
@@ -107,7 +109,7 @@ def _absolute_blocks(
         yield torch.abs(rows[at, :width], out=absolute[: at.stop - start, :width]), at
 
 
-def node_influence(graph: Graph) -> tuple[torch.Tensor, float, float]:
+def node_influence(graph: Graph | CompleteGraph) -> tuple[torch.Tensor, float, float]:
     """Return influence (n_nodes,), replacement score and completeness score.
 
     A graph's two scores say how much of the logits' influence is explained by features: all the

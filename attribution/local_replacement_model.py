@@ -80,6 +80,25 @@ class LocalReplacementModel:
             padding=sum(v.shape[:-1].numel() for v in decoders) / max(1, n_active),
         )
 
+    @property
+    def device(self) -> torch.device:
+        return self.tokens.device
+
+    @cached_property
+    def feature_layers(self) -> torch.Tensor:
+        """The layer (n_active,) of each active feature, on the CPU."""
+        return self.features.activations.indices()[0].cpu()
+
+    @cached_property
+    def feature_positions(self) -> torch.Tensor:
+        """The position (n_active,) of each active feature, on the CPU."""
+        return self.features.activations.indices()[1].cpu()
+
+    @cached_property
+    def before_layer(self) -> torch.Tensor:
+        """How many active features are below each layer (n_layers + 1,), on the CPU."""
+        return torch.tensor(self.features.group_starts[:: len(self.tokens)])
+
     def feature_reads(self, layers: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """What features (n,) read, (n, d_model) float32.
 

@@ -26,6 +26,8 @@ from attribution.influence import (
 if TYPE_CHECKING:
     from circuit_tracer.graph import Graph
 
+    from attribution.complete.graph import CompleteGraph
+
 _ROWS_AT_ONCE = 256
 _SUMMED_AT_ONCE = 1 << 16
 
@@ -38,7 +40,7 @@ class PrunedGraph:
     ends of every edge are kept nodes.
     """
 
-    graph: Graph
+    graph: Graph | CompleteGraph
     node_mask: torch.Tensor  # (n_nodes,) bool
     cumulative_scores: torch.Tensor  # (n_nodes,) float32, share of influence down to this node
     edge_targets: torch.Tensor  # (n_edges,) int64, row of each kept edge, on the CPU
@@ -57,15 +59,13 @@ def prune(graph: Graph, node_threshold: float = 0.8, edge_threshold: float = 0.9
     Raises:
         errors.InvalidInput: a threshold is not between 0 and 1.
     """
-    for name, value in (("node_threshold", node_threshold), ("edge_threshold", edge_threshold)):
-        if not 0 <= value <= 1:
-            raise errors.InvalidInput(f"{name} is {value}; it must be between 0 and 1")
+    check_thresholds(node_threshold, edge_threshold)
     nodes = NodeRanges.of(graph)
     influence, replacement, completeness = node_influence(graph)
     node_mask = influence >= find_threshold(influence, node_threshold)
     node_mask[nodes.errors.stop :] = True  # tokens and logits always
     targets, sources = _influential_edges(graph, node_mask, edge_threshold)
-    node_mask, targets, sources = _drop_dead_ends(nodes, node_mask, targets, sources)
+    node_mask, targets, sources = drop_dead_ends(nodes, node_mask, targets, sources)
     weights = graph.adjacency_matrix[targets, sources]
     return PrunedGraph(
         graph,
@@ -77,6 +77,13 @@ def prune(graph: Graph, node_threshold: float = 0.8, edge_threshold: float = 0.9
         replacement,
         completeness,
     )
+
+
+def check_thresholds(node_threshold: float, edge_threshold: float) -> None:
+    """Raise errors.InvalidInput unless both are between 0 and 1."""
+    for name, value in (("node_threshold", node_threshold), ("edge_threshold", edge_threshold)):
+        if not 0 <= value <= 1:
+            raise errors.InvalidInput(f"{name} is {value}; it must be between 0 and 1")
 
 
 def _influential_edges(
@@ -100,11 +107,11 @@ def _influential_edges(
     )
     reach = torch.cat([influence[:n_kept_features], weights])
     scores *= (reach / norms)[:, None]
-    rows, columns = (scores >= _edge_cutoff(scores, threshold)).nonzero(as_tuple=True)
+    rows, columns = (scores >= edge_cutoff(scores, threshold)).nonzero(as_tuple=True)
     return targets[rows], sources[columns]
 
 
-def _edge_cutoff(scores: torch.Tensor, threshold: float) -> float:
+def edge_cutoff(scores: torch.Tensor, threshold: float) -> float:
     """The score down to which edges are kept, so that they make up `threshold` of the sum."""
     ordered = np.sort(scores[scores > 0].cpu().numpy())[::-1]
     if not len(ordered) or threshold == 1:
@@ -119,24 +126,31 @@ def _edge_cutoff(scores: torch.Tensor, threshold: float) -> float:
     return float(tail[min(at, len(tail) - 1)])
 
 
-def _drop_dead_ends(
+def drop_dead_ends(
     nodes: NodeRanges, node_mask: torch.Tensor, targets: torch.Tensor, sources: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Drop features and errors without an outgoing edge, and features without an incoming one.
 
     Again and again, since each that goes takes its edges along: at most once a layer.
     """
-    n_nodes, n_droppable = len(node_mask), nodes.errors.stop
     while True:
-        alive = node_mask.clone()
-        alive[:n_droppable] &= sources.bincount(minlength=n_nodes)[:n_droppable] > 0
-        n_features = nodes.n_features
-        alive[:n_features] &= targets.bincount(minlength=n_nodes)[:n_features] > 0
+        alive = with_edges(nodes, node_mask, targets, sources)
         if torch.equal(alive, node_mask):
             return node_mask, targets, sources
         node_mask = alive
         ends_alive = node_mask[targets] & node_mask[sources]
         targets, sources = targets[ends_alive], sources[ends_alive]
+
+
+def with_edges(
+    nodes: NodeRanges, node_mask: torch.Tensor, targets: torch.Tensor, sources: torch.Tensor
+) -> torch.Tensor:
+    """Drop features and errors that no edge leaves, and features that none reaches."""
+    alive, n_nodes, n_droppable = node_mask.clone(), len(node_mask), nodes.errors.stop
+    alive[:n_droppable] &= sources.bincount(minlength=n_nodes)[:n_droppable] > 0
+    n_features = nodes.n_features
+    alive[:n_features] &= targets.bincount(minlength=n_nodes)[:n_features] > 0
+    return alive
 
 
 def _cumulative(influence: torch.Tensor) -> torch.Tensor:

@@ -45,7 +45,7 @@ class Ranking:
         """
         reach = torch.cat([torch.full((self._n_logits,), self._n_active), reach])
         self._take_in(nodes.to(self._rows.device), reach)
-        weights = self._row_influence() / self._norms[: self._n]
+        weights = self._row_influence(reach) / self._norms[: self._n]
         influence = self._rows.new_zeros(self._n_active)
         add_influence_(influence, self._rows[: self._n, : self._n_active], weights, reach)
         return influence
@@ -62,16 +62,31 @@ class Ranking:
             self._between[old:new, n_logits:old] = self._rows[old:new, known].abs() / norms[old:]
         self._n = new
 
-    def _row_influence(self) -> torch.Tensor:
+    def _row_influence(self, reach: torch.Tensor) -> torch.Tensor:
         """Influence of each row's own node, a logit's being its probability."""
         between = self._between[: self._n, : self._n]
-        arriving = between.new_zeros(self._n)
-        arriving[: self._n_logits] = self._logit_probabilities
-        total = arriving.clone()
-        for _ in range(self._n_layers + 1):  # a path visits each layer at most once
-            arriving = arriving @ between
-            total += arriving
-            # A GPU is not asked: to wait for its answer takes longer than the products.
-            if total.device.type == "cpu" and not arriving.any():
-                break
+        own = between.new_zeros(self._n)
+        own[: self._n_logits] = self._logit_probabilities
+        if own.device.type == "cpu":
+            return self._layer_by_layer(own, between, reach)
+        # On a GPU a product of all is faster than its parts. Each takes paths one step further, and
+        # a path visits each layer at most once.
+        total = own
+        for _ in range(min(self._n_layers, self._n) + 1):
+            total = torch.addmv(own, between.T, total)
         return total
+
+    def _layer_by_layer(
+        self, total: torch.Tensor, between: torch.Tensor, reach: torch.Tensor
+    ) -> torch.Tensor:
+        """Carry influence down in one pass: a layer's is complete once those above are done."""
+        for logit_or_layer in self._by_layer(reach):
+            total.addmv_(between[logit_or_layer].T, total[logit_or_layer])
+        return total
+
+    def _by_layer(self, reach: torch.Tensor) -> list[torch.Tensor]:
+        """The rows of the logits, then those of each layer from the top."""
+        features = reach[self._n_logits :]
+        order = features.argsort(descending=True, stable=True)
+        sizes = features[order].unique_consecutive(return_counts=True)[1].tolist()
+        return [torch.arange(self._n_logits), *(order + self._n_logits).split(sizes)]

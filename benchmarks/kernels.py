@@ -24,7 +24,7 @@ import torch
 
 import attribution
 import steering
-from attribution import expansion, freezing, ranking
+from attribution import freezing, ranking
 from benchmarks.emulated_cuda import Counts, EmulatedCuda, emulated_cuda
 from benchmarks.families import FAMILIES
 from benchmarks.reference_workload import build
@@ -34,7 +34,7 @@ Stages = dict[str, Counts]
 
 # Functions whose counts are a stage's, but for what a stage within them counts.
 OF_A_GRAPH: list[tuple[str, Any, str]] = [
-    ("forward pass", freezing, "_run_and_record"),
+    ("forward pass", freezing, "run_and_record"),
     # The module: in the package its name is the function's.
     (
         "encoding and freezing",
@@ -42,7 +42,7 @@ OF_A_GRAPH: list[tuple[str, Any, str]] = [
         "build_local_replacement_model",
     ),
     ("ranking", ranking.Ranking, "influence"),
-    ("sweep", expansion, "attribution_rows"),
+    ("sweep", import_module("attribution.attribute"), "attribution_rows"),
     ("pruning", attribution, "prune"),
 ]
 _OF_A_STEER: list[tuple[str, Any, str]] = [

@@ -1,13 +1,14 @@
 """A pruned graph -> the graph document: nodes, links, metadata, JSON bytes.
 
-The document holds what `circuit_tracer.utils.create_graph_files` puts in it (`create_nodes`,
-`create_used_nodes_and_edges`, `frontend.graph_models`). Ids and labels differ where `graphs.nodes`
-says so, and numbers have the fewest digits that give the same float32.
+The document of a circuit-tracer graph holds what `circuit_tracer.utils.create_graph_files` puts in
+it (`create_nodes`, `create_used_nodes_and_edges`, `frontend.graph_models`); ids and labels differ
+where `graphs.nodes` says so. That of a complete replacement model's graph has Neuronpedia's form,
+which is in `graphs.complete_nodes`. Numbers have the fewest digits that give the same float32.
 
 A document is encoded in chunks: beyond the arrays, one chunk and the node ids are in memory.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -17,12 +18,15 @@ import numpy.typing as npt
 import orjson
 
 from errors import Internal, InvalidInput, NotFinite
+from graphs.complete_nodes import CompleteNodes
+from graphs.document_nodes import DocumentNodes
 from graphs.nodes import Nodes
 
 if TYPE_CHECKING:
     from attribution import PrunedGraph
+    from attribution.complete.graph import QKTraces
 
-ITEMS_PER_CHUNK = 4_096  # 1.5 MB of JSON for nodes, 0.3 MB for links
+ITEMS_PER_CHUNK = 4_096  # 0.3 MB of JSON
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -36,7 +40,7 @@ class Document:
     num_links: int
     num_tokens: int
     _opening: bytes = field(repr=False)
-    _nodes: Nodes = field(repr=False)
+    _nodes: DocumentNodes = field(repr=False)
     _pruned: "PrunedGraph" = field(repr=False)
 
     def encode(self) -> Iterator[bytes]:
@@ -45,7 +49,9 @@ class Document:
         yield from _node_chunks(self._nodes)
         yield b'],"links":['
         yield from _link_chunks(self._pruned, self._nodes)
-        yield b"]}"
+        yield b"]"
+        yield from _qk_only_chunks(self._nodes)
+        yield b"}"
 
 
 def build(
@@ -66,17 +72,50 @@ def build(
         InvalidInput: a token is an attribution target twice, or a text holds half of a surrogate
             pair, which UTF-8 can't express.
     """
+    return _assembled(pruned, metadata, lambda rows: Nodes(pruned, rows, logit_tokens))
+
+
+def build_complete(
+    pruned: "PrunedGraph",
+    metadata: Mapping[str, Any],
+    logit_tokens: Mapping[int, str],
+    traces: "QKTraces",
+) -> Document:
+    """Do the same for a complete replacement model's graph, with the traces of its attention.
+
+    Contributors of a trace that are no nodes of the document are listed apart, in `qk_only_nodes`,
+    which is there if it has any.
+
+    Args:
+        pruned: its graph is a `CompleteGraph`.
+        traces: by the row of the node that is traced; empty without tracing.
+
+    Raises:
+        NotFinite, Internal, InvalidInput: as `build`.
+    """
+    tokens = metadata["prompt_tokens"]
+    return _assembled(
+        pruned,
+        metadata,
+        lambda rows: CompleteNodes(pruned, rows, tokens, logit_tokens, traces),
+    )
+
+
+def _assembled(
+    pruned: "PrunedGraph",
+    metadata: Mapping[str, Any],
+    nodes_of: Callable[[npt.NDArray[np.intp]], DocumentNodes],
+) -> Document:
+    """Return the document with the nodes that `nodes_of` makes of its rows."""
     n_pos, n_tokens = pruned.graph.n_pos, len(metadata["prompt_tokens"])
     if n_tokens != n_pos:
         raise Internal(f"the document has {n_tokens} prompt_tokens, the graph {n_pos} positions")
     rows, num_links = _used_rows(pruned)
-    nodes = Nodes(pruned, rows, logit_tokens)
+    nodes = nodes_of(rows)
     scores = np.array([pruned.replacement_score, pruned.completeness_score], dtype=np.float32)
-    _refuse_non_finite(pruned, "activation_values", nodes.activations)
-    _refuse_non_finite(pruned, "cumulative_scores", nodes.influences)
-    _refuse_non_finite(pruned, "logit_probabilities", nodes.logit_probabilities)
-    _refuse_non_finite(pruned, "graph_scores", scores)
-    _dumps(nodes.logit_labels)  # refuses what `encode` could not encode
+    for name, values in (*nodes.numbers(), ("graph_scores", scores)):
+        _refuse_non_finite(pruned, name, values)
+    _dumps(nodes.labels)  # refuses what `encode` could not encode
     opening = _dumps({"metadata": metadata, "qParams": _Q_PARAMS}).removesuffix(b"}")
     return Document(len(nodes), num_links, n_pos, opening, nodes, pruned)
 
@@ -114,15 +153,24 @@ def _kept_edges(pruned: "PrunedGraph") -> Iterator[tuple[Integers, Integers, Flo
         yield targets[kept], sources[kept], weights[kept]
 
 
-def _node_chunks(nodes: Nodes) -> Iterator[bytes]:
+def _node_chunks(nodes: DocumentNodes) -> Iterator[bytes]:
     """Yield the JSON array of nodes, without its brackets."""
     separator, remaining = b"", iter(nodes)
-    while chunk := list(islice(remaining, ITEMS_PER_CHUNK)):
+    while chunk := list(islice(remaining, nodes.per_chunk)):
         yield separator + _dumps(chunk)[1:-1]
         separator = b","
 
 
-def _link_chunks(pruned: "PrunedGraph", nodes: Nodes) -> Iterator[bytes]:
+def _qk_only_chunks(nodes: DocumentNodes) -> Iterator[bytes]:
+    """Yield `qk_only_nodes` with its key, or nothing where there are none."""
+    separator, end, remaining = b',"qk_only_nodes":{', b"", nodes.qk_only()
+    while chunk := dict(islice(remaining, ITEMS_PER_CHUNK)):
+        yield separator + _dumps(chunk)[1:-1]
+        separator, end = b",", b"}"
+    yield end
+
+
+def _link_chunks(pruned: "PrunedGraph", nodes: DocumentNodes) -> Iterator[bytes]:
     """Yield the JSON array of links, without its brackets, in the order of the edges.
 
     orjson formats the weights only: a dict for each link takes 1.4 times as long.

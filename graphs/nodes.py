@@ -10,26 +10,22 @@ Two things differ from the library's `create_nodes`:
   `decode([id])`, which loses spaces and turns parts of characters into U+FFFD.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from errors import InvalidInput
+from graphs.document_nodes import EMBEDDING, ERROR, FEATURE, LOGIT, DocumentNodes
 
 if TYPE_CHECKING:
     from circuit_tracer.graph import Graph
 
     from attribution import PrunedGraph
 
-FEATURE, ERROR = "cross layer transcoder", "mlp reconstruction error"
-EMBEDDING, LOGIT = "embedding", "logit"
 
-
-class Nodes:
-    """The nodes of a document, in the graph's order: features, errors, embeddings, logits.
+class Nodes(DocumentNodes):
+    """The nodes of a circuit-tracer graph's document.
 
     Args:
         rows: the document's nodes as rows of the graph, (n,) and ascending.
@@ -48,32 +44,18 @@ class Nodes:
     ) -> None:
         graph = pruned.graph
         of_graph = _coordinates(graph)
-        self.rows = rows
         self._coordinates = [of_graph[row] for row in rows.tolist()]
-        self.ids = [f"{layer}_{index}_{at}" for _, layer, index, at in self._coordinates]
-        if len(set(self.ids)) != len(self.ids):
-            [(twice, _)] = Counter(self.ids).most_common(1)
-            raise InvalidInput(
-                f"two nodes of the graph are called {twice}; name each of attribution_targets once"
-            )
-        n_features = int(np.searchsorted(rows, len(graph.selected_features)))
-        features = graph.selected_features.cpu()[rows[:n_features]]
-        self.activations = graph.activation_values.cpu()[features].float().numpy()
-        self.influences = pruned.cumulative_scores.float().cpu().numpy()[rows]
-        self.logit_probabilities = graph.logit_probabilities.float().cpu().numpy()
-        self.logit_labels = [
+        ids = [f"{layer}_{index}_{at}" for _, layer, index, at in self._coordinates]
+        probabilities = graph.logit_probabilities.float().tolist()
+        labels = [
             f'Output "{logit_tokens.get(logit.vocab_idx, logit.token_str)}" (p={probability:.3f})'
-            for logit, probability in zip(
-                graph.logit_targets, self.logit_probabilities.tolist(), strict=True
-            )
+            for logit, probability in zip(graph.logit_targets, probabilities, strict=True)
         ]
-
-    def __len__(self) -> int:
-        return len(self.ids)
+        super().__init__(pruned, rows, ids, labels)
 
     def __iter__(self) -> Iterator[dict[str, object]]:
         """Yield each node with the fields that the document has for it."""
-        first_logit = len(self) - len(self.logit_labels)
+        first_logit = len(self) - len(self.labels)
         for i, (kind, layer, index, position) in enumerate(self._coordinates):
             node: dict[str, object] = {
                 "node_id": self.ids[i],
@@ -102,7 +84,7 @@ class Nodes:
                 node["token_prob"] = self.logit_probabilities[i - first_logit]
                 node["is_target_logit"] = i == first_logit
                 node["jsNodeId"] = f"L_{index}-{position}"
-                node["clerp"] = self.logit_labels[i - first_logit]
+                node["clerp"] = self.labels[i - first_logit]
                 node["influence"] = None
             yield node
 

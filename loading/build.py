@@ -10,6 +10,8 @@ import torch
 
 from graphs.cache import GraphCache
 from loading import WeightsError
+from loading.complete_modules import Placement
+from loading.complete_sets import CompleteContents, CompleteWeights, inspect_complete
 from loading.converted import prepared
 from loading.entry import Engine
 from loading.folders import read_json
@@ -17,8 +19,8 @@ from loading.inspection import Contents, inspect
 from loading.loaded_model import LoadedModel
 from loading.pretrained import check_template, read_config, read_tokenizer
 from loading.selection import Selection
-from loading.sources import Storage, Weights
-from loading.transcoders import transcoders
+from loading.sources import Storage, TranscoderFiles, Weights
+from loading.transcoders import Transcoders, transcoders
 from prompting.gemma_3_chat import circuit_tracer_name
 from prompting.template_process import template_process
 from settings import Settings
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def build(
-    selection: Selection, weights: Weights, storage: Storage, settings: Settings
+    selection: Selection, weights: Weights | CompleteWeights, storage: Storage, settings: Settings
 ) -> LoadedModel:
     """Read a model and its transcoders and put them together on the settings' device.
 
@@ -48,27 +50,29 @@ def build(
     config, tokenizer = read_config(directory), read_tokenizer(directory)
     check_template(directory, tokenizer)
     # What can't be served is refused before gigabytes are read.
-    contents = inspect(weights.transcoders)
+    files = weights.transcoders
+    contents = inspect(files) if isinstance(files, TranscoderFiles) else inspect_complete(files)
     check_fits(contents, config)
 
     device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     on_gpu = selection.dtype_on_gpu or stored_dtype(config)
     dtype = getattr(torch, on_gpu if device.type == "cuda" else selection.dtype_on_cpu)
-    lazy = selection.lazy_encoder or selection.lazy_decoder
-    features = transcoders(
-        prepared(contents, storage, lazy=lazy),
-        device=device,
-        dtype=dtype,
-        lazy_encoder=selection.lazy_encoder,
-        lazy_decoder=selection.lazy_decoder,
-    )
     named = selection.entry.model
     name = Path(named).name if Path(named).is_dir() else named.partition("@")[0]
     name = circuit_tracer_name(name, config, has_chat_template=bool(tokenizer.chat_template))
     engine = engine_of(selection.engine)
     hf_model = engine.open_model(directory, config, device=device, dtype=dtype)
-    model = engine.replacement_model(hf_model, features, name, device, dtype)
-    model.tokenizer = tokenizer
+    model: Any
+    if isinstance(contents, CompleteContents):
+        from loading.complete_build import complete_model  # with TransformerLens, as `engine_of`
+
+        placement = Placement(device, dtype, selection.lazy_decoder)
+        model = complete_model(hf_model, name, contents, placement)
+        model.language_model.tokenizer = tokenizer
+    else:
+        features = _transcoders(contents, selection, storage, device, dtype)
+        model = engine.replacement_model(hf_model, features, name, device, dtype)
+        model.tokenizer = tokenizer
     # With "left" TransformerLens masks a leading pad token, which Qwen3's leading token is.
     tokenizer.padding_side = "right"
     return LoadedModel(
@@ -81,17 +85,35 @@ def build(
     )
 
 
-def check_fits(contents: Contents, config: Any) -> None:
+def _transcoders(
+    contents: Contents,
+    selection: Selection,
+    storage: Storage,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Transcoders:
+    lazy = selection.lazy_encoder or selection.lazy_decoder
+    return transcoders(
+        prepared(contents, storage, lazy=lazy),
+        device=device,
+        dtype=dtype,
+        lazy_encoder=selection.lazy_encoder,
+        lazy_decoder=selection.lazy_decoder,
+    )
+
+
+def check_fits(contents: Contents | CompleteContents, config: Any) -> None:
     """Raise WeightsError unless transcoders have as many layers as the model, of its width.
 
     Args:
         config: the model's `transformers` configuration.
     """
+    covered = len(contents.layers if isinstance(contents, Contents) else contents.lorsas)
     text = config.get_text_config()
     layers, width = getattr(text, "num_hidden_layers", None), getattr(text, "hidden_size", None)
-    if layers not in (None, len(contents.layers)):
+    if layers not in (None, covered):
         raise WeightsError(
-            f"the model has {layers} layers, its transcoders cover {len(contents.layers)}: name "
+            f"the model has {layers} layers, its transcoders cover {covered}: name "
             "the set that was trained on it"
         )
     if width not in (None, contents.d_model):

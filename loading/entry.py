@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from loading.complete_tree import split_directory
 from loading.footprint import Shapes
 from loading.references import Reference
 
 Engine = Literal["transformerlens", "nnsight"]
+# What computes a graph. The second one has attention as features too, from a complete set.
+AttributionEngine = Literal["circuit-tracer", "lm-saes-crm"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,9 @@ class ModelEntry:
     `model` and `transcoder_set` are Hugging Face ids or directories; `neuronpedia_id` is what
     graphs carry as `scan`, `source_set` the name of the transcoders on Neuronpedia where known,
     `weight_urls` where the transcoders' weights are described, if not at their own repository.
+
+    A complete set has Lorsas besides, whose name on Neuronpedia is `lorsa_source_set`. They are
+    part of `transcoder_set`, or where that is one of circuit-tracer's, `lorsa_set` names them.
     """
 
     model: str
@@ -31,6 +37,10 @@ class ModelEntry:
     lazy_encoder: bool = False
     lazy_decoder: bool = True
     shapes: Shapes | None = None  # for the memory it needs
+    attribution_engine: AttributionEngine | None = "circuit-tracer"  # None: what the set holds
+    lorsa_source_set: str | None = None
+    lorsa_set: str | None = None
+    short_name: str | None = None  # of the set, as a setting may call it
 
     @property
     def label(self) -> str:
@@ -40,18 +50,23 @@ class ModelEntry:
     @property
     def transcoder_label(self) -> str:
         """The transcoders' name for callers."""
+        if self.short_name is not None:
+            return self.short_name
         directory = Path(self.transcoder_set)
+        if split_directory(self.transcoder_set) is not None:
+            return "/".join(directory.parts[-3:])
         return "/".join(directory.parts[-2:]) if directory.is_dir() else self.transcoder_set
 
     @property
     def source_urls(self) -> tuple[str, ...]:
         """Where a reader finds the features' pages and the transcoders' weights."""
         urls = []
-        if self.source_set is not None:
-            urls.append(f"https://neuronpedia.org/{self.neuronpedia_id}/{self.source_set}")
+        for source_set in filter(None, [self.source_set, self.lorsa_source_set]):
+            urls.append(f"https://neuronpedia.org/{self.neuronpedia_id}/{source_set}")
+        directory = Path(self.transcoder_set)
         if self.weight_urls:
             urls += self.weight_urls
-        elif not Path(self.transcoder_set).is_dir():
+        elif not directory.is_dir() and split_directory(self.transcoder_set) is None:
             repository = Reference.parse(self.transcoder_set).repository
             urls.append(f"https://huggingface.co/{repository}")
         return tuple(urls)

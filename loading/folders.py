@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Any, Literal, Protocol, TypeAlias, cast, get_args
 
 import yaml
 
@@ -63,18 +63,30 @@ _DESCRIBING_KEYS = {
 _KNOWN_KEYS = {*_REQUIRED_KEYS, *_ACTIVATION_KEYS, "scan", "transcoders", "k", *_DESCRIBING_KEYS}
 
 
-# Each of the three kinds of needs has
-#   describing: the files that say which others are needed,
-#   files(names, folder): the files to download, where the hub has `names` and `folder` here holds
-#       `describing`, those included that the hub lacks,
-#   missing(folder): the needed files that a folder here lacks.
+class Needs(Protocol):
+    """What a folder of a model, or of a set of transcoders, has to hold."""
+
+    def describing(self, names: Collection[str], /) -> Collection[str]:
+        """The files that say which others are needed, where the hub has `names`."""
+
+    def files(self, names: Collection[str], folder: Path, /) -> list[str]:
+        """The files to download, those included that the hub lacks.
+
+        Args:
+            names: what the hub has.
+            folder: here; it holds those that are `describing`.
+        """
+
+    def missing(self, folder: Path) -> list[str]:
+        """The needed files that a folder here lacks."""
 
 
 @dataclass(frozen=True)
 class ModelNeeds:
     """Of a model: configuration, tokenizer, and weights in one format. No examples."""
 
-    describing = ()
+    def describing(self, _names: Collection[str], /) -> Collection[str]:
+        return ()
 
     def files(self, names: Collection[str], _folder: Path, /) -> list[str]:
         shards = [name for name in names if _SHARD.fullmatch(name)]
@@ -102,7 +114,8 @@ class TranscoderNeeds:
 
     n_layers: int | None = None  # of the model; None: as many as there are files for
 
-    describing = (CONFIG,)
+    def describing(self, _names: Collection[str], /) -> Collection[str]:
+        return (CONFIG,)
 
     def files(self, names: Collection[str], folder: Path, /) -> list[str]:
         config = read_transcoder_config(folder)
@@ -125,16 +138,14 @@ class NamedNeeds:
 
     names: tuple[str, ...]
 
-    describing = ()
+    def describing(self, _names: Collection[str], /) -> Collection[str]:
+        return ()
 
     def files(self, _names: Collection[str], _folder: Path, /) -> list[str]:
         return list(self.names)
 
     def missing(self, folder: Path) -> list[str]:
         return _absent(self.names, folder)
-
-
-Needs: TypeAlias = ModelNeeds | TranscoderNeeds | NamedNeeds
 
 
 def _absent(names: Collection[str], folder: Path) -> list[str]:

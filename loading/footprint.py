@@ -27,11 +27,21 @@ class Shapes:
     all_decoders_stored: bool = False  # cross-layer files that have those to layers before too
     skip: bool = False
     n_active: int = ACTIVE_FEATURES  # at a token in one layer
+    # Of a complete set, which has a Lorsa a layer besides, as wide as the transcoder: heads of
+    # queries and keys, their dimensions, and the positions of the mask and the tables in a file.
+    n_qk_heads: int = 0
+    d_qk_head: int = 0
+    n_ctx: int = 0
+
+    @property
+    def modules(self) -> int:
+        """Modules with features in a layer."""
+        return 2 if self.n_qk_heads else 1
 
     @property
     def encoder(self) -> float:
         """Numbers in all encoders."""
-        return self.n_layers * self.n_features * self.d_model
+        return self.n_layers * self.modules * self.n_features * self.d_model
 
     @property
     def decoder(self) -> float:
@@ -40,16 +50,19 @@ class Shapes:
 
     @property
     def other(self) -> float:
-        """Numbers in biases, thresholds and skip connections."""
-        vectors = self.n_layers * (2 * self.n_features + self.d_model)
-        return vectors + (self.n_layers * self.d_model**2 if self.skip else 0)
+        """Numbers in biases, thresholds, skip connections, and of queries and keys."""
+        vectors = self.n_layers * self.modules * (2 * self.n_features + self.d_model)
+        attention = 2 * self.n_layers * self.n_qk_heads * self.d_qk_head * (self.d_model + 2)
+        tables = 2 * self.n_layers * self.n_ctx * self.d_qk_head
+        return vectors + attention + tables + (self.n_layers * self.d_model**2 if self.skip else 0)
 
 
 def disk_bytes(shapes: Shapes) -> float:
     """Bytes of the files that are downloaded."""
     decoder = shapes.n_layers * shapes.encoder if shapes.all_decoders_stored else shapes.decoder
     stored = shapes.encoder + decoder + shapes.other
-    return shapes.parameters * shapes.model_bytes + stored * shapes.transcoder_bytes
+    masks = shapes.n_layers * shapes.n_ctx**2  # a byte each, and not read
+    return shapes.parameters * shapes.model_bytes + stored * shapes.transcoder_bytes + masks
 
 
 def device_bytes(
@@ -69,10 +82,12 @@ def device_bytes(
     resident = shapes.parameters + shapes.d_vocab * shapes.d_model + shapes.other
     resident += (0 if lazy_encoder else shapes.encoder) + (0 if lazy_decoder else shapes.decoder)
     read_layer = shapes.encoder / shapes.n_layers * (shapes.transcoder_bytes + _IN_MEMORY)
-    active = n_tokens * shapes.n_layers * shapes.n_active
+    active = n_tokens * shapes.n_layers * shapes.modules * shapes.n_active
     decoders = active * shapes.d_model * (shapes.decoder / shapes.encoder)
-    columns = active + (shapes.n_layers + 1) * n_tokens
+    columns = active + (shapes.n_layers * shapes.modules + 1) * n_tokens
     rows = min(max_feature_nodes, active)
+    if shapes.n_qk_heads:  # all that is written to the residual stream, in float32
+        decoders = columns * shapes.d_model * _IN_MATRIX / _IN_MEMORY
     return (
         (resident + decoders) * _IN_MEMORY
         + (read_layer if lazy_encoder else 0)

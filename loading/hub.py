@@ -83,7 +83,7 @@ def download(reference: Reference, needs: Needs, cache: Path, token: str | None)
         commit = download_folder(cache, reference.repository) / "snapshots" / hub.commit
         top = f"{reference.path}/" if reference.path else ""
         names = [name.removeprefix(top) for name in hub.files if name.startswith(top)]
-        _fetch(hub, [top + name for name in needs.describing], cache, token)
+        _fetch(hub, [top + name for name in needs.describing(names)], cache, token)
         wanted = needs.files(names, commit / reference.path)
         _fetch(hub, [top + name for name in wanted], cache, token)
         missing = needs.missing(commit / reference.path)
@@ -95,6 +95,21 @@ def download(reference: Reference, needs: Needs, cache: Path, token: str | None)
     except Exception as error:
         raise _explanation(error, reference, token, cache) from error
     return commit
+
+
+def names(reference: Reference, token: str | None) -> list[str]:
+    """The files that the hub has of a repository's folder, by their paths in the folder.
+
+    Raises:
+        UnreachableError: the hub doesn't answer.
+        WeightsError: there is no such repository or revision, or access is refused.
+    """
+    try:
+        listed = _listing(reference, token).files
+    except Exception as error:
+        raise _explanation(error, reference, token, Path()) from error
+    top = f"{reference.path}/" if reference.path else ""
+    return [name.removeprefix(top) for name in listed if name.startswith(top)]
 
 
 def _listing(reference: Reference, token: str | None) -> Listing:

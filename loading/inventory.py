@@ -7,6 +7,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from loading import WeightsError, converted, sources
+from loading.complete_sets import (
+    CompleteFiles,
+    complete_files,
+    engine_of_set,
+    inspect_complete,
+)
 from loading.entry import ModelEntry
 from loading.folders import count_layers
 from loading.footprint import device_bytes, disk_bytes
@@ -28,6 +34,13 @@ def prefetch(entry: ModelEntry, storage: Storage, *, convert: bool = False) -> I
     model = sources.model_files(entry.model, storage)
     yield _line(entry.model, model.source, [model.folder])
     layers = count_layers(model.folder)
+    if engine_of_set(entry, storage) == "lm-saes-crm":
+        complete = complete_files(entry, storage, layers)
+        inspect_complete(complete)
+        yield _line(entry.transcoder_label, complete.source, [complete.folder, *complete.paths])
+        if convert:
+            yield f"{entry.transcoder_label}: nothing to convert, its decoders can be left there"
+        return
     files = sources.transcoder_files(entry.transcoder_set, storage, layers)
     listed = [] if files.config.listed is None else files.paths
     yield _line(entry.transcoder_set, files.source, [files.folder, *listed])
@@ -63,21 +76,30 @@ def _row(entry: ModelEntry, storage: Storage) -> tuple[str, ...]:
 
 
 def _whereabouts(entry: ModelEntry, storage: Storage) -> str:
-    model = files = layers = None
+    model = layers = None
+    files: TranscoderFiles | CompleteFiles | None = None
     try:
         with suppress(NotHereError):
             model = sources.model_files(entry.model, storage)
             layers = count_layers(model.folder)
         with suppress(NotHereError):
-            files = sources.transcoder_files(entry.transcoder_set, storage, layers)
+            files = _set_files(entry, storage, layers)
     except WeightsError as error:
         return str(error)
-    suffix = "" if files is None else _conversion(entry, files, storage)
+    suffix = _conversion(entry, files, storage) if isinstance(files, TranscoderFiles) else ""
     if model and files and model.source == files.source:
         return model.source + suffix
     parts = {"model": model, "transcoders": files}
     found = ", ".join(f"{part}: {files.source}" for part, files in parts.items() if files)
     return found + suffix or "no"
+
+
+def _set_files(
+    entry: ModelEntry, storage: Storage, n_layers: int | None
+) -> TranscoderFiles | CompleteFiles:
+    if entry.attribution_engine == "lm-saes-crm":
+        return complete_files(entry, storage, n_layers)
+    return sources.transcoder_files(entry.transcoder_set, storage, n_layers)
 
 
 def _conversion(entry: ModelEntry, files: TranscoderFiles, storage: Storage) -> str:

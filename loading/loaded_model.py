@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from graphs.cache import GraphCache
 from loading.entry import ModelEntry
 from prompting.token_text import TokenText
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerBase
+
+FeatureKind = Literal["transcoder", "lorsa"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class LoadedModel:
     """A model with its transcoders, its tokenizer, and the graphs of it that are kept."""
 
     entry: ModelEntry
-    model: Any  # circuit_tracer's replacement model
+    model: Any  # circuit_tracer's replacement model, or a CompleteModel
     tokenizer: PreTrainedTokenizerBase
     stop_ids: frozenset[int]  # tokens that end a generation
     graphs: GraphCache  # finished attributions of this model
@@ -36,7 +40,41 @@ class LoadedModel:
     @property
     def n_context(self) -> int:
         """Most tokens of prompt and continuation together."""
-        return self.model.cfg.n_ctx
+        lorsas = self.model.lorsas if self.is_complete else ()
+        return min([self.model.cfg.n_ctx, *(lorsa.n_ctx for lorsa in lorsas if lorsa.n_ctx)])
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether attention has features too, so that graphs are those of a complete model."""
+        from attribution.complete.modules import CompleteModel  # with torch
+
+        return isinstance(self.model, CompleteModel)
+
+    def n_features(self, layer: int, kind: FeatureKind = "transcoder") -> int:
+        """How many features a layer's transcoder has, or its Lorsa: 0 where there is none."""
+        if self.is_complete:
+            modules = self.model.lorsas if kind == "lorsa" else self.model.transcoders
+            return len(modules[layer].b_V if kind == "lorsa" else modules[layer].b_E)
+        return 0 if kind == "lorsa" else self.model.transcoders.d_transcoder
+
+    @property
+    def device(self) -> torch.device:
+        import torch
+
+        return torch.device(self.model.cfg.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.cfg.dtype
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The weights in memory, of model and transcoders, by name."""
+        if not self.is_complete:
+            yield from self.model.named_parameters()
+            return
+        from loading.complete_modules import weights_of
+
+        yield from weights_of(self.model)
 
     @property
     def d_vocab(self) -> int:

@@ -94,6 +94,25 @@ def _qwen_3(
     )
 
 
+_LLAMA_SCOPE_2 = ModelEntry(
+    "Qwen/Qwen3-1.7B",
+    "OpenMOSS-Team/Llama-Scope-2-Qwen3-1.7B/8x/k64",
+    "qwen3-1.7b",
+    recommended_dtype="bfloat16",
+    shapes=Shapes(
+        parameters=2.032e9,
+        n_layers=28,
+        d_model=2048,
+        d_vocab=151_936,
+        n_features=8 * 2048,
+        n_active=64,
+        n_qk_heads=16,
+        d_qk_head=128,
+        n_ctx=2048,
+    ),
+    attribution_engine="lm-saes-crm",
+)
+
 # Parameters, layers and d_model of Gemma 3. From 4B on it has a vision tower and 64 more tokens.
 _GEMMA_3 = {
     "270m": (0.268e9, 18, 640),
@@ -148,6 +167,13 @@ def _gemma_3(
 _DEMO_DIRECTORY = Path(__file__).parent.parent / "demo"
 DEMO = ModelEntry(str(_DEMO_DIRECTORY / "model"), str(_DEMO_DIRECTORY / "transcoders"), "demo")
 
+DEMO_CRM = replace(
+    DEMO,
+    attribution_engine="lm-saes-crm",
+    lorsa_set=str(_DEMO_DIRECTORY / "lorsas" / "8x" / "k10"),
+    short_name="demo-crm",
+)
+
 # The first entry of a model holds its default transcoders.
 REGISTRY = (
     _GEMMA_SCOPE,
@@ -161,6 +187,12 @@ REGISTRY = (
     ),
     _qwen_3("0.6", "qwen3-0.6b-transcoders-lowl0", 0.752e9, 28, 1024),
     _qwen_3("1.7", "qwen3-1.7b-transcoders-lowl0", 2.032e9, 28, 2048),
+    _LLAMA_SCOPE_2,
+    replace(
+        _LLAMA_SCOPE_2,
+        transcoder_set="OpenMOSS-Team/Llama-Scope-2-Qwen3-1.7B/32x/k64",
+        shapes=replace(_LLAMA_SCOPE_2.shapes, n_features=32 * 2048),
+    ),
     _qwen_3("4", "qwen3-4b-transcoders", 4.022e9, 36, 2560, "transcoder-hp"),
     _qwen_3("8", "qwen3-8b-transcoders", 8.191e9, 36, 4096, lazy_encoder=True),
     _qwen_3("14", "qwen3-14b-transcoders-lowl0", 14.768e9, 40, 5120, lazy_encoder=True),

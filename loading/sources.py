@@ -127,18 +127,28 @@ def transcoder_files(name: str, storage: Storage, n_layers: int | None = None) -
 def _find(name: str, storage: Storage, needs: Needs) -> Found:
     directory = Path(name)
     if not directory.is_dir():
-        return _find_repository(Reference.parse(name), storage, needs)
+        return find_repository(Reference.parse(name), storage, needs)
+    check_needs(directory, needs)
+    return Found(directory, "directory")
+
+
+def check_needs(directory: Path, needs: Needs) -> None:
+    """Raise WeightsError that names the first file that a directory lacks."""
     missing = needs.missing(directory)
     if missing:
         raise WeightsError(
             f"{directory} holds no {missing[0]}: complete it, or name the one that belongs to "
             "the model"
         )
-    return Found(directory, "directory")
 
 
-def _find_repository(reference: Reference, storage: Storage, needs: Needs) -> Found:
-    """The folder of a repository in the first cache that holds every file needed."""
+def find_repository(reference: Reference, storage: Storage, needs: Needs) -> Found:
+    """The folder of a repository in the first cache that holds every file needed.
+
+    Raises:
+        NotHereError: no cache does, and the hub isn't to be asked.
+        WeightsError: the hub hasn't got it, or it can't be downloaded.
+    """
     absence = ""
     for found in cached(reference, storage.caches):
         missing = needs.missing(found.folder)
@@ -172,7 +182,7 @@ def _listed_files(
     for address in addresses.values():
         names.setdefault(replace(address, path=""), []).append(address.path)
     found = {
-        repository: _find_repository(repository, storage, NamedNeeds(tuple(paths)))
+        repository: find_repository(repository, storage, NamedNeeds(tuple(paths)))
         for repository, paths in names.items()
     }
     files = []

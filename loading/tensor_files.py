@@ -59,7 +59,7 @@ def tensors_in(path: Path) -> dict[str, Spec]:
     Raises:
         WeightsError: the file can't be read, or is damaged.
     """
-    with _damage_named(path, RuntimeError):  # zipfile's for archives that numpy doesn't write
+    with damage_named(path, RuntimeError):  # zipfile's for archives that numpy doesn't write
         if path.suffix == ".npz":
             return dict(_arrays_in(path))
         _check_header(path)
@@ -86,7 +86,7 @@ def read_tensor(
     Raises:
         WeightsError: the file can't be read, is damaged, or lacks the tensor.
     """
-    with _damage_named(path):
+    with damage_named(path):
         if path.suffix == ".npz":
             with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as array:
                 return _read_array(array, device, dtype)[part]
@@ -212,7 +212,7 @@ def _read_array(file: Any, device: str, dtype: torch.dtype | None) -> torch.Tens
 
 
 @contextmanager
-def _damage_named(path: Path, *more: type[Exception]) -> Iterator[None]:
+def damage_named(path: Path, *more: type[Exception]) -> Iterator[None]:
     """Raise WeightsError that names the file, for errors that mean that it is damaged."""
     try:
         yield

@@ -37,8 +37,9 @@ _OPENING_CHARACTERS = 1000
 class ParsedPrompt:
     """`messages` is None and `is_chat` false for text that isn't the template's.
 
-    `prompt` is the text without a leading BOS; `unsteerable_positions` count its tokens as
-    `prompts.tokenize` gives them (none when it can't be tokenised).
+    `prompt` is the text without a leading BOS, if tokenising it puts the BOS back;
+    `unsteerable_positions` count its tokens as `prompts.tokenize` gives them (none when it can't be
+    tokenised).
     """
 
     messages: list[Message] | None
@@ -47,22 +48,35 @@ class ParsedPrompt:
     unsteerable_positions: list[int]
 
 
-def parse(prompt: str, tokenizer: PreTrainedTokenizerBase, model_name: str = "") -> ParsedPrompt:
+def parse(
+    prompt: str,
+    tokenizer: PreTrainedTokenizerBase,
+    model_name: str = "",
+    *,
+    leading_token: bool = True,
+) -> ParsedPrompt:
     """Read a prompt back into the messages that render to it, the last turn open or closed.
 
     Raises nothing but TemplateTooCostly, of a template that takes more time or memory than it may.
 
     The answering role is `assistant`, whatever the template calls it. Where several
     lists of messages render alike, text that looks like a joint counts as one, and what the
-    template adds of its own (a system block, an empty think block) is left out.
+    template adds of its own (a system block, an empty think block) is left out. `leading_token` is
+    that of `prompts.tokenize`.
     """
     text = strip_bos(prompt, tokenizer)
     messages = _read(text, tokenizer)
+    positions = []
     try:
-        ids = tokenize(text[:_OPENING_CHARACTERS], tokenizer, model_name)
-        positions = unsteerable_positions(ids, model_name)
+        ids = tokenize(
+            text[:_OPENING_CHARACTERS], tokenizer, model_name, leading_token=leading_token
+        )
+        if leading_token:
+            positions = unsteerable_positions(ids, model_name)
+        elif ids[:1] != [tokenizer.bos_token_id]:
+            text = prompt
     except WorkerError:
-        positions = []
+        pass
     return ParsedPrompt(messages, messages is not None, text, positions)
 
 

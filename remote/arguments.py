@@ -41,9 +41,8 @@ _FEATURE = re.compile(
     r"=(?P<change>0|[+-]\d*\.?\d+([eE][+-]?\d+)?)"
 )
 
-# Fields of a request without an option of their own name: PROMPT and --timeout set two of them, and
-# the others are for callers of another worker.
-_NOT_OPTIONS = {"prompt", "deadline", "enable_qk_tracing", "qk_top_fraction", "qk_topk"}
+# Fields of a request without an option of their own name: PROMPT and --timeout set them.
+_NOT_OPTIONS = {"prompt", "deadline"}
 
 
 _formatter = partial(RawDescriptionHelpFormatter, max_help_position=28)

@@ -72,7 +72,7 @@ def check_weights(loaded: LoadedModel) -> None:
     """Raise UnfitError when a weight of model or transcoders was left out or holds NaN."""
     import torch
 
-    for name, weight in loaded.model.named_parameters():
+    for name, weight in loaded.weights():
         if weight.is_meta:
             raise UnfitError(f"{name} was not loaded: the model's files lack it; download it anew")
         # Infinite thresholds are how some transcoders switch features off.

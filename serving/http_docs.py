@@ -108,6 +108,7 @@ class Graph(BaseModel):
     qParams: dict[str, Any]  # noqa: N815 - the document's name
     nodes: list[dict[str, Any]]
     links: list[GraphLink]
+    qk_only_nodes: dict[str, dict[str, Any]] = {}  # with QK tracing
 
 
 RESPONSES: Mapping[str, tuple[type[BaseModel], ...]] = {

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import attribution
 import steering
+from attribution.complete.modules import CompleteModel
 from attribution.features import find_active_features
 from attribution.salient_logits import probabilities_of
 from attribution.transcoder_layer import TranscoderLayer
@@ -70,6 +71,8 @@ class _Active:
 def run(model: Any, ids: Sequence[int]) -> None:
     """Run the model, attribute and steer a prompt, run the model again, and check the numbers.
 
+    A complete model is run twice, and neither attributed nor steered.
+
     A set of transcoders that explains nothing of the model leads only to a warning in the log.
 
     Raises:
@@ -77,6 +80,9 @@ def run(model: Any, ids: Sequence[int]) -> None:
         errors.NotFinite: some overflow.
     """
     first = steering.next_token_logits(model, ids)
+    if isinstance(model, CompleteModel):
+        _check_second_run(first, steering.next_token_logits(model, ids))
+        return
     graph = attribution.attribute(torch.tensor(ids), model, max_feature_nodes=_FEATURE_NODES)
     passes = passes_of(model)
     active = _Active(graph.active_features.cpu(), graph.activation_values.float().cpu())

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attribution.complete.modules import CompleteModel
 from errors import NotFinite
 from steering.engine import Passes
 
@@ -30,9 +31,13 @@ def next_token_logits(model: Any, token_ids: Sequence[int]) -> Tensor:
     Raises:
         NotFinite: they are not all finite numbers.
     """
-    passes = passes_of(model)
     with torch.inference_mode():
-        logits = passes.plain_logits(passes.tokens([token_ids]))
+        if isinstance(model, CompleteModel):
+            tokens = torch.tensor([token_ids], device=model.cfg.device)
+            logits = model.language_model(tokens)[0, -1]
+        else:
+            passes = passes_of(model)
+            logits = passes.plain_logits(passes.tokens([token_ids]))
         if not logits.isfinite().all():
             raise NotFinite.of("the model's logits after this prompt", model.cfg.dtype)
         return logits

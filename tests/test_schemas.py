@@ -134,10 +134,36 @@ class TestDialect:
     def test_headers_that_hold_nothing_need_no_url(self):
         assert parse_request(graph(signed_headers={})).signed_headers == {}
 
-    def test_qk_tracing_fields_are_accepted_and_only_true_is_refused(self):
-        fields = {"enable_qk_tracing": False, "qk_top_fraction": 0.6, "qk_topk": 10}
-        assert isinstance(parse_request(graph(**fields)), GenerateGraphRequest)
-        assert "enable_qk_tracing" in str(refusal(graph(enable_qk_tracing=True)))
+    @pytest.mark.parametrize("enabled", [True, False])
+    def test_qk_tracing_is_accepted_whatever_the_model(self, enabled):
+        """Whether the loaded set has attention features is not known here."""
+        fields = {"enable_qk_tracing": enabled, "qk_top_fraction": 1, "qk_topk": 1}
+        request = parse_request(graph(**fields))
+        assert isinstance(request, GenerateGraphRequest)
+        assert (request.enable_qk_tracing, request.qk_top_fraction) == (enabled, 1)
+
+    def test_the_webapp_s_graph_of_a_complete_model_is_accepted(self):
+        """The body that it sends for qwen3-1.7b, at the defaults of its dialog."""
+        request = parse_request(
+            {
+                "prompt": "The capital of Japan is",
+                "model_id": "Qwen/Qwen3-1.7B",
+                "batch_size": 16,
+                "max_n_logits": 10,
+                "desired_logit_prob": 0.95,
+                "node_threshold": 0.7,
+                "edge_threshold": 0.8,
+                "slug_identifier": "thecapitalofjapanis-1",
+                "max_feature_nodes": 3000,
+                "signed_url": "https://store.example/key?signature=a",
+                "user_id": None,
+                "enable_qk_tracing": True,
+                "qk_top_fraction": 0.5,
+                "qk_topk": 5,
+            }
+        )
+        assert isinstance(request, GenerateGraphRequest)
+        assert (request.qk_top_fraction, request.qk_topk) == (0.5, 5)
 
 
 class TestDefaults:
@@ -150,6 +176,8 @@ class TestDefaults:
         )
         assert (request.node_threshold, request.edge_threshold) == (0.8, 0.98)
         assert request.compress is False
+        assert request.enable_qk_tracing is False
+        assert (request.qk_top_fraction, request.qk_topk) == (0.6, 10)
 
     def test_of_a_steer(self):
         request = parse_request(steer())
@@ -176,6 +204,11 @@ REFUSED_GRAPHS = [
     ({"batch_size": "48"}, ["batch_size", "integer", "got '48'"]),
     ({"batch_size": 1.5}, ["batch_size", "integer", "got 1.5"]),
     ({"batch_size": True}, ["batch_size", "integer", "got True"]),
+    ({"enable_qk_tracing": "yes"}, ["enable_qk_tracing", "boolean", "got 'yes'"]),
+    ({"qk_top_fraction": 0}, ["qk_top_fraction", "greater than 0", "got 0"]),
+    ({"qk_top_fraction": 1.1}, ["qk_top_fraction", "less than or equal to 1", "got 1.1"]),
+    ({"qk_topk": 0}, ["qk_topk", "greater than or equal to 1", "got 0"]),
+    ({"qk_topk": 2.5}, ["qk_topk", "integer", "got 2.5"]),
     ({"max_n_logits": 0}, ["max_n_logits", "greater than or equal to 1", "got 0"]),
     ({"desired_logit_prob": 0}, ["desired_logit_prob", "greater than 0", "got 0"]),
     ({"desired_logit_prob": 1.01}, ["desired_logit_prob", "less than or equal to 1", "1.01"]),

@@ -1,5 +1,7 @@
 """Graphs are kept up to so many bytes, and the one that was not used longest goes first."""
 
+import gc
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -7,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphs.cache import GraphCache, graph_bytes
+from graphs.cache import GraphCache, TracedGraph, graph_bytes, kept_bytes, traces_bytes
+from tests.support.synthetic_complete_graph import make_complete_graph, make_traces
 from tests.support.synthetic_graph import make_graph
 
 
@@ -115,3 +118,39 @@ def test_threads_do_not_lose_count(n_threads):
     kept = [found for key in range(11) if (found := cache.get(key))]
     assert cache.kept.currsize == sum(map(graph_bytes, kept)) <= 10_000
     assert len(cache.kept) == len(kept) > 0
+
+
+# Graphs of complete replacement models
+
+
+def test_a_complete_graph_counts_with_all_its_tensors():
+    graph = make_complete_graph(n_features=10)
+    tensors = [value for value in vars(graph).values() if isinstance(value, torch.Tensor)]
+    assert len(tensors) == 6
+    expected = sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+    assert kept_bytes(graph) == graph_bytes(graph) == expected
+
+
+def test_a_traced_graph_counts_with_its_traces_and_takes_the_place_of_the_graph():
+    cache = GraphCache(10_000_000)
+    graph = make_complete_graph(n_features=10)
+    traced = TracedGraph(graph, (0.6, 10), make_traces(graph))
+    cache.put("a", graph)
+    assert cache.put("a", traced) is True
+    assert cache.get("a") is traced
+    assert cache.kept.currsize == graph_bytes(graph) + traces_bytes(traced.traces)
+
+
+def test_traces_count_with_what_they_take_and_those_that_are_shared_once():
+    graph = make_complete_graph(n_features=400)
+    gc.collect()
+    tracemalloc.start()
+    traces = make_traces(graph)
+    gc.collect()
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert taken <= traces_bytes(traces) <= 2.5 * taken
+    rows = list(traces)
+    shared = dict.fromkeys(rows, traces[rows[0]])
+    assert len(rows) > 100
+    assert traces_bytes(shared) == traces_bytes({0: traces[rows[0]]})

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prompting import chat_prompt, chat_template
+from prompting import chat_prompt, chat_template, prompts
 from tests.support import tiny_tokenizers
 from tests.support.chat_messages import assistant, system, user
 from tests.support.conversations import CHAT, FRAGMENTS, TOKENIZERS, Message, rendered
@@ -280,3 +280,24 @@ def test_a_long_conversation_is_read_whole(family: str) -> None:
     messages = [(user, assistant)[i % 2](str(i)) for i in range(2001)]
 
     assert parse(rendered(messages, family, closed=False), family) == messages
+
+
+# Where every position has features
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("text", ["hi", "<|im_start|>user\nhi", "<start_of_turn>user\nhi"])
+@pytest.mark.parametrize("written", [True, False])
+def test_the_parsed_prompt_has_the_tokens_of_the_prompt(
+    family: str, text: str, written: bool
+) -> None:
+    """So that positions of a graph are positions of the prompt that a caller stored."""
+    tokenizer = TOKENIZERS[family]
+    prompt = (tokenizer.bos_token or "") * written + text
+
+    parsed = chat_prompt.parse(prompt, tokenizer, leading_token=False)
+
+    assert parsed.unsteerable_positions == []
+    assert prompts.tokenize(parsed.prompt, tokenizer, leading_token=False) == prompts.tokenize(
+        prompt, tokenizer, leading_token=False
+    )

@@ -7,6 +7,7 @@ from types import ModuleType
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import normalizers
 
 from errors import Internal, InvalidInput, PromptTooLong
 from prompting import chat_template, prompts
@@ -296,3 +297,70 @@ def test_importing_loads_neither_transformers_nor_torch() -> None:
     program = "from prompting import chat_prompt, prompts"
 
     assert not imported_by(program, "torch", "transformers", "jinja2")
+
+
+# Where every position has features
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=50)
+@given(text=TEXT.filter(bool))
+def test_without_a_leading_token_the_tokens_are_those_the_tokenizer_gives(
+    family: str, text: str
+) -> None:
+    tokenizer = TOKENIZERS[family]
+    own = tokenizer(text).input_ids
+    bos = tokenizer.bos_token_id
+
+    ids = prompts.tokenize(text, tokenizer, leading_token=False)
+
+    written_and_added = own[:2] == [bos, bos]
+    assert ids in (own, [bos, *own]) or (written_and_added and ids == own[1:])
+    if ids == [bos, *own]:
+        assert text.startswith(("<start_of_turn>", "<|"))  # a chat prompt that lost its BOS
+
+
+def test_without_a_leading_token_none_is_put_in_front() -> None:
+    prompt = prompts.prepare("the", TOKENIZERS["qwen3"], token_limit=64, leading_token=False)
+
+    assert prompt.ids == TOKENIZERS["qwen3"]("the").input_ids
+    assert (prompt.text_start, prompt.unsteerable_positions) == (0, [])
+
+
+@pytest.mark.parametrize("family", WITH_BOS)
+def test_without_a_leading_token_a_written_bos_is_kept_once(family: str) -> None:
+    tokenizer = TOKENIZERS[family]
+
+    prompt = prompts.prepare(
+        tokenizer.bos_token + "hi", tokenizer, token_limit=64, leading_token=False
+    )
+
+    assert prompt.ids == [tokenizer.bos_token_id, *tokenizer.encode("hi", add_special_tokens=False)]
+    assert (prompt.text_start, prompt.unsteerable_positions) == (1, [])
+
+
+@pytest.mark.parametrize("family", CHAT)
+def test_without_a_leading_token_a_chat_prompt_gets_back_the_bos_it_lost(family: str) -> None:
+    tokenizer = TOKENIZERS[family]
+    rendered = chat_template.render_messages([user("hi"), assistant("yo")], tokenizer)
+    stripped = chat_template.strip_bos(rendered, tokenizer)
+
+    ids = prompts.tokenize(stripped, tokenizer, leading_token=False)
+
+    assert ids == prompts.tokenize(rendered, tokenizer, leading_token=False)
+
+
+def test_without_a_leading_token_special_tokens_alone_are_a_prompt() -> None:
+    tokenizer = TOKENIZERS["qwen3"]
+
+    prompt = prompts.prepare("<|im_start|>", tokenizer, token_limit=64, leading_token=False)
+
+    assert TokenText(tokenizer).strings(prompt.ids) == ["<|im_start|>"]
+
+
+def test_a_text_that_the_tokenizer_drops_has_no_token_to_attribute() -> None:
+    tokenizer = tiny_tokenizers.chatml()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("x", "")
+
+    with pytest.raises(InvalidInput, match="prompt has no token"):
+        prompts.prepare("xx", tokenizer, token_limit=64, leading_token=False)

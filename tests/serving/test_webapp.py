@@ -6,20 +6,18 @@ has a Runpod host, `{"input": body}`, of which it reads `output` too. The rules 
 apps/webapp/lib/utils/graph.ts and app/api/graph in github.com/hijohnnylin/neuronpedia.
 """
 
-import asyncio
 import json
-from typing import Annotated
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field
 
-import handler as door
 from settings import get_settings
 from tests.support.demo_worker import PROMPT
-from tests.support.http_server import post, serving
+from tests.support.http_server import serving
 from tests.support.object_store import running_store
+from tests.support.webapp_calls import TRANSPORTS
+from tests.support.webapp_rules import Graph, Parsed, Preview, Steered
 
 # What its dialog of an attribution graph and its API let a caller choose. A slider of the dialog
 # gives a feature -5 to 5 times its highest activation.
@@ -74,128 +72,6 @@ CONTENT = [
 ]
 
 
-class _Rule(BaseModel):
-    """Fields besides these are let through, as by its validators; types are taken strictly."""
-
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
-
-
-Required = Annotated[str, Field(min_length=1)]  # a required string may not be empty
-Number = float | int
-
-
-class TopLogit(_Rule):
-    token: Required
-    prob: Number
-
-
-class LogitsOfToken(_Rule):
-    token: Required
-    top_logits: list[TopLogit]
-
-
-class Steered(_Rule):
-    DEFAULT_GENERATION: Required
-    STEERED_GENERATION: Required
-    DEFAULT_LOGITS_BY_TOKEN: list[LogitsOfToken]
-    STEERED_LOGITS_BY_TOKEN: list[LogitsOfToken]
-
-
-class SalientLogit(_Rule):
-    token: str
-    token_id: int
-    probability: Number
-
-
-class Preview(_Rule):
-    prompt: str
-    input_tokens: list[str]
-    salient_logits: list[SalientLogit]
-    total_salient_tokens: int
-    cumulative_probability: Number
-
-
-class Message(_Rule):
-    role: Required
-    content: str
-
-
-class Parsed(_Rule):
-    messages: list[Message] | None
-    prompt: str
-    unsteerable_positions: list[int]
-
-
-class Generator(_Rule):
-    name: str
-    version: str
-    url: str
-
-
-class Info(_Rule):
-    creator_name: str = ""
-    creator_url: str = ""
-    source_urls: list[str]
-    generator: Generator
-    create_time_ms: Number
-
-
-class GenerationSettings(_Rule):
-    max_n_logits: int
-    desired_logit_prob: Number
-    batch_size: int
-    max_feature_nodes: int
-
-
-class PruningSettings(_Rule):
-    node_threshold: Number
-    edge_threshold: Number
-
-
-class Metadata(_Rule):
-    slug: str
-    scan: str
-    prompt_tokens: list[str]
-    prompt: str
-    node_threshold: Number
-    info: Info
-    generation_settings: GenerationSettings
-    pruning_settings: PruningSettings
-
-
-class SubgraphState(_Rule):
-    pinnedIds: list[str]  # noqa: N815 - the document's name
-    supernodes: list[list[str]]
-    linkType: str  # noqa: N815
-    clickedId: str  # noqa: N815
-    sg_pos: str
-
-
-class Node(_Rule):
-    node_id: str
-    feature: int | None
-    layer: str | int
-    ctx_idx: int
-    feature_type: str
-    jsNodeId: str  # noqa: N815
-    clerp: str
-    influence: Number | None = None
-    activation: Number | None = None
-
-
-class Link(_Rule):
-    source: str
-    target: str
-    weight: Number
-
-
-class Graph(_Rule):
-    metadata: Metadata
-    qParams: SubgraphState  # noqa: N815
-    nodes: list[Node]
-    links: list[Link]
-
-
 @pytest.fixture(autouse=True)
 def _demo(monkeypatch):
     for name in ("MODEL_ID", "TRANSCODER_SET", "MAX_OUTPUT_BYTES"):
@@ -219,24 +95,7 @@ def server():
         yield running
 
 
-def on_runpod(_server, _action, body):
-    # The SDK posts JSON: what that can't hold would be lost.
-    output = asyncio.run(door.handler({"id": "job", "input": json.loads(json.dumps(body))}))
-    output = json.loads(json.dumps(output, allow_nan=False))
-    return output if "error" in output else {"output": output}
-
-
-def in_local_mode(server, action, body):
-    answer = post(server, action, body).json()
-    return answer if "error" in answer else {"output": answer}
-
-
-def in_local_mode_with_a_runpod_host(server, action, body):
-    headers = {"Authorization": "Bearer key-of-the-account", "x-secret-key": ""}
-    return post(server, action, {"input": body}, **headers).json()
-
-
-@pytest.fixture(params=[on_runpod, in_local_mode, in_local_mode_with_a_runpod_host])
+@pytest.fixture(params=TRANSPORTS)
 def answer(request, server):
     """What the webapp reads of the answer to an action and a body: an `error` or an `output`."""
     return lambda action, body: request.param(server, action, body)

@@ -53,7 +53,7 @@ def make_pruned(graph, n_links, *, seed=0):
     """A graph of which every node is kept, and this many random edges, row by row."""
     generator = torch.Generator().manual_seed(seed)
     n_features, n_logits = len(graph.selected_features), len(graph.logit_targets)
-    n_nodes = n_features + (graph.cfg.n_layers + 1) * graph.n_pos + n_logits
+    n_nodes = len(graph.adjacency_matrix)
     targets = torch.randint(0, n_features + n_logits, (n_links,), generator=generator)
     targets[targets >= n_features] += n_nodes - n_logits - n_features
     return PrunedGraph(
