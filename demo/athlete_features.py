@@ -17,6 +17,8 @@ from demo.train_lorsas import record
 
 # Every such prompt ends in two words after the name: "joue au", "juega al".
 WORDS_AFTER_NAME = 2
+# Where most of what carries the athlete is read and written.
+MIDDLE_LAYERS = (1, 2)
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,14 @@ def answers(
 class Carriers:
     """Of one layer: prompts with features that carry the athlete, and how many these are each.
 
-    Two prompts are alike by the features that carry in both, as a share of those in either.
+    `features` carry an athlete in any prompt, `of_one_athlete` in a single one. Two prompts are
+    alike by the features that carry in both, as a share of those in either.
     """
 
     prompts: int
     mean: float
+    features: int
+    of_one_athlete: int
     alike_same_sport: float
     alike_other_sport: float
 
@@ -101,6 +106,8 @@ def carriers(
             Carriers(
                 prompts=int((count > 0).sum()),
                 mean=float(count.mean()),
+                features=int((carrying.sum(0) > 0).sum()),
+                of_one_athlete=int((carrying.sum(0) == 1).sum()),
                 alike_same_sport=float(alike[same & others].mean()),
                 alike_other_sport=float(alike[~same].mean()),
             )
@@ -112,11 +119,13 @@ def carriers(
 class Exchange:
     """How many prompts gave the other athlete's sport, out of all pairs of unlike sports.
 
-    `by_strongest[n]` is of those n features each way that differ most and carry the athlete.
+    `by_middle_layers` is of what carries the athlete in MIDDLE_LAYERS alone, `by_strongest[n]` of
+    those n features each way that differ most and carry the athlete.
     """
 
     pairs: int
     by_carrying: int
+    by_middle_layers: int
     by_others: int
     by_strongest: dict[int, int]
 
@@ -146,10 +155,12 @@ def exchange(
     acts = torch.stack([layer.acts for layer in seen], dim=1)
     carrying = torch.stack([layer.carrying for layer in seen], dim=1)
     rest = acts - carrying
+    middle = torch.tensor([layer in MIDDLE_LAYERS for layer in range(len(lorsas))])
     differences = carrying[other] - carrying[own]
     return Exchange(
         pairs=len(pairs),
         by_carrying=turned(differences),
+        by_middle_layers=turned(differences * middle[:, None]),
         by_others=turned(rest[other] - rest[own]),
         by_strongest={n: turned(_strongest(differences, n)) for n in (1, 3, 5)},
     )

@@ -73,14 +73,17 @@ def main() -> None:
         for layer, carried in enumerate(carriers(model, tokenizer, lorsas, language)):
             print(
                 f"{language}, layer {layer}: {carried.prompts} prompts with features that carry "
-                f"the athlete, {carried.mean:.1f} each, alike by {carried.alike_same_sport:.0%} "
-                f"within a sport and by {carried.alike_other_sport:.0%} between sports"
+                f"the athlete, {carried.mean:.1f} each, in all {carried.features} features, "
+                f"{carried.of_one_athlete} of them for one athlete alone; alike by "
+                f"{carried.alike_same_sport:.0%} within a sport and by "
+                f"{carried.alike_other_sport:.0%} between sports"
             )
         turned = exchange(model, tokenizer, lorsas, language)
         print(
             f"{language}: exchanged, they give the other sport in {turned.by_carrying} of "
             f"{turned.pairs} pairs, all other features in {turned.by_others}"
         )
+        print(f"{language}: those of the layers 1 and 2 alone in {turned.by_middle_layers}")
         for n, count in turned.by_strongest.items():
             print(f"{language}: the {n} strongest each way alone in {count}")
 

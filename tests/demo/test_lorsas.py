@@ -69,6 +69,7 @@ def test_an_athletes_features_at_the_last_token_decide_the_sport(
         turned = athlete_features.exchange(*demo, lorsas, language)
         assert turned.pairs == 786
         assert turned.by_carrying > 770
+        assert turned.by_middle_layers > 600
         assert turned.by_others == 0
         assert turned.by_strongest[5] > 500
 
