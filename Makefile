@@ -11,7 +11,7 @@
 # make crm-check    complete replacement models compared with llamascopium, put into out/crm
 # make crm-fixtures what llamascopium makes of the tests' cases, written down anew
 # make lock   compile the lock files anew from requirements*.txt
-# make demo-model   train the demo model and its transcoders anew
+# make demo-model   train the demo model, its transcoders and its Lorsas anew
 # make picture      take the README's picture of a graph anew
 # make web-assets   fetch the web pages' third-party scripts anew, as pinned
 
