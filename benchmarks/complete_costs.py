@@ -1,4 +1,4 @@
-"""What a graph of a complete set costs on a CUDA device, by formula; `workload_costs` has the units.
+"""What a graph of a complete set costs on a CUDA device, by formula, as in `workload_costs`.
 
 An edge is one product of what a source writes and what a target reads. A Lorsa's feature reads at
 all positions up to its own, a transcoder's at its own alone. Nothing here is measured.

@@ -221,8 +221,10 @@ def rotary_tables(config: LorsaConfig, n_dimensions: int) -> tuple[Tensor, Tenso
 def weights_of(model: CompleteModel) -> Iterator[tuple[str, Tensor]]:
     """The language model's weights, and those of the modules that are in memory."""
     yield from model.language_model.named_parameters()
-    both: tuple[tuple[str, Sequence[Lorsa | Transcoder]], ...]
-    both = (("lorsas", model.lorsas), ("transcoders", model.transcoders))
+    both: list[tuple[str, Sequence[Lorsa | Transcoder]]] = [
+        ("lorsas", model.lorsas),
+        ("transcoders", model.transcoders),
+    ]
     for kind, modules in both:
         for layer, module in enumerate(modules):
             held = {**vars(module), "threshold": module.activation.threshold}

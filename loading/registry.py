@@ -172,7 +172,7 @@ DEMO = ModelEntry(str(_DEMO_DIRECTORY / "model"), str(_DEMO_DIRECTORY / "transco
 DEMO_CRM = replace(
     DEMO,
     attribution_engine="lm-saes-crm",
-    lorsa_set=str(_DEMO_DIRECTORY / "lorsas" / "8x" / "k10"),
+    lorsa_set=str(_DEMO_DIRECTORY / "complete"),  # the one expansion and top-k that it has
     short_name="demo-crm",
 )
 
