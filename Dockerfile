@@ -37,6 +37,7 @@ COPY web_assets/__init__.py web_assets/docs.html web_assets/
 COPY web_assets/vendor/swagger-ui-dist web_assets/vendor/swagger-ui-dist
 COPY demo/model demo/model
 COPY demo/transcoders demo/transcoders
+COPY demo/complete demo/complete
 RUN python -m compileall -q -x '[.]venv' .
 EXPOSE 5004
 # It gives up root, unless only root may write to the weights' volume.

@@ -7,7 +7,7 @@
 # make image-check   the image's build without a container: install, import, prefetch, a job
 # make docs-check    every command in the documents
 # make lock   compile the lock files anew from requirements*.txt
-# make demo-model   train the demo model and its transcoders anew
+# make demo-model   train the demo model, its transcoders and its Lorsas anew
 # make picture      take the README's picture of a graph anew
 # make web-assets   fetch the web pages' third-party scripts anew, as pinned
 
