@@ -232,6 +232,17 @@ class TestTheDemosTranscoders:
                 assert torch.equal(transcoder.decoder.rows(features), rows)
                 assert torch.equal(transcoder.b_D, theirs.transcoders[layer].b_dec)
 
+    def test_the_demo_has_lorsas_to_go_with_them(self) -> None:
+        settings = demo_settings(model_id="demo", transcoder_set="demo-crm")
+        loaded = model_loader.load(settings)
+        assert loaded.is_complete
+        assert loaded.entry == DEMO_CRM
+        assert loaded.n_features(3) == 1024
+        assert loaded.n_features(3, "lorsa") > 0
+        assert loaded.n_context == 512
+        fitness.check_weights(loaded)
+        fitness.check_model(loaded)
+
     def test_another_input_than_the_mlp_s_is_refused(self, tmp_path: Path) -> None:
         copy = tmp_path / "transcoders"
         shutil.copytree(DEMO.transcoder_set, copy)
