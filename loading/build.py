@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -61,17 +62,17 @@ def build(
     name = Path(named).name if Path(named).is_dir() else named.partition("@")[0]
     name = circuit_tracer_name(name, config, has_chat_template=bool(tokenizer.chat_template))
     engine = engine_of(selection.engine)
-    hf_model = engine.open_model(directory, config, device=device, dtype=dtype)
+    open_model = partial(engine.open_model, directory, config, device=device, dtype=dtype)
     model: Any
     if isinstance(contents, CompleteContents):
         from loading.complete_build import complete_model  # with TransformerLens, as `engine_of`
 
         placement = Placement(device, dtype, selection.lazy_decoder)
-        model = complete_model(hf_model, name, contents, placement)
+        model = complete_model(open_model(), name, contents, placement)
         model.language_model.tokenizer = tokenizer
     else:
         features = _transcoders(contents, selection, storage, device, dtype)
-        model = engine.replacement_model(hf_model, features, name, device, dtype)
+        model = engine.replacement_model(open_model(), features, name, device, dtype)
         model.tokenizer = tokenizer
     # With "left" TransformerLens masks a leading pad token, which Qwen3's leading token is.
     tokenizer.padding_side = "right"
