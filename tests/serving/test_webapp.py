@@ -164,10 +164,10 @@ class Metadata(_Rule):
 
 
 class SubgraphState(_Rule):
-    pinnedIds: list[str]
+    pinnedIds: list[str]  # noqa: N815 - the document's name
     supernodes: list[list[str]]
-    linkType: str
-    clickedId: str
+    linkType: str  # noqa: N815
+    clickedId: str  # noqa: N815
     sg_pos: str
 
 
@@ -177,7 +177,7 @@ class Node(_Rule):
     layer: str | int
     ctx_idx: int
     feature_type: str
-    jsNodeId: str
+    jsNodeId: str  # noqa: N815
     clerp: str
     influence: Number | None = None
     activation: Number | None = None
@@ -191,7 +191,7 @@ class Link(_Rule):
 
 class Graph(_Rule):
     metadata: Metadata
-    qParams: SubgraphState
+    qParams: SubgraphState  # noqa: N815
     nodes: list[Node]
     links: list[Link]
 
