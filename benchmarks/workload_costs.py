@@ -330,7 +330,7 @@ def the_rest(s: Shapes) -> Cost:
     matrix = 4 * entries
     ordered = 20 * s.n_active * (len(s.intervals) - 1)
     launches = 2 * layers_met + 8 * len(s.intervals) + 3 * (n_rows // _ROWS_AT_ONCE) + 22
-    to_host = matrix + 8 * s.n_active * (len(s.intervals) + 2)
+    to_host = matrix + 8 * s.n_active * (len(s.intervals) + 1)
     return Cost(0, 0, rows + reads + unembedding + ordered + 3 * matrix, launches, to_host)
 
 
