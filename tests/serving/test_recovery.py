@@ -108,12 +108,15 @@ def test_refused_requests_leave_nothing_behind():
 FAULTS = {
     "graph, tokenise": (OTHER_GRAPH, (prompts, "tokenize")),
     "graph, attribute, the model": (OTHER_GRAPH, 1),
-    "graph, attribute, the sweep": (OTHER_GRAPH, (attribution.expansion, "attribution_rows")),
+    "graph, attribute, the sweep": (
+        OTHER_GRAPH,
+        (sys.modules["attribution.attribute"], "attribution_rows"),
+    ),
     "graph, attribute, the matrix": (
         {**OTHER_GRAPH, "max_feature_nodes": 20},
         (attribution.expansion.Expansion, "_adjacency"),
     ),
-    "graph, prune": (OTHER_GRAPH, (attribution.pruning, "_drop_dead_ends")),
+    "graph, prune": (OTHER_GRAPH, (attribution.pruning, "drop_dead_ends")),
     "graph, encode": (OTHER_GRAPH, (graph_document, "_link_chunks")),
     "graph, upload": (UPLOADED, (sys.modules["delivery.upload"], "put")),
     "steer, tokenise": (STEER, (prompts, "tokenize")),
@@ -235,7 +238,7 @@ def test_a_graph_whose_batches_do_not_fit_is_computed_in_halves(monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         attribution_rows(local, layers, positions, reads, rows)
 
-    monkeypatch.setattr(attribution.expansion, "attribution_rows", little_memory)
+    monkeypatch.setattr(sys.modules["attribution.attribute"], "attribution_rows", little_memory)
     halved = ask(OTHER_GRAPH)
     assert max(sizes) > 12
     assert max(sizes[-3:]) <= 12
@@ -255,7 +258,9 @@ def test_an_exception_between_two_batches_of_attribution_is_internal(monkeypatch
             raise RuntimeError("broken")
         attribution_rows(*arguments)
 
-    monkeypatch.setattr(attribution.expansion, "attribution_rows", rows_of_the_first_batch_only)
+    monkeypatch.setattr(
+        sys.modules["attribution.attribute"], "attribution_rows", rows_of_the_first_batch_only
+    )
     with pytest.raises(Internal):
         ask(OTHER_GRAPH)
     assert len(batches) == 2
