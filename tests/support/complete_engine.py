@@ -55,10 +55,11 @@ def _widened(value: Any) -> Any:
         return [_widened(item) for item in value]
     if isinstance(value, Decoder):  # its rows are widened where they are used
         return value
-    if not dataclasses.is_dataclass(value):
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
     fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    return type(value)(**{name: _widened(each) for name, each in fields.items()})
+    widened: dict[str, Any] = {name: _widened(each) for name, each in fields.items()}
+    return dataclasses.replace(value, **widened)
 
 
 def plain_graph(
