@@ -30,13 +30,14 @@ COPY graphs graphs
 COPY loading loading
 COPY prompting prompting
 # What `python handler.py` without Runpod prints. The client and the viewer are for people only.
-COPY remote/__init__.py remote/local_run.py remote/summary.py remote/
+COPY remote/__init__.py remote/graph_document.py remote/local_run.py remote/summary.py remote/
 COPY serving serving
 COPY steering steering
 COPY web_assets/__init__.py web_assets/docs.html web_assets/
 COPY web_assets/vendor/swagger-ui-dist web_assets/vendor/swagger-ui-dist
 COPY demo/model demo/model
 COPY demo/transcoders demo/transcoders
+COPY demo/complete demo/complete
 RUN python -m compileall -q -x '[.]venv' .
 EXPOSE 5004
 # It gives up root, unless only root may write to the weights' volume.

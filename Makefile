@@ -2,14 +2,16 @@
 #             (TORCH_INDEX=URL installs torch from that index, such as a CPU build)
 # make view   the same, and its graph in the browser
 # make test   the test suite
-# make soak   what takes minutes: a thousand jobs, SIGTERM in each stage, ten thousand requests
+# make soak   what takes minutes: a thousand jobs, SIGTERM in each stage, ten thousand requests,
+#             two thousand raw answers of job-take
 # make lint   style, types and the Dockerfile
 # make image-check   the image's build without a container: install, import, prefetch, a job
 # make docs-check    every command in the documents
+# make audit  compare the locked packages with a database of known vulnerabilities
 # make crm-check    complete replacement models compared with llamascopium, put into out/crm
 # make crm-fixtures what llamascopium makes of the tests' cases, written down anew
 # make lock   compile the lock files anew from requirements*.txt
-# make demo-model   train the demo model and its transcoders anew
+# make demo-model   train the demo model, its transcoders and its Lorsas anew
 # make picture      take the README's picture of a graph anew
 # make web-assets   fetch the web pages' third-party scripts anew, as pinned
 
@@ -21,7 +23,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-deps
 
-.PHONY: run view test soak lint image-check docs-check crm-check crm-fixtures lock demo-model picture web-assets clean
+.PHONY: run view test soak lint image-check docs-check audit crm-check crm-fixtures lock demo-model picture web-assets clean
 
 run: $(VENV)/.runtime
 	$(BIN)/python handler.py
@@ -46,6 +48,9 @@ image-check: $(VENV)/.dev
 
 docs-check: $(VENV)/.dev
 	$(BIN)/python -m tools.docs_check
+
+audit: $(VENV)/.dev
+	$(BIN)/python -m tools.audit
 
 crm-check: out/crm/.installed
 	PYTHONPATH=out/crm $(BIN)/python -m pytest -n 0 -m llamascopium

@@ -9,6 +9,7 @@ Needs no torch and no model. `python client.py --help` has the rest. `pip instal
 same as the package and the command `attribution_client`.
 """
 
+import re
 import sys
 import time
 from argparse import Namespace
@@ -27,7 +28,15 @@ from remote.arguments import DEFAULT_URL, parse
 from remote.client import RUNPOD_URL, Client
 from remote.display import Display, duration
 from remote.download import download, replacing
-from remote.errors import NotAllowed, RemoteError, Unreachable, WorkerFailure, WrongTarget
+from remote.errors import (
+    NotAllowed,
+    NotTheGraph,
+    RemoteError,
+    Unreachable,
+    WorkerFailure,
+    WrongTarget,
+)
+from remote.graph_document import GraphDocument
 from remote.jobs import JobStatus
 from schemas import UploadReceipt
 
@@ -36,6 +45,15 @@ __all__ = ["Client", "download", "main"]
 OUTPUT_DIRECTORY = Path("out")
 _LARGEST_SUMMARISED_BYTES = 300_000_000
 _STOPPED = 130  # the exit code that shells use for SIGINT
+_LONGEST_FILE_NAME = 200
+_WIDEST_NAME = 30  # of a row's
+# What a terminal may obey or hide, among what JSON leaves as it is. `\u009b` is the same in JSON.
+_UNSAFE_IN_JSON = re.compile("[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
+
+
+# An output of another form than this client knows, or nested deeper than it can be written.
+_ODD_OUTPUT = (ValidationError, orjson.JSONEncodeError, RecursionError)
+_EXPECTED = (RemoteError, WorkerError, OSError, *_ODD_OUTPUT)
 
 
 class ClientSettings(BaseSettings):
@@ -56,10 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _COMMANDS.get(args.command, _run)(args, out, err)
     except KeyboardInterrupt as stop:
-        err.print(str(stop) or "stopped", markup=False, soft_wrap=True)
+        err.print(summary.line(str(stop) or "stopped"), soft_wrap=True)
         return _STOPPED
-    except (RemoteError, WorkerError, ValidationError, OSError) as error:
-        err.print(f"[red]error[/red]  {summary.shown(_sentence(error, args))}", soft_wrap=True)
+    except _EXPECTED as error:
+        err.print(f"[red]error[/red]  {summary.line(_sentence(error, args))}", soft_wrap=True)
+        if isinstance(error, _ODD_OUTPUT):
+            return Unreachable.exit_code
         return error.exit_code if isinstance(error, RemoteError) else 2
     return 0
 
@@ -100,11 +120,19 @@ def _run(args: Namespace, out: Console, err: Console) -> None:
         return
     summary.print_output(out, output, path)
     if "sha256" in output and path is not None:
-        out.print(f"file    {summary.shown(str(path))}, its SHA-256 is right", soft_wrap=True)
+        out.print(f"file    {summary.line(str(path))}, its SHA-256 is right", soft_wrap=True)
         if path.stat().st_size <= _LARGEST_SUMMARISED_BYTES:
-            summary.print_output(out, orjson.loads(path.read_bytes()), path)
+            _summarise(out, path)
     if args.command != "wait":
         out.print(f"time    {time.monotonic() - started:.1f} s")
+
+
+def _summarise(out: Console, path: Path) -> None:
+    """Print what is in a downloaded graph."""
+    try:
+        summary.print_graph(out, orjson.loads(path.read_bytes()), path)
+    except (orjson.JSONDecodeError, ValidationError):
+        raise NotTheGraph(f"{path} is what the worker has uploaded, but it is no graph") from None
 
 
 def _status(args: Namespace, out: Console, _err: Console) -> None:
@@ -116,7 +144,7 @@ def _status(args: Namespace, out: Console, _err: Console) -> None:
 def _cancel(args: Namespace, out: Console, _err: Console) -> None:
     with _connect(args) as client:
         client.cancel(args.job_id)
-    out.print(f"job {summary.shown(args.job_id)} is cancelled", soft_wrap=True)
+    out.print(f"job {summary.line(args.job_id)} is cancelled", soft_wrap=True)
 
 
 def _health(args: Namespace, out: Console, _err: Console) -> None:
@@ -126,7 +154,8 @@ def _health(args: Namespace, out: Console, _err: Console) -> None:
 
 
 def _view(args: Namespace, _out: Console, _err: Console) -> None:
-    from viewer.server import ViewerError, view
+    from viewer.graph_files import ViewerError
+    from viewer.server import view
 
     try:
         view(args.files, port=args.port, open_browser=not args.no_browser)
@@ -139,24 +168,36 @@ def _write_graph(args: Namespace, output: dict[str, Any], display: Display) -> P
 
     None when the output is no graph, or `--json` prints it instead.
     """
+    if not hasattr(args, "output"):  # of an action that makes no graph
+        return None
     if "nodes" in output:
         if args.json and args.output is None:
             return None
-        slug = Path(str(output["metadata"]["slug"])).name or "graph"
-        path: Path = args.output or OUTPUT_DIRECTORY / f"{slug}.json"
+        slug = GraphDocument.model_validate(output).metadata.slug
+        path: Path = args.output or OUTPUT_DIRECTORY / f"{_file_name(slug)}.json"
+        content = orjson.dumps(output)
         with replacing(path) as file:
-            file.write(orjson.dumps(output))
+            file.write(content)
         return path
     if "sha256" in output and args.download_url is not None:
         receipt = UploadReceipt.model_validate(output)
-        path = args.output or OUTPUT_DIRECTORY / Path(receipt.url).name.removesuffix(".gz")
+        name = _file_name(receipt.url.rpartition("/")[2].removesuffix(".gz"))
+        path = args.output or OUTPUT_DIRECTORY / name
         download(receipt, args.download_url, path, on_progress=display)
         return path
     return None
 
 
+def _file_name(text: str) -> str:
+    """A name of a file in this folder, of a text that came from the worker."""
+    name = re.sub(r"[^\w.-]+", "-", text).lstrip(".").encode()[:_LONGEST_FILE_NAME]
+    return name.decode(errors="ignore") or "graph"
+
+
 def _print_json(output: Any) -> None:
-    sys.stdout.buffer.write(orjson.dumps(output, option=orjson.OPT_INDENT_2) + b"\n")
+    text = orjson.dumps(output, option=orjson.OPT_INDENT_2).decode()
+    text = _UNSAFE_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    sys.stdout.buffer.write(text.encode() + b"\n")
 
 
 def _print_rows(
@@ -166,11 +207,11 @@ def _print_rows(
     if args.json:
         _print_json(output)
         return
-    width = max(map(len, rows), default=0)
+    width = min(max(map(len, rows), default=0), _WIDEST_NAME)
     for name, value in rows.items():
         if isinstance(value, dict):
             value = ", ".join(f"{key} {n}" for key, n in value.items())
-        out.print(f"{name:<{width}}  {summary.shown(str(value))}", soft_wrap=True)
+        out.print(f"{summary.line(name):<{width}}  {summary.line(str(value))}", soft_wrap=True)
 
 
 def _status_rows(status: JobStatus) -> dict[str, str]:
@@ -187,6 +228,8 @@ def _status_rows(status: JobStatus) -> dict[str, str]:
 
 def _sentence(error: Exception, args: Namespace) -> str:
     """The error's message, with advice that only the command line can give."""
+    if isinstance(error, (orjson.JSONEncodeError, RecursionError)):
+        return "the output is nested too deeply to be shown or written"
     if isinstance(error, ValidationError):
         return "the output is not what this version of the client knows; see it with --json"
     if isinstance(error, OSError):

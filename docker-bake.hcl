@@ -26,6 +26,8 @@ group "models" {
     "gemma-2-2b-clt-426k",
     "qwen3-0-6b",
     "qwen3-1-7b",
+    "qwen3-1-7b-complete",
+    "qwen3-1-7b-complete-32x",
     "qwen3-4b",
     "qwen3-8b",
     "qwen3-14b",
@@ -116,6 +118,24 @@ target "qwen3-1-7b" {
   args = {
     MODEL_ID       = "Qwen/Qwen3-1.7B"
     TRANSCODER_SET = "mwhanna/qwen3-1.7b-transcoders-lowl0"
+  }
+}
+
+target "qwen3-1-7b-complete" {
+  inherits = ["_baked"]
+  tags     = ["${IMAGE}:${TAG}-qwen3-1-7b-complete"]
+  args = {
+    MODEL_ID       = "Qwen/Qwen3-1.7B"
+    TRANSCODER_SET = "OpenMOSS-Team/Llama-Scope-2-Qwen3-1.7B/8x/k64"
+  }
+}
+
+target "qwen3-1-7b-complete-32x" {
+  inherits = ["_baked"]
+  tags     = ["${IMAGE}:${TAG}-qwen3-1-7b-complete-32x"]
+  args = {
+    MODEL_ID       = "Qwen/Qwen3-1.7B"
+    TRANSCODER_SET = "OpenMOSS-Team/Llama-Scope-2-Qwen3-1.7B/32x/k64"
   }
 }
 

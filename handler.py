@@ -7,7 +7,6 @@ Importing this module loads no model and no torch.
 """
 
 import asyncio
-import logging
 import sys
 import threading
 import time
@@ -16,26 +15,30 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import orjson
 from pydantic import BaseModel
 
-from errors import DeviceBroken, Internal, OutputTooLarge, WorkerError
+from errors import DeviceBroken, OutputTooLarge, WorkerError
 from serving import error_reports, startup
+from serving.job_result import ENVELOPE_BYTES, JobResult
 from settings import Settings, get_settings
 
 if TYPE_CHECKING:
+    from actions.answer import Response
     from actions.job import OnPart, OnProgress
-    from delivery import Spooled
-
-logger = logging.getLogger(__name__)
 
 
 async def handler(job: dict[str, Any]) -> dict[str, Any]:
-    """Answer one job. The work runs in a thread of its own, so the SDK's event loop stays free.
+    """Answer one job in the SDK's local modes.
 
     Returns:
-        The output; or `{"error": "code: sentence"}`, which the SDK reports as a failed job, with
-        `refresh_worker` when the device can't be used any more.
+        The output; or `{"error": "code: sentence"}`, with `refresh_worker` when the device can't be
+        used any more.
+    """
+    return (await answer_job(job)).as_dict()
+
+
+async def answer_job(job: dict[str, Any]) -> JobResult:
+    """Answer one job. The work runs in a thread of its own, so the SDK's event loop stays free.
 
     Raises:
         asyncio.CancelledError: the SDK stopped the job. The work has ended by then and the model
@@ -55,9 +58,9 @@ async def handler(job: dict[str, Any]) -> dict[str, Any]:
     )
     succeeded = False
     try:
-        output = await asyncio.shield(work)
-        succeeded = "error" not in output
-        return output
+        result = await asyncio.shield(work)
+        succeeded = result.error is None
+        return result
     except asyncio.CancelledError:
         cancelled.set()
         if parts is not None:
@@ -85,59 +88,73 @@ def _answer(
     cancelled: threading.Event,
     on_progress: "OnProgress | None",
     on_part: "OnPart | None",
-) -> dict[str, Any]:
+) -> JobResult:
     from actions.answer import answer
     from model_loader import get_model
 
-    job_id = job.get("id")
+    output = b""
+
+    def write_out(response: "Response") -> None:
+        nonlocal output
+        output = _encoded(response, settings.max_output_bytes)
 
     def job_ended(code: str, event: Mapping[str, Any], error: Exception | None) -> None:
         if error is not None:
             error_reports.report(settings, error, code, event["action"])
 
     try:
-        loaded = get_model(settings)
-        response = answer(
+        answer(
             job.get("input"),
-            loaded,
+            get_model(settings),
             settings,
             cancelled,
             on_progress=on_progress,
             on_part=on_part,
-            job_id=job_id,
+            on_response=write_out,
+            job_id=job.get("id"),
             on_end=job_ended,
         )
-        if isinstance(response, BaseModel):
-            return response.model_dump()
-        with response:
-            return _within_limit(response, settings.max_output_bytes)
-    except DeviceBroken as error:
-        return {"error": str(error), "refresh_worker": True}
     except WorkerError as error:
-        return {"error": str(error)}
-    except Exception as error:
-        # Reading the spooled graph back; the SDK would show a traceback to the caller.
-        logger.error("job %s: %s after its work was done", job_id, type(error).__name__)
-        error_reports.report(settings, error, Internal.code)
-        return {"error": str(Internal(f"an unexpected {type(error).__name__} stopped the job"))}
+        return JobResult(error=str(error), refresh_worker=isinstance(error, DeviceBroken))
+    return JobResult(output=output)
 
 
-def _within_limit(document: "Spooled", limit: int) -> dict[str, Any]:
-    """A graph as a job's output. Runpod refuses larger ones, and the SDK only logs that."""
-    if document.size > limit:
-        logger.info("the graph is too large for an output: %d bytes", document.size)
-        raise OutputTooLarge(
-            f"the graph has {document.size} bytes, a job's output may have {limit}; pass "
-            "signed_url to have it uploaded, or keep less with lower thresholds"
-        )
-    graph: dict[str, Any] = orjson.loads(b"".join(document.chunks()))
-    return graph
+def _encoded(response: "Response", limit: int) -> bytes:
+    """A response as it is sent. Runpod refuses what is larger than its limit."""
+    if isinstance(response, BaseModel):
+        output = response.model_dump_json().encode()
+        _check_size(len(output), limit, _SMALLER.get(type(response).__name__, "ask for less"))
+        return output
+    with response:
+        _check_size(response.size, limit, _SMALLER_GRAPH)
+        return b"".join(response.chunks())
+
+
+# What a caller can do about an output that is too large.
+_SMALLER_GRAPH = "pass signed_url to have the graph uploaded, or keep less with lower thresholds"
+_SMALLER = {
+    "SteerResponse": "lower top_k or n_tokens",
+    "ForwardPassResponse": "lower max_n_logits, or shorten the prompt",
+    "ParseChatPromptResponse": "shorten the prompt",
+}
+
+
+def _check_size(size: int, limit: int, advice: str) -> None:
+    size += ENVELOPE_BYTES
+    if size > limit:
+        raise OutputTooLarge(f"the output has {size} bytes, a job's may have {limit}; {advice}")
 
 
 def main() -> None:
     """Load the model, then serve jobs until SIGTERM; without Runpod, run one job and report."""
     started = time.perf_counter()
-    settings = startup.start("serving.runpod_loop", check=False)
+    settings, listeners = startup.prepare(), []
+    serves_api = "--rp_serve_api" in sys.argv
+    if serves_api:
+        from serving import local_api_ports
+
+        listeners = local_api_ports.listen(sys.argv[1:])
+    startup.load(settings, "serving.runpod_loop", check=False)
     import runpod
 
     from remote import local_run
@@ -149,15 +166,15 @@ def main() -> None:
     if is_local:
         local_run.run(handler, loading_s=time.perf_counter() - started)
         return
-    if "--rp_serve_api" in sys.argv:
+    if serves_api:
         from serving import local_api
 
-        local_api.install()
+        local_api.install(settings, listeners)
     for check in fitness.checks(settings):
         reporting = error_reports.of_the_start(settings)
         runpod.serverless.register_fitness_check(reporting(check))
     runpod_loop.serve(
-        handler,
+        answer_job,
         shutdown_grace_s=settings.shutdown_grace_s,
         jobs_at_once=settings.jobs_at_once,
     )

@@ -24,12 +24,13 @@ from collections.abc import Sequence
 
 import logs
 from loading import WeightsError, converted, inventory
-from loading.complete_sets import engine_of_set, locate_entry
+from loading.complete_sets import CompleteWeights, engine_of_set, locate_entry
+from loading.entry import ModelEntry
 from loading.loaded_model import LoadedModel
 from loading.read_ahead import read_ahead
 from loading.registry import DEMO, REGISTRY
 from loading.selection import check_engine, select
-from loading.sources import TranscoderFiles, storage_of
+from loading.sources import Storage, TranscoderFiles, Weights, locate, storage_of
 from settings import Settings, SettingsError, read_settings
 
 logger = logging.getLogger(__name__)
@@ -54,8 +55,7 @@ def load(settings: Settings) -> LoadedModel:
         from loading.build import build
 
         storage = storage_of(settings)
-        check_engine(settings, engine_of_set(entry, storage))
-        weights = locate_entry(entry, storage)
+        weights = _located(entry, settings, storage)
         logger.info("weights are in %s and %s", weights.model, weights.transcoders.folder)
         loaded = build(selection, weights, storage, settings)
     except WeightsError as error:
@@ -79,6 +79,14 @@ def load(settings: Settings) -> LoadedModel:
     return loaded
 
 
+def _located(entry: ModelEntry, settings: Settings, storage: Storage) -> Weights | CompleteWeights:
+    """The files of an entry's model and set, of either kind."""
+    if entry.attribution_engine == "circuit-tracer":  # known, and so checked by `select`
+        return locate(entry.model, entry.transcoder_set, storage)
+    check_engine(settings, engine_of_set(entry, storage))
+    return locate_entry(entry, storage)
+
+
 def read_weights_ahead(settings: Settings) -> None:
     """Start to bring the weights into memory that are on this machine, for `load` to find there.
 
@@ -88,7 +96,7 @@ def read_weights_ahead(settings: Settings) -> None:
     try:
         selection = select(settings)
         storage = storage_of(settings)._replace(ask_hub=False)
-        found = locate_entry(selection.entry, storage)
+        found = _located(selection.entry, settings, storage)
         files = found.transcoders
         copy = converted.find(files, storage) if isinstance(files, TranscoderFiles) else None
     except Exception as error:

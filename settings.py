@@ -4,9 +4,12 @@ Each setting comes from the variable of its name, or from a `.env` file in the w
 """
 
 import os
+import re
+import unicodedata
 from functools import cache
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -15,6 +18,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 # torch's wheels for Linux) and LLVM's.
 _WAITING_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
+# A name as it can stand in a URL, in lower case.
+_LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
+_HOST = re.compile(rf"{_LABEL}(\.{_LABEL})*")
 
 # The release in work; pyproject.toml has the same.
 VERSION = "0.1.0"
@@ -211,6 +217,17 @@ class Settings(BaseSettings):
     def _upper(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
 
+    @field_validator("hf_token", "secret", "sentry_dsn")
+    @classmethod
+    def _as_it_is_sent(cls, value: SecretStr | None) -> SecretStr | None:
+        """Refuse what no caller can send or no server accepts, such as a file's last newline."""
+        text = "" if value is None else value.get_secret_value()
+        if text != text.strip():
+            raise ValueError("it begins or ends with whitespace")
+        if any(unicodedata.category(character) == "Cc" for character in text):
+            raise ValueError("it has a control character, such as a newline")
+        return value
+
     @field_validator("attribution_engine", mode="before")
     @classmethod
     def _with_hyphens(cls, value: object) -> object:
@@ -227,6 +244,14 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(host.strip().lower() for host in value.split(",") if host.strip())
+        return value
+
+    @field_validator("upload_allowed_hosts")
+    @classmethod
+    def _refuse_what_is_no_host(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            if (fault := _no_host(host)) is not None:
+                raise ValueError(f"{host!r} can't be the host of a URL: {fault}")
         return value
 
 
@@ -259,9 +284,36 @@ def how_threads_wait() -> str:
     return chosen or "waiting as OpenMP does by default"
 
 
+def _no_host(entry: str) -> str | None:
+    """Why no URL has this host, which is in lower case; None where one can have it."""
+    try:
+        if ip_address(entry) and "%" not in entry:
+            return None
+    except ValueError:
+        pass
+    faults = (
+        (r"\s", "it has a space; commas separate hosts"),
+        (r"://", "leave out the scheme"),
+        (r"/", "leave out the path; a network can't be named, only a host"),
+        (r"@", "leave out the user"),
+        (r"[*?]", "there are no wildcards; name each host"),
+        (r"[][]", "leave out the brackets and a port"),
+        (r"%", "leave out the scope"),
+        (r":", "leave out the port; a host is exempt on all of them"),
+        (r"[^!-~]", "write the name in ASCII, as URLs have it (xn--...)"),
+        (r"\.$", "leave out the dot at its end"),
+    )
+    for pattern, fault in faults:
+        if re.search(pattern, entry):
+            return fault
+    if not _HOST.fullmatch(entry) or len(entry) > 253:
+        return "a name has parts of letters, digits, - and _, between dots, of 1 to 63 characters"
+    return None
+
+
 def _explain(detail: Any) -> str:
     field = str(detail["loc"][0])
-    is_secret = field in {"hf_token", "secret", "sentry_dsn"}
+    is_secret = SecretStr in get_args(Settings.model_fields[field].annotation)
     value = "***" if is_secret else repr(detail["input"])
     wanted = Settings.model_fields[field].description
     return f"{field.upper()}={value}: {detail['msg']} ({wanted})"

@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from serving import startup
+from serving import http_bounds, startup
 from serving.http_api import create_app
-from serving.listening import answering_while_loading, listen, listening_host, only_pings
+from serving.listening import answering_while_loading, front, listen, listening_host
 from settings import Settings
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp
-
     from loading.loaded_model import LoadedModel
 
 logger = logging.getLogger(__name__)
@@ -45,7 +43,7 @@ def main() -> None:
     """Listen, load the model, then serve it until SIGINT or SIGTERM."""
     settings = startup.prepare(**_parse_arguments())
     listeners = listen(settings)
-    with answering_while_loading(listeners):
+    with answering_while_loading(settings, listeners):
         startup.load(settings, *LIBRARIES, check=True)
     from model_loader import get_model
 
@@ -63,18 +61,9 @@ def main() -> None:
 
 def server(settings: Settings, loaded: "LoadedModel") -> uvicorn.Server:
     """The server of a loaded model. Its caller runs it, on sockets that listen."""
-    app: ASGIApp = create_app(settings, loaded)
-    if settings.port_health not in {None, settings.listening_port}:
-        app = only_pings(app, settings.port_health)
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_config=None,  # logs.py's
-            access_log=False,  # serving/http_api.py logs a line for each job
-            server_header=False,
-            timeout_graceful_shutdown=_GRACE_S,
-        )
-    )
+    app = front(create_app(settings, loaded), settings)
+    config = http_bounds.config(app, timeout_graceful_shutdown=_GRACE_S)
+    return uvicorn.Server(config)
 
 
 def _parse_arguments(arguments: Sequence[str] | None = None) -> dict[str, str | None]:

@@ -47,6 +47,7 @@ def answer(
     action: str | None = None,
     on_progress: OnProgress | None = None,
     on_part: OnPart | None = None,
+    on_response: Callable[[Response], None] | None = None,
     job_id: str | None = None,
     on_end: OnEnd | None = None,
 ) -> Response:
@@ -58,6 +59,8 @@ def answer(
         action: the action, where something else than the body names it.
         on_progress: called from this thread while a graph or a steered text is made.
         on_part: called from this thread with each token of a steer that asks for a stream.
+        on_response: called from this thread with the response. What it raises fails the job: the
+            door may have no room for a response of this size.
         job_id: the name of the job in the log.
         on_end: called from this thread once the job has ended and its line is logged.
 
@@ -74,6 +77,8 @@ def answer(
         job.deadline = request.deadline
         job.check()
         response = ACTIONS[type(request)](request, loaded, job)
+        if on_response is not None:
+            on_response(response)
     except Exception as error:
         failure = _as_worker_error(error, event, loaded)
         # The log gets the traceback of an error that nobody foresaw. Its message, which may quote

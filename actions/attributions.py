@@ -1,6 +1,6 @@
 """The attribution of a prompt by the loaded model's engine: one that is kept, or a new one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -8,11 +8,8 @@ import torch
 
 import attribution
 from actions.job import Job
-from attribution import PrunedGraph
-from attribution.complete import attribute as complete_attribute
-from attribution.complete import pruning as complete_pruning
-from attribution.complete.graph import CompleteGraph, QKTraces
-from attribution.complete.tracing import trace_attention
+from attribution import PrunedGraph, complete
+from attribution.complete import CompleteGraph, QKTraces
 from errors import InvalidInput
 from graphs.cache import TracedGraph
 from loading.loaded_model import LoadedModel
@@ -66,12 +63,7 @@ def attributed(
     loaded: LoadedModel,
     job: Job,
 ) -> Attributed:
-    """The attribution that was kept for these inputs or a new one, traced if that is asked for.
-
-    Traces are kept with their graph, though they are quick to make: with them a request that comes
-    again, to a fresh URL or with other thresholds, doesn't wait for the model. A graph has the
-    traces of the last request that asked for other ones.
-    """
+    """The attribution that was kept for these inputs or a new one, traced if that is asked for."""
     key = (
         method_of(loaded),
         tuple(prompt.ids),
@@ -79,64 +71,82 @@ def attributed(
         *settings.values(),
     )
     kept = loaded.graphs.get(key)
+    job.counts["cached"] = int(kept is not None)
+    options = {
+        **settings,
+        "attribution_targets": None if targets is None else torch.tensor(targets),
+        "on_progress": _report(job, "attribute", "feature nodes"),
+        "check": job.check,
+    }
+    if loaded.is_complete:
+        tracing = (request.qk_top_fraction, request.qk_topk) if request.enable_qk_tracing else None
+        return _complete_attributed(key, kept, tracing, prompt, options, loaded, job)
+    if kept is not None:
+        return Attributed(kept, {}, is_kept=True)
+    with job.model(loaded), job.stage("attribute"):
+        graph = attribution.attribute(torch.tensor(prompt.ids), loaded.model, **options)
+    _check_probabilities(graph)
+    return Attributed(graph, {}, loaded.graphs.put(key, graph))
+
+
+def _complete_attributed(
+    key: Hashable,
+    kept: CompleteGraph | TracedGraph | None,
+    tracing: tuple[float, int] | None,
+    prompt: Prompt,
+    options: Mapping[str, Any],
+    loaded: LoadedModel,
+    job: Job,
+) -> Attributed:
+    """The same on a complete replacement model.
+
+    Traces are kept with their graph, though they are quick to make: with them a request that comes
+    again, to a fresh URL or with other thresholds, doesn't wait for the model. A graph has the
+    traces that were asked for last.
+
+    Args:
+        tracing: `qk_top_fraction` and `qk_topk`; None without tracing.
+    """
     graph = kept.graph if isinstance(kept, TracedGraph) else kept
-    job.counts["cached"], is_kept = int(graph is not None), True
-    if graph is None:
-        graph = _new_attribution(prompt, targets, settings, loaded, job)
-        is_kept = loaded.graphs.put(key, graph)
-    if not request.enable_qk_tracing:
-        return Attributed(graph, {}, is_kept)
-    tracing = (request.qk_top_fraction, request.qk_topk)
+    if graph is not None and tracing is None:
+        return Attributed(graph, {}, is_kept=True)
     if isinstance(kept, TracedGraph) and kept.tracing == tracing:
-        return Attributed(graph, kept.traces, is_kept=True)
-    traces = _new_traces(graph, *tracing, loaded, job)
+        return Attributed(kept.graph, kept.traces, is_kept=True)
+    local = None
+    with job.model(loaded):
+        if graph is None:
+            with job.stage("attribute"):
+                local = complete.freeze(loaded.model, torch.tensor(prompt.ids))
+                graph = complete.attribute(local, **options)
+            _check_probabilities(graph)
+            is_kept = loaded.graphs.put(key, graph)
+        if tracing is None:
+            return Attributed(graph, {}, is_kept)
+        with job.stage("trace"):
+            traces = complete.trace_attention(
+                graph,
+                local or complete.freeze(loaded.model, graph.input_tokens),
+                top_fraction=tracing[0],
+                topk=tracing[1],
+                on_progress=_report(job, "trace", "attention heads"),
+                check=job.check,
+            )
     traced = TracedGraph(graph, tracing, traces)
     is_kept = loaded.graphs.put(key, traced) or loaded.graphs.put(key, graph)
     return Attributed(graph, traces, is_kept)
 
 
-def prune(graph: "Graph | CompleteGraph", request: GenerateGraphRequest) -> PrunedGraph:
-    """Keep what matters of a graph, by the rule of its engine."""
-    rule = complete_pruning.prune if isinstance(graph, CompleteGraph) else attribution.prune
-    return rule(graph, request.node_threshold, request.edge_threshold)
-
-
-def _new_attribution(
-    prompt: Prompt,
-    targets: list[int] | None,
-    settings: Mapping[str, Any],
-    loaded: LoadedModel,
-    job: Job,
-) -> "Graph | CompleteGraph":
-    attribute = complete_attribute.attribute if loaded.is_complete else attribution.attribute
-    with job.model(loaded), job.stage("attribute"):
-        graph: Graph | CompleteGraph = attribute(
-            torch.tensor(prompt.ids),
-            loaded.model,
-            attribution_targets=None if targets is None else torch.tensor(targets),
-            **settings,
-            on_progress=_report(job, "attribute", "feature nodes"),
-            check=job.check,
-        )
+def _check_probabilities(graph: "Graph | CompleteGraph") -> None:
     if not graph.logit_probabilities.sum() > 0:
         raise InvalidInput(
             "attribution_targets: the model gives none of them any probability after this prompt"
         )
-    return graph
 
 
-def _new_traces(
-    graph: CompleteGraph, top_fraction: float, topk: int, loaded: LoadedModel, job: Job
-) -> QKTraces:
-    with job.model(loaded), job.stage("trace"):
-        return trace_attention(
-            graph,
-            loaded.model,
-            top_fraction=top_fraction,
-            topk=topk,
-            on_progress=_report(job, "trace", "attention heads"),
-            check=job.check,
-        )
+def prune(graph: "Graph | CompleteGraph", request: GenerateGraphRequest) -> PrunedGraph:
+    """Keep what matters of a graph, by the rule of its engine."""
+    rule = complete.prune if isinstance(graph, CompleteGraph) else attribution.prune
+    return rule(graph, request.node_threshold, request.edge_threshold)
 
 
 def _report(job: Job, stage: str, things: str) -> Callable[[int, int], None]:

@@ -1,12 +1,18 @@
 """What an exception says of the device: that its memory is full, or that it has failed for good."""
 
+import errno
+import re
+
 import torch
 
-# What torch's CPU allocator, and the libraries below its CUDA allocator, say when memory is full.
-_OUT_OF_MEMORY = (
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "DefaultCPUAllocator: can't allocate memory",
+# What torch's CPU allocator, its memory maps of files, and the libraries below its CUDA allocator
+# say when memory is full.
+_OUT_OF_MEMORY = re.compile(
+    r"CUDA error: out of memory"
+    r"|CU[A-Z]+_STATUS_ALLOC_FAILED"
+    r"|DefaultCPUAllocator: (can't allocate|not enough) memory"
+    # The words of ENOMEM, which end what torch and safetensors say of a call that failed with it.
+    r"|[Cc]annot allocate memory( \((os error )?12\)|$)"
 )
 
 
@@ -14,7 +20,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether the host's or the device's memory was full."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    is_a_library_s = isinstance(error, RuntimeError) or type(error).__module__.startswith(
+        "safetensors"
+    )
+    return is_a_library_s and _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def is_broken_device(error: BaseException, device: torch.device | str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 from unittest.mock import patch
 
@@ -15,6 +16,7 @@ from benchmarks.emulated_cuda import EmulatedCuda
 from benchmarks.kernels import OF_A_GRAPH, Stages, staged
 from benchmarks.workload_costs import Batch, Shapes
 
+attribute_module = import_module("attribution.attribute")  # the name is the function's
 _PARTS: list[tuple[str, Any, str]] = [
     ("sweep: features", contraction.PaddedPositions, "write_edges"),
     ("sweep: errors and tokens", sweep, "_error_edges"),
@@ -61,7 +63,7 @@ def counted_graph(
 @contextmanager
 def _recorded(intervals: list[list[Batch]], n_layers: int) -> Iterator[None]:
     """Add the batches of each interval meanwhile; the logits' come first."""
-    rows_of, feature_rows = expansion.attribution_rows, expansion.Expansion._feature_rows
+    rows_of, feature_rows = attribute_module.attribution_rows, expansion.Expansion._feature_rows
     intervals.append([])
 
     def of_batch(local: Any, layers: torch.Tensor, positions: torch.Tensor, *rest: Any) -> None:
@@ -75,7 +77,7 @@ def _recorded(intervals: list[list[Batch]], n_layers: int) -> Iterator[None]:
         feature_rows(*args)
 
     with (
-        patch.object(expansion, "attribution_rows", of_batch),
+        patch.object(attribute_module, "attribution_rows", of_batch),
         patch.object(expansion.Expansion, "_feature_rows", of_interval),
     ):
         yield

@@ -11,6 +11,7 @@ from dataclasses import replace
 from math import log
 from typing import NamedTuple
 
+from benchmarks.complete_costs import complete_stages
 from benchmarks.reference_workload import Workload
 from benchmarks.roofline import GPUS, Gpu, seconds_on
 from benchmarks.workload_costs import Cost, Shapes, encoding, even_intervals, stages, sweep
@@ -95,6 +96,8 @@ def shapes_of_entry(entry: ModelEntry, card: Gpu) -> Shapes:
 def costs_of(entry: ModelEntry, card: Gpu) -> dict[str, Cost]:
     """The cost of each stage; a cross-layer feature counts in every layer that it writes to."""
     shapes = shapes_of_entry(entry, card)
+    if entry.shapes is not None and entry.shapes.n_qk_heads:
+        return complete_stages(entry.shapes, shapes, FEATURE_NODES, BATCH_SIZE)
     costs = stages(shapes)
     if entry.shapes is not None and entry.shapes.cross_layer:
         written = replace(
@@ -111,7 +114,7 @@ def bytes_read(entry: ModelEntry) -> float:
     """What a graph reads from the disk: encoders that stay there, and active features' decoders."""
     s = entry.shapes
     assert s is not None
-    active = N_TOKENS * s.n_layers * s.n_active * s.d_model * (s.decoder / s.encoder)
+    active = N_TOKENS * s.n_layers * s.modules * s.n_active * s.d_model * (s.decoder / s.encoder)
     numbers = s.encoder * entry.lazy_encoder + active * entry.lazy_decoder
     return numbers * s.transcoder_bytes
 

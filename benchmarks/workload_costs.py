@@ -288,16 +288,17 @@ def ranking(s: Shapes) -> Cost:
         norms = 4 * new * 3 * (reach + s.n_sources - s.n_active)
         # Edges between rows' own nodes: gathered, absolute, over the norm, put in their block.
         between = 4 * 8 * (n_rows * new + new * before * (i > 1)) * (i > 0)
-        paths = (s.n_layers + 1) * 4 * (n_rows**2 + 5 * n_rows)
+        steps = min(s.n_layers, n_rows) + 1
+        paths = steps * 4 * (n_rows**2 + 3 * n_rows)
         spread = 4 * 3 * n_rows * s.n_active
         blocks = 1 + ceil(new * s.n_active / _ENTRIES_OF_BLOCK)
         blocks += ceil(n_rows * s.n_active / _ENTRIES_OF_BLOCK)
-        flop = 2 * n_rows * ((s.n_layers + 1) * n_rows + s.n_active)
+        flop = 2 * n_rows * (steps * n_rows + s.n_active)
         cost += Cost(
             0,
             flop,
             norms + between + paths + spread,
-            _RANKING_LAUNCHES + 2 * (s.n_layers + 1) + _LAUNCHES_OF_BLOCK * blocks,
+            _RANKING_LAUNCHES + steps + _LAUNCHES_OF_BLOCK * blocks,
         )
         before, n_rows = n_rows, n_rows + sum(batch.n for batch in batches)
     return cost
@@ -329,7 +330,7 @@ def the_rest(s: Shapes) -> Cost:
     matrix = 4 * entries
     ordered = 20 * s.n_active * (len(s.intervals) - 1)
     launches = 2 * layers_met + 8 * len(s.intervals) + 3 * (n_rows // _ROWS_AT_ONCE) + 22
-    to_host = matrix + 8 * s.n_active * (len(s.intervals) + 2)
+    to_host = matrix + 8 * s.n_active * (len(s.intervals) + 1)
     return Cost(0, 0, rows + reads + unembedding + ordered + 3 * matrix, launches, to_host)
 
 

@@ -20,7 +20,8 @@ from aiohttp.abc import ResolveResult
 from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
-from delivery.target import Target, is_public, not_public
+from delivery.addresses import is_public
+from delivery.target import Target, not_public
 from errors import UploadFailed
 
 _CONNECT_TIMEOUT_S = 10.0

@@ -4,13 +4,13 @@ A job's URL comes from outside. It may be http(s) only, and its host may have pu
 only, unless the worker's owner exempts it. A signed URL's query is a password: it is in no message.
 """
 
-import ipaddress
 import re
 import socket
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
+from delivery.addresses import is_public
 from errors import InvalidInput, UploadUrlRefused
 
 _PRINTABLE = re.compile(r"[!-\[\]-~]+")  # no space, no control character, no backslash
@@ -18,7 +18,6 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
 _VALUE = re.compile(r"[\t -~]*")  # S3 takes no other characters
 # The transport's own: they say how the message is framed, not what is signed.
 _FRAMING = {"connection", "expect", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 @dataclass(frozen=True)
@@ -101,31 +100,15 @@ def _check_host(host: str) -> None:
     """Refuse a host that is an address, or a name, of this machine or of a network inside."""
     if host == "localhost" or host.endswith(".localhost"):
         raise not_public()
+    # The system's function below does not know each form of IPv6, such as one with a scope.
+    if (":" in host or "%" in host) and not is_public(host):
+        raise not_public()
     try:
         numeric = socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
     except (socket.gaierror, UnicodeError):
         return  # a name
     if not all(is_public(str(address[0])) for *_, address in numeric):
         raise not_public()
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet, however it is wrapped.
-
-    An IPv4 address inside an IPv6 one (mapped, 6to4, Teredo, NAT64) counts as what is inside.
-    """
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        inner = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
-        if ip in _NAT64:
-            inner.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
-        if not all(is_public(str(v4)) for v4 in inner if v4 is not None):
-            return False
-        if ip.ipv4_mapped is not None:
-            return True
-        if ip.is_site_local:
-            return False
-    return ip.is_global and not ip.is_multicast
 
 
 def not_public() -> UploadUrlRefused:

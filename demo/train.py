@@ -12,6 +12,7 @@ from demo import feature_examples
 from demo.corpus import all_facts
 from demo.tokenizer import TURN_END, train_tokenizer
 from demo.train_language_model import CONTEXT, LanguageModelTraining, train_language_model
+from demo.train_lorsas import train_and_save_lorsas
 from demo.train_transcoders import collect, layer_trainings, train_transcoder
 
 
@@ -25,8 +26,9 @@ def main() -> None:
     model = train_language_model(tokenizer, LanguageModelTraining())
     save_language_model(model, tokenizer, out / "model")
     train_and_save_transcoders(model, tokenizer, out / "transcoders")
+    train_and_save_lorsas(model, tokenizer, out / "complete")
     feature_examples.write(out)
-    print(f"done in {time.perf_counter() - started:.0f} s: {out / 'model'}, {out / 'transcoders'}")
+    print(f"done in {time.perf_counter() - started:.0f} s: {out}")
 
 
 def save_language_model(

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
+from demo.sparse_training import auxiliary_loss, constant_then_falling
 from demo.train_language_model import encoded_documents, pack
 
 
@@ -120,17 +121,10 @@ class _Trainee(nn.Module):
         self.silent_steps[(acts > 0).any(0)] = 0
         dead = self.silent_steps > settings.dead_after
         if dead.sum() >= settings.auxiliary_active:
-            loss = loss + settings.auxiliary_weight * self._auxiliary(before, error.detach(), dead)
+            loss = loss + settings.auxiliary_weight * auxiliary_loss(
+                before[:, dead], error.detach(), self.W_dec[dead], settings.auxiliary_active
+            )
         return loss, bound.item()
-
-    def _auxiliary(
-        self, before: torch.Tensor, error: torch.Tensor, dead: torch.Tensor
-    ) -> torch.Tensor:
-        """How badly the dead features alone explain what the live ones leave (Gao et al. 2024)."""
-        top = functional.relu(before[:, dead]).topk(self.training_settings.auxiliary_active, dim=1)
-        acts = torch.zeros_like(before[:, dead]).scatter(1, top.indices, top.values)
-        left = error - acts @ self.W_dec[dead]
-        return left.square().sum() / error.square().sum().clamp(min=1e-8)
 
     @torch.no_grad()
     def renormalise(self) -> None:
@@ -168,11 +162,7 @@ def train_transcoder(
     torch.manual_seed(training.seed + layer)
     trainee = _Trainee(data, training)
     optimizer = torch.optim.Adam(trainee.parameters(), lr=training.learning_rate)
-    last_fifth = training.steps * 4 // 5
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min(1.0, max(0.02, (training.steps - step) / (training.steps - last_fifth))),
-    )
+    schedule = constant_then_falling(optimizer, training.steps)
     bounds = []
     for step, batch in enumerate(_batches(len(data.inputs), training)):
         loss, bound = trainee.loss(data.inputs[batch], data.outputs[batch])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,12 @@ from loading.entry import Engine
 from loading.folders import read_json
 from loading.inspection import Contents, inspect
 from loading.loaded_model import LoadedModel
-from loading.pretrained import read_config, read_tokenizer
+from loading.pretrained import check_template, read_config, read_tokenizer
 from loading.selection import Selection
 from loading.sources import Storage, TranscoderFiles, Weights
 from loading.transcoders import Transcoders, transcoders
 from prompting.gemma_3_chat import circuit_tracer_name
+from prompting.template_process import template_process
 from settings import Settings
 
 if TYPE_CHECKING:
@@ -39,13 +41,15 @@ def build(
 
     Raises:
         WeightsError: model and transcoders don't belong together, or aren't served; the model's
-            configuration or tokenizer can't be read.
+            configuration or tokenizer can't be read; its chat template takes too much.
         UnsupportedArchitectureError: the engine has no exact way to run the model.
         WeightsMismatchError: the weights aren't those of its configuration.
         Exception: whatever the libraries raise for files that are unreadable.
     """
     directory = weights.model
+    template_process().start()  # ready once transformers is imported and files are read
     config, tokenizer = read_config(directory), read_tokenizer(directory)
+    check_template(directory, tokenizer)
     # What can't be served is refused before gigabytes are read.
     files = weights.transcoders
     contents = inspect(files) if isinstance(files, TranscoderFiles) else inspect_complete(files)
@@ -58,17 +62,17 @@ def build(
     name = Path(named).name if Path(named).is_dir() else named.partition("@")[0]
     name = circuit_tracer_name(name, config, has_chat_template=bool(tokenizer.chat_template))
     engine = engine_of(selection.engine)
-    hf_model = engine.open_model(directory, config, device=device, dtype=dtype)
+    open_model = partial(engine.open_model, directory, config, device=device, dtype=dtype)
     model: Any
     if isinstance(contents, CompleteContents):
         from loading.complete_build import complete_model  # with TransformerLens, as `engine_of`
 
         placement = Placement(device, dtype, selection.lazy_decoder)
-        model = complete_model(hf_model, name, contents, placement)
+        model = complete_model(open_model(), name, contents, placement)
         model.language_model.tokenizer = tokenizer
     else:
         features = _transcoders(contents, selection, storage, device, dtype)
-        model = engine.replacement_model(hf_model, features, name, device, dtype)
+        model = engine.replacement_model(open_model(), features, name, device, dtype)
         model.tokenizer = tokenizer
     # With "left" TransformerLens masks a leading pad token, which Qwen3's leading token is.
     tokenizer.padding_side = "right"

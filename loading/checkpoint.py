@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from loading import WeightsMismatchError
-from loading.folders import INDEX, SINGLE_FILE, read_json
+from loading.folders import INDEX, SINGLE_FILE, read_index
 from loading.tensor_files import read_tensor, tensors_in
 
 # How a multimodal checkpoint's names differ from those of its language model alone, `model.layers`:
@@ -37,13 +37,14 @@ def weight_files(directory: Path) -> dict[Path, set[str]]:
 
     Raises:
         FileNotFoundError: there are none, or one that the index names is missing.
+        WeightsError: the index can't be read.
     """
     single, index = directory / SINGLE_FILE, directory / INDEX
     files: dict[Path, set[str]] = {}
     if single.is_file() or not index.is_file():
         files[single] = set()
     else:
-        for tensor, name in read_json(index)["weight_map"].items():
+        for tensor, name in read_index(directory).items():
             files.setdefault(directory / name, set()).add(tensor)
     for path in files:
         if not path.is_file():

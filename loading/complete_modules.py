@@ -6,7 +6,7 @@ them is in memory twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -221,7 +221,11 @@ def rotary_tables(config: LorsaConfig, n_dimensions: int) -> tuple[Tensor, Tenso
 def weights_of(model: CompleteModel) -> Iterator[tuple[str, Tensor]]:
     """The language model's weights, and those of the modules that are in memory."""
     yield from model.language_model.named_parameters()
-    for kind, modules in (("lorsas", model.lorsas), ("transcoders", model.transcoders)):
+    both: list[tuple[str, Sequence[Lorsa | Transcoder]]] = [
+        ("lorsas", model.lorsas),
+        ("transcoders", model.transcoders),
+    ]
+    for kind, modules in both:
         for layer, module in enumerate(modules):
             held = {**vars(module), "threshold": module.activation.threshold}
             held["decoder_norms"] = module.decoder.norms

@@ -53,10 +53,9 @@ class CompleteFiles:
     @property
     def paths(self) -> list[Path]:
         """The files of weights, in the order in which they are loaded."""
-        own = isinstance(self.transcoders, TranscoderFiles)
-        modules = self.lorsas if own else (*self.lorsas, *self.transcoders)
-        files = [next((f / w for w in WEIGHTS if (f / w).exists()), f) for f in modules]
-        return [*files, *(self.transcoders.paths if own else ())]
+        if isinstance(self.transcoders, TranscoderFiles):
+            return [*map(_weights_in, self.lorsas), *self.transcoders.paths]
+        return [_weights_in(folder) for folder in (*self.lorsas, *self.transcoders)]
 
 
 class CompleteWeights(NamedTuple):
@@ -143,14 +142,18 @@ def complete_files(
         found, part = _find(entry.transcoder_set, storage, KINDS, n_layers)
         folders = module_folders(found.folder, part)
         transcoders: tuple[Path, ...] | TranscoderFiles = tuple(folders["transcoder"])
-        revisions = (found.revision,) if found.revision else ()
+        revisions = [found.revision]
     else:
         found, part = _find(entry.lorsa_set, storage, ("lorsa",), n_layers)
         folders = module_folders(found.folder, part, ("lorsa",))
         transcoders = transcoder_files(entry.transcoder_set, storage, n_layers)
-        revisions = (*filter(None, [found.revision]), *transcoders.revisions)
+        revisions = [found.revision, *transcoders.revisions]
     return CompleteFiles(
-        tuple(folders["lorsa"]), transcoders, found.folder, found.source, revisions
+        tuple(folders["lorsa"]),
+        transcoders,
+        found.folder,
+        found.source,
+        tuple(filter(None, revisions)),
     )
 
 
@@ -214,6 +217,10 @@ def inspect_complete(files: CompleteFiles) -> CompleteContents:
                 f"have {d_model}: name a set for one model"
             )
     return CompleteContents(lorsas, transcoders, d_model)
+
+
+def _weights_in(folder: Path) -> Path:
+    return next((folder / name for name in WEIGHTS if (folder / name).exists()), folder)
 
 
 def _by_layer(folders: Sequence[Path], kind: ModuleKind) -> tuple[Module[Any], ...]:

@@ -14,12 +14,12 @@ import logging
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
 from loading.conversion import VolumeError, one_writer, write
-from loading.folders import CONFIG, TranscoderNeeds
+from loading.folders import CONFIG, TranscoderNeeds, read_yaml
 from loading.inspection import Contents, inspect
 from loading.layers import CIRCUIT_TRACERS_OWN
 from loading.references import Cache
@@ -127,7 +127,7 @@ def _copy_in(files: TranscoderFiles, cache: Cache) -> TranscoderFiles:
 
 def _configuration(files: TranscoderFiles) -> str:
     """The copy's `config.yaml`: the set's own, and where it came from."""
-    settings: dict[str, Any] = yaml.safe_load((files.folder / CONFIG).read_text())
+    settings = cast(dict[str, Any], read_yaml(files.folder / CONFIG))  # read before as a set's
     settings.pop("transcoders", None)
     source: dict[str, Any] = {"converted": FORMAT}
     if origin := _origin(files.folder):

@@ -14,6 +14,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from loading import WeightsError
+from loading.bounds import MOST_FEATURES
 from loading.folders import CONFIG, Activation
 from loading.layers import OPTIONAL, REQUIRED, Layer, StoredTensor, file_of, layout_of, sides
 from loading.sources import TranscoderFiles
@@ -53,6 +54,11 @@ def inspect(files: TranscoderFiles) -> Contents:
     if len(first.stored["W_enc"].spec.shape) != 2:
         raise WeightsError(f"{first.stored['W_enc']}, which is no matrix: replace it")
     n_features, d_model = first.spec("W_enc").shape
+    if not 1 <= n_features <= MOST_FEATURES:
+        raise WeightsError(
+            f"{first.stored['W_enc']}, and a layer has from 1 to {MOST_FEATURES} features: "
+            "replace it"
+        )
     _check_alike(layers)
     for layer in layers:
         _check_shapes(files, layer, (len(layers), n_features, d_model))

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from loading import WeightsError
+from loading.bounds import MOST_LAYERS
 from loading.tensor_files import Spec, read_tensor
 
 if TYPE_CHECKING:
@@ -45,10 +47,20 @@ class TensorLayout:
         )
 
     def count_layers(self, names: Collection[str]) -> int:
-        """One more than the highest layer that has a file among these names."""
-        pattern = re.compile(self.files[0].format(r"(\d+)"))
-        found = (pattern.fullmatch(name) for name in names)
-        return max((int(match[1]) + 1 for match in found if match), default=0)
+        """One more than the highest layer that has a file among these names.
+
+        Raises:
+            WeightsError: there can't be as many layers.
+        """
+        pattern = re.compile(self.files[0].format(r"([0-9]+)"))
+        numbers = [match[1] for name in names if (match := pattern.fullmatch(name))]
+        for number in numbers:
+            if len(number) > len(str(MOST_LAYERS)) or int(number) >= MOST_LAYERS:
+                raise WeightsError(
+                    f"{self.files[0].format(number[:20])} is of a layer beyond the "
+                    f"{MOST_LAYERS} that are the most: remove it"
+                )
+        return max((int(number) + 1 for number in numbers), default=0)
 
 
 _SAME = {name: name for name in (*REQUIRED, "W_skip", "k")}

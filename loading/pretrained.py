@@ -25,7 +25,10 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from loading import UnsupportedArchitectureError, WeightsError
-from loading.folders import read_json
+from loading.bounds import TOKENIZER_BYTES
+from loading.folders import check_file, read_json, read_model_config
+from prompting import template_grammar
+from prompting.template_process import TemplateTooCostly
 
 # Settings that change what a model computes and that neither engine follows, each with the one
 # value that is served.
@@ -42,6 +45,9 @@ _SCALING = {
     *("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
     *("short_factor", "long_factor", "low_freq_factor", "high_freq_factor"),
 }
+# Where transformers looks for chat templates, the one that wins first.
+_TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+_TOKENIZER_SUFFIXES = (".json", ".jinja", ".txt", ".model")
 _ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
@@ -52,9 +58,9 @@ def read_config(directory: Path) -> PretrainedConfig:
     Raises:
         UnsupportedArchitectureError: transformers 4 doesn't know the model, or has no name for one
             of its settings; the message says which.
-        WeightsError: config.json can't be read.
+        WeightsError: config.json can't be read, or has a number that no model has.
     """
-    stored = read_json(directory / "config.json")
+    stored = read_model_config(directory)
     model_type = stored.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise UnsupportedArchitectureError(
@@ -197,9 +203,11 @@ def read_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model's directory. No code of the model's is run.
 
     Raises:
-        WeightsError: transformers 5 saved it in a form that version 4 can't read.
+        WeightsError: transformers 5 saved it in a form that version 4 can't read; a file is too
+            large.
         Exception: whatever transformers raises for files that are unreadable.
     """
+    _check_tokenizer_files(directory)
     file = directory / "tokenizer_config.json"
     saved = read_json(file) if file.is_file() else {}
     special = {}
@@ -224,6 +232,42 @@ def read_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        return PreTrainedTokenizerFast.from_pretrained(directory, **special)
+        return PreTrainedTokenizerFast.from_pretrained(
+            directory, trust_remote_code=False, **special
+        )
     finally:
         logger.setLevel(level)
+
+
+def check_template(directory: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Render short messages of every run of roles, as jobs do.
+
+    A template can do otherwise with the messages of a job: then the same bounds end that job.
+
+    Raises:
+        WeightsError: the template takes more time or memory than it may; the message names its
+            file.
+    """
+    if not tokenizer.chat_template:
+        return
+    try:
+        template_grammar.learn(tokenizer)
+    except TemplateTooCostly as error:
+        found = [directory / name for name in _TEMPLATE_FILES if (directory / name).exists()]
+        reason = error.sentence.removeprefix("messages: ").partition(";")[0]
+        raise WeightsError(
+            f"{found[0] if found else directory} is not served: {reason}; replace its chat "
+            "template, or remove it"
+        ) from error
+
+
+def _check_tokenizer_files(directory: Path) -> None:
+    """Raise WeightsError for a file that a tokenizer is read from and that is too large to be."""
+    for file in sorted(directory.iterdir()):
+        if file.suffix in _TOKENIZER_SUFFIXES and file.exists():
+            check_file(file, TOKENIZER_BYTES)
+    for name in ("added_tokens.json", "special_tokens_map.json"):  # transformers reads them itself
+        if (directory / name).exists():
+            read_json(directory / name)
+    for template in (directory / "additional_chat_templates").glob("*.jinja"):
+        check_file(template, TOKENIZER_BYTES)

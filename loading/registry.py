@@ -94,22 +94,24 @@ def _qwen_3(
     )
 
 
+# Its modules' shapes are those of llamascopium's documents.
+_LLAMA_SCOPE_2_SHAPES = Shapes(
+    parameters=2.032e9,
+    n_layers=28,
+    d_model=2048,
+    d_vocab=151_936,
+    n_features=8 * 2048,
+    n_active=64,
+    n_qk_heads=16,
+    d_qk_head=128,
+    n_ctx=2048,
+)
 _LLAMA_SCOPE_2 = ModelEntry(
     "Qwen/Qwen3-1.7B",
     "OpenMOSS-Team/Llama-Scope-2-Qwen3-1.7B/8x/k64",
     "qwen3-1.7b",
     recommended_dtype="bfloat16",
-    shapes=Shapes(
-        parameters=2.032e9,
-        n_layers=28,
-        d_model=2048,
-        d_vocab=151_936,
-        n_features=8 * 2048,
-        n_active=64,
-        n_qk_heads=16,
-        d_qk_head=128,
-        n_ctx=2048,
-    ),
+    shapes=_LLAMA_SCOPE_2_SHAPES,
     attribution_engine="lm-saes-crm",
 )
 
@@ -170,7 +172,7 @@ DEMO = ModelEntry(str(_DEMO_DIRECTORY / "model"), str(_DEMO_DIRECTORY / "transco
 DEMO_CRM = replace(
     DEMO,
     attribution_engine="lm-saes-crm",
-    lorsa_set=str(_DEMO_DIRECTORY / "lorsas" / "8x" / "k10"),
+    lorsa_set=str(_DEMO_DIRECTORY / "complete"),  # the one expansion and top-k that it has
     short_name="demo-crm",
 )
 
@@ -191,7 +193,7 @@ REGISTRY = (
     replace(
         _LLAMA_SCOPE_2,
         transcoder_set="OpenMOSS-Team/Llama-Scope-2-Qwen3-1.7B/32x/k64",
-        shapes=replace(_LLAMA_SCOPE_2.shapes, n_features=32 * 2048),
+        shapes=replace(_LLAMA_SCOPE_2_SHAPES, n_features=32 * 2048),
     ),
     _qwen_3("4", "qwen3-4b-transcoders", 4.022e9, 36, 2560, "transcoder-hp"),
     _qwen_3("8", "qwen3-8b-transcoders", 8.191e9, 36, 4096, lazy_encoder=True),

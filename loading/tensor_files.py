@@ -19,6 +19,7 @@ from numpy.lib import format as npy
 from safetensors import SafetensorError, safe_open
 
 from loading import WeightsError
+from loading.bounds import ARRAY_HEADER_BYTES, SAFETENSORS_HEADER_BYTES
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +35,7 @@ WRITTEN_BYTES = 16 << 20
 _ALIGNMENT = 8
 _NUMPY_DTYPES = {"f8": "F64", "f4": "F32", "f2": "F16"}
 _NPY_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+_MOST_DEFLATED = 1100  # bytes that one of deflate's can stand for, and some
 _DAMAGE: tuple[type[Exception], ...] = (
     *(OSError, ValueError, TypeError, EOFError, KeyError),
     *(SafetensorError, zipfile.BadZipFile, zlib.error),
@@ -60,6 +62,7 @@ def tensors_in(path: Path) -> dict[str, Spec]:
     with damage_named(path, RuntimeError):  # zipfile's for archives that numpy doesn't write
         if path.suffix == ".npz":
             return dict(_arrays_in(path))
+        _check_header(path)
         with safe_open(path, framework="np") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             return {name: Spec(s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
@@ -87,6 +90,7 @@ def read_tensor(
         if path.suffix == ".npz":
             with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as array:
                 return _read_array(array, device, dtype)[part]
+        _check_header(path)
         with safe_open(path, framework="pt", device=device) as file:
             tensor: torch.Tensor = file.get_slice(name)[part] if part else file.get_tensor(name)
             return tensor.to(dtype=dtype)
@@ -126,20 +130,70 @@ def write_safetensors(
             file.write(rows.contiguous().view(torch.uint8).numpy().data)
 
 
+def _refuse_pipes(path: Path) -> None:
+    """Raise ValueError for what is there and is no file, such as a pipe, which opening waits on."""
+    if path.exists() and not path.is_file():
+        raise ValueError("no regular file")
+
+
+def _check_header(path: Path) -> None:
+    """Raise ValueError for a header larger than any model's; the library takes 100 MB of it."""
+    _refuse_pipes(path)
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > SAFETENSORS_HEADER_BYTES:
+        raise ValueError(
+            f"header too large: {size} bytes, and {SAFETENSORS_HEADER_BYTES} are the most"
+        )
+
+
 def _arrays_in(path: Path) -> Iterator[tuple[str, Spec]]:
+    _refuse_pipes(path)
     with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            with archive.open(name) as file:
-                shape, _, dtype = _NPY_HEADERS[npy.read_magic(file)](file)
+        for info in archive.infolist():
+            with archive.open(info) as file:
+                shape, _, dtype = _array_header(file)
+            _check_size(info, math.prod(shape) * dtype.itemsize)
             named = _NUMPY_DTYPES.get(dtype.newbyteorder("=").str[1:], str(dtype))
-            yield name.removesuffix(".npy"), Spec(named, shape)
+            yield info.filename.removesuffix(".npy"), Spec(named, shape)
+
+
+def _check_size(info: zipfile.ZipInfo, n_bytes: int) -> None:
+    """Raise ValueError unless an array's file in an archive can hold as many bytes."""
+    if not n_bytes <= info.file_size <= n_bytes + ARRAY_HEADER_BYTES:
+        raise ValueError(f"{info.filename} has {info.file_size} bytes, its shape {n_bytes}")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{info.filename} is compressed in a way that numpy doesn't write")
+    if info.file_size > _MOST_DEFLATED * info.compress_size + ARRAY_HEADER_BYTES:
+        raise ValueError(f"{info.filename} can't have {info.file_size} bytes")
+
+
+class _HeaderOnly:
+    """A file of which no more is read at once than the header of an array has."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= ARRAY_HEADER_BYTES:
+            raise ValueError(f"a header of {size} bytes")
+        return self._file.read(size)
+
+
+def _array_header(file: IO[bytes]) -> Any:
+    """An array's shape, whether it is in Fortran's order, and its dtype.
+
+    numpy reads as many bytes of a header as the file says, up to 4 GB, before it checks them.
+    """
+    header = _HeaderOnly(file)
+    return _NPY_HEADERS[npy.read_magic(header)](header)
 
 
 def _read_array(file: Any, device: str, dtype: torch.dtype | None) -> torch.Tensor:
     """Read an array a piece at a time: numpy would put it together in memory first."""
     import torch
 
-    shape, is_fortran, stored = _NPY_HEADERS[npy.read_magic(file)](file)
+    shape, is_fortran, stored = _array_header(file)
     native = stored.newbyteorder("=")
     dtype = dtype or torch.from_numpy(np.empty(0, native)).dtype
     # An array in Fortran's order is stored as its transpose is in C's order.

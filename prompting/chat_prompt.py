@@ -22,6 +22,7 @@ from prompting.chat_template import (
 )
 from prompting.prompts import tokenize, unsteerable_positions
 from prompting.template_grammar import DATE, ByRole, Grammar, learn
+from prompting.template_process import TemplateTooCostly
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,7 +57,9 @@ def parse(
 ) -> ParsedPrompt:
     """Read a prompt back into the messages that render to it, the last turn open or closed.
 
-    Never raises. The answering role is `assistant`, whatever the template calls it. Where several
+    Raises nothing but TemplateTooCostly, of a template that takes more time or memory than it may.
+
+    The answering role is `assistant`, whatever the template calls it. Where several
     lists of messages render alike, text that looks like a joint counts as one, and what the
     template adds of its own (a system block, an empty think block) is left out. `leading_token` is
     that of `prompts.tokenize`.
@@ -187,12 +190,13 @@ def _renders_to(
     text: str, messages: list[Message], date: str | None, tokenizer: PreTrainedTokenizerBase
 ) -> bool:
     """Whether the messages render to the text, with the last turn open or closed."""
-    variables = None if date is None else {"strftime_now": lambda _format: date}
     try:
-        opened = render_messages(messages, tokenizer, variables)
+        opened = render_messages(messages, tokenizer, date)
         if strip_bos(opened, tokenizer) == text:
             return True
-        closed = apply_template(messages, tokenizer, template_variables=variables)
+        closed = apply_template(messages, tokenizer, date=date)
+    except TemplateTooCostly:
+        raise
     except InvalidInput:
         return False
     return strip_bos(closed, tokenizer) == text

@@ -1,14 +1,16 @@
 """Chat messages to text, by the model's own chat template.
 
+A template is a program that comes with the weights: it runs in a process of its own, within bounds.
 Knows a Hugging Face tokenizer and no model; imports neither transformers nor torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from errors import InvalidInput
+from prompting.template_process import TemplateRefusal, template_process
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,7 +27,7 @@ _TRIMMABLE = "\x0b"
 def render_messages(
     messages: Sequence[Message],
     tokenizer: PreTrainedTokenizerBase,
-    template_variables: Mapping[str, object] | None = None,
+    date: str | None = None,
 ) -> str:
     """Chat messages as text, by the model's own template, the last turn left open.
 
@@ -34,21 +36,23 @@ def render_messages(
     template's generation prompt, as Neuronpedia's graph server takes it. Text is as the template
     writes it, with its BOS and any system block of its own.
 
-    Raises InvalidInput when there is no template, or it refuses the messages.
+    Args:
+        date: as in `apply_template`.
+
+    Raises InvalidInput when there is no template, or it refuses the messages, and of that
+    TemplateTooCostly when it takes more time or memory than it may.
     """
     _check(messages)
     *earlier, last = messages
     if earlier and last["role"] == "assistant" and not last["content"].strip():
-        return apply_template(
-            earlier, tokenizer, add_generation_prompt=True, template_variables=template_variables
-        )
+        return apply_template(earlier, tokenizer, add_generation_prompt=True, date=date)
     mark = _MARK
     while any(mark in message["content"] for message in messages):
         mark += _MARK
 
     def render_marked(content: str) -> str:
         marked = {"role": last["role"], "content": content}
-        return apply_template([*earlier, marked], tokenizer, template_variables=template_variables)
+        return apply_template([*earlier, marked], tokenizer, date=date)
 
     before, found, after = render_marked(last["content"] + mark + _TRIMMABLE).rpartition(mark)
     if found and not after.startswith(_TRIMMABLE):
@@ -67,27 +71,32 @@ def apply_template(
     tokenizer: PreTrainedTokenizerBase,
     *,
     add_generation_prompt: bool = False,
-    template_variables: Mapping[str, object] | None = None,
+    date: str | None = None,
 ) -> str:
     """The template's own rendering: every turn closed, then its generation prompt if asked.
 
-    `template_variables` reach the template by name, and hide its globals (`strftime_now`).
+    Args:
+        date: stands for the date that the template writes, in any format; None: today's.
 
-    Raises InvalidInput when there is no template, or it refuses the messages.
+    Raises InvalidInput when there is no template, or it refuses the messages, and of that
+    TemplateTooCostly when it takes more time or memory than it may.
     """
     if not tokenizer.chat_template:
         raise InvalidInput("messages: the loaded model has no chat template; send prompt instead")
+    variables = {
+        "messages": list(messages),
+        "tools": None,
+        "documents": None,
+        "add_generation_prompt": add_generation_prompt,
+        **tokenizer.special_tokens_map,
+    }
     try:
-        rendered = tokenizer.apply_chat_template(
-            list(messages),
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            **(template_variables or {}),
-        )
-    except Exception as error:
-        # A template is a program of the model's own: it can fail in any way.
-        raise InvalidInput(_refusal(messages, error)) from error
-    return str(rendered)
+        template = tokenizer.get_chat_template()
+        return template_process().render(template, variables, date)
+    except ValueError as error:  # there are several templates, and none is the default
+        raise InvalidInput(_refusal(messages, "")) from error
+    except TemplateRefusal as error:
+        raise InvalidInput(_refusal(messages, str(error))) from error
 
 
 def strip_bos(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -121,12 +130,9 @@ def _check(messages: Sequence[Message]) -> None:
         refuse_surrogates(content, f"messages[{i}].content")
 
 
-def _refusal(messages: Sequence[Message], error: Exception) -> str:
-    """What a template's refusal of these messages means to their author."""
-    from jinja2 import TemplateError  # transformers has it loaded by now
-
-    # The template's own words; its subclasses are faults in the template.
-    reason = f": {error}" if type(error) is TemplateError else ""
+def _refusal(messages: Sequence[Message], words: str) -> str:
+    """What a template's refusal of these messages, in its words or none, means to their author."""
+    reason = f": {words}" if words else ""
     roles = [message["role"] for message in messages if message["role"] != "system"]
     advice = []
     if len(roles) < len(messages):

@@ -24,6 +24,7 @@ from prompting.chat_template import (
     render_messages,
     strip_bos,
 )
+from prompting.template_process import TemplateTooCostly
 from prompting.token_text import TokenText
 
 if TYPE_CHECKING:
@@ -179,6 +180,8 @@ def _lost_its_bos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> bool:
         return False
     try:
         opening = apply_template([{"role": "user", "content": "text"}], tokenizer)
+    except TemplateTooCostly:
+        raise
     except InvalidInput:
         return False
     return _encode(opening, tokenizer)[:2] == [bos, ids[0]]

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from errors import InvalidInput
 from prompting.chat_template import ROLES, apply_template, strip_bos
+from prompting.template_process import TemplateTooCostly
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,6 +40,9 @@ _PROBES: list[tuple[str, ...]] = [
     ("system", *("user", "assistant") * 2),
 ]
 _MARK = "\ue002{}\ue003"
+# Of a template's own text around a probe. Patterns are made of it, whose size takes time; those of
+# real templates have hundreds of characters.
+_MOST_CHARACTERS = 100_000
 _ANY_MARK = re.compile("\ue002\\d+\ue003")
 
 
@@ -61,7 +65,10 @@ class Grammar:
 
 
 def learn(tokenizer: PreTrainedTokenizerBase) -> Grammar:
-    """Render every run of roles that the template takes, and collect what is around contents."""
+    """Render every run of roles that the template takes, and collect what is around contents.
+
+    Raises TemplateTooCostly when it takes more time or memory than it may.
+    """
     grammar = Grammar()
     rendered = {roles: _pieces(roles, tokenizer) for roles in _PROBES}
     taken = {roles: pieces for roles, pieces in rendered.items() if pieces}
@@ -93,10 +100,17 @@ def _pieces(
             messages,
             tokenizer,
             add_generation_prompt=generation,
-            template_variables={"strftime_now": lambda _format: DATE},
+            date=DATE,
         )
+    except TemplateTooCostly:
+        raise
     except InvalidInput:
         return None
+    if len(rendered) > _MOST_CHARACTERS:
+        raise TemplateTooCostly(
+            f"messages: the model's chat template writes {len(rendered)} characters around short "
+            f"messages, and {_MOST_CHARACTERS} are the most; send prompt instead"
+        )
     if _ANY_MARK.findall(rendered) != marks:
         return None
     return _ANY_MARK.split(strip_bos(rendered, tokenizer))

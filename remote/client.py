@@ -11,7 +11,7 @@ import schemas
 from remote.connection import Connection, OnPart
 from remote.errors import Interrupted, Unreachable, WrongTarget
 from remote.jobs import JobStatus, OnProgress, ignore_progress
-from remote.retries import FOREVER, Patience
+from remote.retries import Patience
 from remote.servers import HttpDoor, RunpodEndpoint, SdkApi, Server, find_server
 
 RUNPOD_URL = "https://api.runpod.ai/v2"
@@ -19,6 +19,8 @@ RUNPOD_URL = "https://api.runpod.ai/v2"
 # The client stops the job at the caller's time limit. The job's own deadline, which is later, is
 # for a client that died or can't stop it.
 _DEADLINE_AFTER_S = 5.0
+# Without a time limit the caller waits as long as Runpod keeps an unfinished job.
+_LONGEST_WAIT_S = 24 * 3600.0
 _ENDPOINT_ID = re.compile(r"[A-Za-z0-9_-]+")
 _JSON = {"Content-Type": "application/json", "User-Agent": "attribution-worker-client"}
 
@@ -33,8 +35,8 @@ class Client:
 
         any field of the action's request, as schemas.py has them.
         on_progress: called with a `Progress` at every change, in the calling thread.
-        timeout_s: seconds after which the caller stops waiting and the job is stopped. The job's
-            `deadline` is a little later, unless the fields have one.
+        timeout_s: seconds after which the caller stops waiting and the job is stopped; a day
+            without it. The job's `deadline` is a little later, unless the fields have one.
 
     Every action raises:
 
@@ -247,7 +249,7 @@ class Client:
 
 def _until(timeout_s: float | None) -> float:
     """The `time.monotonic()` at which a caller with this time limit stops waiting."""
-    return FOREVER if timeout_s is None else time.monotonic() + timeout_s
+    return time.monotonic() + (_LONGEST_WAIT_S if timeout_s is None else timeout_s)
 
 
 def _checked(job: dict[str, Any]) -> dict[str, Any]:

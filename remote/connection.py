@@ -1,29 +1,44 @@
 """HTTP requests to a worker or a store, with keys and signed URLs kept out of every message.
 
 Redirects of a worker are not followed, so that a key goes to no other host. The messages of
-requests and urllib3 quote the URL, so `_reason` words each failure itself.
+requests and urllib3 quote the URL, so `_reason` words each failure itself. What a server sends is
+bounded twice: on the wire, by remote/wire.py, and unpacked, here.
 """
 
-import socket
+import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
 import requests
-from requests.adapters import HTTPAdapter
 from requests.exceptions import ConnectTimeout, ProxyError, SSLError, Timeout
-from urllib3.connection import HTTPConnection
-from urllib3.exceptions import InvalidHeader, NameResolutionError, NewConnectionError
+from urllib3.exceptions import (
+    HTTPError,
+    InvalidHeader,
+    NameResolutionError,
+    NewConnectionError,
+    ReadTimeoutError,
+)
 from urllib3.util import Retry
 
 from remote.errors import Unreachable, WrongTarget
 from remote.retries import FOREVER, OnRetry, Patience, TemporaryFailure
+from remote.unpacking import Damaged, TooLarge, bounded, unpacked
+from remote.wire import Limits, limited, new_session
 
 _CONNECT_TIMEOUT_S = 10.0
 _TEMPORARY_STATUSES = {408, 425, 429, 500, 502, 503, 504}
+
+# Runpod carries outputs of up to 20 MB. `start.py` sends graphs of any size: a million links have
+# 67 MB.
+ANSWER_BYTES = 50_000_000
+OUTPUT_BYTES = 500_000_000
+_ERROR_BYTES = 1_000_000
+_PIECE_BYTES = 65_536
+_LONGEST_WORDS = 300
 
 
 OnPart = Callable[[Any], None]  # called with each part of a streamed steer, as JSON
@@ -41,7 +56,7 @@ class Answer:
         fields = self.body if isinstance(self.body, dict) else {}
         for name in ("error", "detail", "message", "title"):
             if isinstance(fields.get(name), str):
-                return f"{self.status}: {fields[name][:300]}"
+                return f"{self.status}: {fields[name][:_LONGEST_WORDS]}"
         return str(self.status)
 
 
@@ -69,6 +84,7 @@ class Connection:
         is_repeatable: bool = True,
         read_timeout_s: float | None = 30.0,
         until: float = FOREVER,
+        most_bytes: int = ANSWER_BYTES,
         on_retry: OnRetry | None = None,
         on_part: OnPart | None = None,
     ) -> Answer:
@@ -80,7 +96,9 @@ class Connection:
 
         Args:
             read_timeout_s: seconds that may pass without a byte; None for no limit.
-            until: `time.monotonic()` after which no attempt begins and no event is waited for.
+            until: `time.monotonic()` after which no attempt begins. An attempt that is under way
+                ends then too, but has `read_timeout_s` in any case.
+            most_bytes: of the answer, as it comes and unpacked.
             on_part: called with the parts of a stream of events, where the server sends one.
 
         Raises:
@@ -88,21 +106,25 @@ class Connection:
         """
 
         def attempt() -> Answer:
-            response = send(
+            least_s = FOREVER if read_timeout_s is None else read_timeout_s
+            with send(
                 self._session,
                 method,
                 self.url + path,
                 name=self.name,
                 is_repeatable=is_repeatable,
                 read_timeout_s=read_timeout_s,
+                limits=Limits(
+                    most_bytes, max(until, time.monotonic() + least_s), lasts=on_part is not None
+                ),
                 data=None if body is None else orjson.dumps(body),
-                allow_redirects=False,
                 headers=None if on_part is None else {"Accept": "text/event-stream"},
-                stream=on_part is not None,
-            )
-            if on_part is not None and _is_event_stream(response):
-                return _last_event(response, on_part, until, self.name)
-            return Answer(response.status_code, _json(response))
+            ) as response:
+                most = most_bytes if response.status_code == 200 else _ERROR_BYTES
+                with _reading(self.name, is_repeatable=is_repeatable):
+                    if on_part is not None and _is_event_stream(response):
+                        return _last_event(response, on_part, most, self.name)
+                    return Answer(response.status_code, _json(response, most))
 
         return self._patience.retry(attempt, self.name, until=until, on_retry=on_retry)
 
@@ -115,9 +137,10 @@ def send(
     name: str,
     is_repeatable: bool,
     read_timeout_s: float | None,
+    limits: Limits,
     **options: Any,
 ) -> requests.Response:
-    """Make one attempt at a request.
+    """Make one attempt at a request. The response is to be read and closed by the caller.
 
     Args:
         name: the server's, for the errors.
@@ -130,9 +153,12 @@ def send(
     """
     timeout = (_CONNECT_TIMEOUT_S, read_timeout_s)
     try:
-        response = session.request(method, url, timeout=timeout, **options)
+        with limited(limits):
+            response = session.request(method, url, timeout=timeout, stream=True, **options)
+    except TooLarge as error:
+        raise Unreachable(f"{name}: its answer has {error}") from None
     except requests.RequestException as error:
-        if isinstance(error, ValueError | requests.TooManyRedirects):
+        if isinstance(error, ValueError):
             problem = type(error).__name__
             raise WrongTarget(f"{name}: its URL can't be used ({problem})") from None
         if is_repeatable and not isinstance(error, SSLError):
@@ -142,7 +168,8 @@ def send(
     status = response.status_code
     is_busy = status == 429 or (status == 503 and retry_after is not None)
     if is_busy or (is_repeatable and status in _TEMPORARY_STATUSES):
-        words = Answer(status, _json(response)).describe()
+        with response, _reading(name, is_repeatable=is_repeatable or is_busy):
+            words = Answer(status, _json(response, _ERROR_BYTES)).describe()
         raise TemporaryFailure(words, retry_after_s=_seconds(retry_after), is_busy=is_busy)
     return response
 
@@ -151,54 +178,67 @@ def _is_event_stream(response: requests.Response) -> bool:
     return response.headers.get("Content-Type", "").startswith("text/event-stream")
 
 
-def _last_event(response: requests.Response, on_part: OnPart, until: float, name: str) -> Answer:
-    """Hand the parts of a stream on as they come, and return the answer that ends it."""
-    event, data = "", b""
+def pieces_of(response: requests.Response, *, most: int) -> Iterator[bytes]:
+    """Yield the body in small pieces, unpacked.
+
+    Raises:
+        TooLarge: it has more than `most` bytes.
+        Damaged: it is packed in a way that was not asked for, or not as it says.
+    """
+    packing = response.headers.get("Content-Encoding", "").strip().lower()
+    raw = response.raw.stream(_PIECE_BYTES, decode_content=False)
+    if packing not in {"", "identity", "gzip", "x-gzip"}:
+        raise Damaged(f"packed as {packing[:20]!r}, which was not asked for")
+    return unpacked(raw, most=most) if "gzip" in packing else bounded(raw, most=most)
+
+
+@contextlib.contextmanager
+def _reading(name: str, *, is_repeatable: bool) -> Iterator[None]:
+    """Word what goes wrong while an answer is read."""
     try:
-        with response:
-            for line in response.iter_lines(chunk_size=None):
-                if time.monotonic() >= until:
-                    break
-                field, _, value = line.partition(b": ")
-                if field == b"event":
-                    event = value.decode()
-                elif field == b"data":
-                    data = value
-                elif not line and event == "part":
-                    on_part(orjson.loads(data))
-                    event = ""
-                elif not line and event:
-                    return Answer(200 if event == "output" else 500, orjson.loads(data))
-    except requests.RequestException as error:
-        raise Unreachable(f"{name}: {_reason(error)}") from None
+        yield
+    except TooLarge as error:
+        raise Unreachable(f"{name}: its answer has {error}") from None
+    except Damaged as error:
+        raise Unreachable(f"{name}: its answer can't be unpacked: {error}") from None
+    except HTTPError as error:
+        slow = isinstance(error, ReadTimeoutError)
+        reason = "its answer came too slowly" if slow else "the connection was lost"
+        if is_repeatable:
+            raise TemporaryFailure(reason) from None
+        raise Unreachable(f"{name}: {reason}") from None
+
+
+def _last_event(response: requests.Response, on_part: OnPart, most: int, name: str) -> Answer:
+    """Hand the parts of a stream on as they come, and return the answer that ends it."""
+    event, data = b"", b""
+    for line in _lines(pieces_of(response, most=most)):
+        field, _, value = line.partition(b": ")
+        if field == b"event":
+            event = value
+        elif field == b"data":
+            data = value
+        elif not line and event:
+            try:
+                content = orjson.loads(data)
+            except orjson.JSONDecodeError:
+                raise Unreachable(f"{name}: the stream has an event that is no JSON") from None
+            if event != b"part":
+                return Answer(200 if event == b"output" else 500, content)
+            on_part(content)
+            event = b""
     raise Unreachable(f"{name}: the stream ended before the output")
 
 
-def new_session(headers: Mapping[str, str]) -> requests.Session:
-    """A session that sends these headers and detects a server that disappeared."""
-    encoded = {name: value.strip().encode() for name, value in headers.items()}
-
-    def authenticate(request: Any) -> Any:
-        request.headers.update(encoded)
-        return request
-
-    session = requests.Session()
-    session.auth = authenticate  # which prevents a look into ~/.netrc
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, _KeptAlive())
-    return session
-
-
-class _KeptAlive(HTTPAdapter):
-    """Sends TCP keep-alives while a job runs, so that a dead connection is noticed."""
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        options = [*HTTPConnection.default_socket_options]
-        options.append((socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1))
-        for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
-            if hasattr(socket, name):  # not on every system
-                options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
-        super().init_poolmanager(*args, socket_options=options, **kwargs)
+def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines of a stream of events, without their ends."""
+    rest: list[bytes] = []  # of a line whose end hasn't come
+    for piece in pieces:
+        *whole, last = piece.split(b"\n")
+        for line in whole:
+            yield b"".join([*rest, line]).removesuffix(b"\r")
+            rest.clear()
+        rest.append(last)
 
 
 # The first of these that an error, or its cause, is an instance of says why there was no answer.
@@ -222,10 +262,15 @@ def _reason(error: requests.RequestException) -> str:
     return next(found, "the connection was lost")
 
 
-def _json(response: requests.Response) -> Any:
+def _json(response: requests.Response, most: int) -> Any:
+    """The body; None when it is no JSON, or the page of an error that is too long to read."""
     try:
-        return orjson.loads(response.content)
+        return orjson.loads(b"".join(pieces_of(response, most=most)))
     except orjson.JSONDecodeError:
+        return None
+    except TooLarge:
+        if response.status_code == 200:
+            raise
         return None
 
 

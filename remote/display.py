@@ -7,13 +7,12 @@ from collections.abc import Iterable
 from typing import Any, Self
 
 from rich.console import Console, RenderableType
-from rich.markup import escape
 from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Column
 
 from remote.jobs import Progress
-from remote.summary import quoted, shown, side_by_side, text_of
+from remote.summary import line, quoted, shown, side_by_side, text_of
 from schemas import SteerPart
 
 _LINE_EVERY_S = 10.0
@@ -71,17 +70,17 @@ class Display:
     def __call__(self, progress: Progress) -> None:
         if progress.job_id is not None and self._job_id is None:
             self._job_id = progress.job_id
-            self._console.print(f"job {escape(progress.job_id)}", style="dim", soft_wrap=True)
+            self._console.print(f"job {line(progress.job_id)}", style="dim", soft_wrap=True)
         [task] = self._bars.tasks
         share = "" if progress.share is None else f"{progress.share:.0%}"
         self._bars.update(
             task.id,
-            description=escape(progress.stage),
+            description=line(progress.stage),
             total=None if progress.share is None else 1.0,
             # rich stops a task's clock at its total, and a download may follow.
             completed=min(progress.share or 0.0, _LAST_SHARE),
             share=share,
-            note=escape(progress.message),
+            note=line(progress.message),
         )
         self._bars.update(task.id, remaining=_remaining(task))
         if self._bars.disable:
@@ -90,8 +89,8 @@ class Display:
     def add_part(self, part: SteerPart) -> None:
         """Show a token of a streamed steer: on a terminal in its side's text, else as a line."""
         if self._bars.disable:
-            line = f"{part.side}  {part.position}  {quoted(part.token)}"
-            self._console.print(line, soft_wrap=True)
+            words = f"{part.side}  {part.position}  {quoted(part.token)}"
+            self._console.print(words, soft_wrap=True)
             return
         self._bars.tokens.setdefault(part.side, []).append(part.token)
         self._bars.refresh()
@@ -104,8 +103,8 @@ class Display:
             return
         self._line = (progress.stage, elapsed_s)
         parts = (progress.stage, share, _remaining(task), progress.message)
-        line = f"{duration(elapsed_s):>6}  {', '.join(part for part in parts if part)}"
-        self._console.print(line, soft_wrap=True, markup=False)
+        words = f"{duration(elapsed_s):>6}  {line(', '.join(part for part in parts if part))}"
+        self._console.print(words, soft_wrap=True)
 
 
 def _remaining(task: Task) -> str:

@@ -2,24 +2,29 @@
 
 import hashlib
 import os
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+from urllib.parse import urljoin, urlsplit
 
 import requests
 from urllib3.exceptions import HTTPError
 
-from remote.connection import new_session, send
-from remote.errors import NotAllowed, NotTheGraph
+from remote.connection import send
+from remote.errors import NotAllowed, NotTheGraph, WrongTarget
 from remote.jobs import OnProgress, Progress, ignore_progress
 from remote.retries import Patience, TemporaryFailure
+from remote.unpacking import Damaged, TooLarge, unpacked
+from remote.wire import Limits, new_session
 from schemas import UploadReceipt
 
 _READ_TIMEOUT_S = 60.0
 _PIECE_BYTES = 1024 * 1024
-_GZIP_WINDOW_BITS = 31
+# A graph's JSON packs to a tenth. What becomes a hundred times as large is made to fill a disk.
+_LARGEST_RATIO = 100
+_SMALL_BYTES = 1_000_000
+_MOST_REDIRECTS = 5
 
 
 def download(
@@ -48,16 +53,7 @@ def download(
     headers = {"Accept-Encoding": "gzip" if receipt.compressed else "identity"}
 
     def attempt() -> None:
-        with send(
-            session,
-            "GET",
-            url,
-            name="the store",
-            is_repeatable=True,
-            read_timeout_s=_READ_TIMEOUT_S,
-            headers=headers,
-            stream=True,
-        ) as response:
+        with _get(session, url, Limits(receipt.bytes), headers=headers) as response:
             if response.status_code != 200:
                 raise NotAllowed(
                     f"the store answered {response.status_code} to the download: the URL has "
@@ -72,6 +68,33 @@ def download(
             "the store",
             on_retry=lambda sentence: on_progress(Progress("download", sentence)),
         )
+
+
+def _get(session: requests.Session, url: str, limits: Limits, **options: Any) -> requests.Response:
+    """Get what is at a URL, or where the store sends from there. No key is sent along."""
+    for _ in range(_MOST_REDIRECTS + 1):
+        response = send(
+            session,
+            "GET",
+            url,
+            name="the store",
+            is_repeatable=True,
+            read_timeout_s=_READ_TIMEOUT_S,
+            limits=limits,
+            **options,
+        )
+        if not response.is_redirect:
+            return response
+        response.close()
+        try:
+            location = urljoin(url, response.headers["Location"])
+            schemes = urlsplit(url).scheme, urlsplit(location).scheme
+        except ValueError:
+            raise WrongTarget("the store: it redirects to what is no URL") from None
+        if schemes == ("https", "http"):
+            raise WrongTarget("the store: it redirects from https to a place without it")
+        url = location
+    raise WrongTarget(f"the store: more than {_MOST_REDIRECTS} redirects")
 
 
 @contextmanager
@@ -93,19 +116,27 @@ def _write(
     file.seek(0)
     file.truncate()
     digest = hashlib.sha256()
-    expand = zlib.decompressobj(_GZIP_WINDOW_BITS).decompress if receipt.compressed else bytes
     size = 0
-    try:
+
+    def stored() -> Iterator[bytes]:
+        nonlocal size
         for piece in response.raw.stream(_PIECE_BYTES, decode_content=False):
             digest.update(piece)
             size += len(piece)
             if size > receipt.bytes:
                 raise NotTheGraph(f"the object is larger than the graph's {receipt.bytes} bytes")
-            file.write(expand(piece))
+            yield piece
             megabytes = f"{size / 1e6:.1f} of {receipt.bytes / 1e6:.1f} MB"
             on_progress(Progress("download", megabytes, size / receipt.bytes))
-    except zlib.error:
-        raise NotTheGraph("the object is not gzipped, the graph was") from None
+
+    most = max(receipt.bytes * _LARGEST_RATIO, _SMALL_BYTES)
+    try:
+        for content in unpacked(stored(), most=most) if receipt.compressed else stored():
+            file.write(content)
+    except TooLarge as error:
+        raise NotTheGraph(f"the object has {error} when it is unpacked: it is no graph") from None
+    except Damaged as error:
+        raise NotTheGraph(f"the object can't be unpacked, the graph was gzipped: {error}") from None
     except HTTPError:
         raise TemporaryFailure(
             f"the download broke off after {size} of {receipt.bytes} bytes"

@@ -12,7 +12,11 @@ from remote.errors import JobCancelled, JobEnded, JobTimedOut, Unreachable, Work
 
 State = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"]
 
-_FAILURE = re.compile(r"([a-z][a-z_]*): (.+)", re.DOTALL)
+_FAILURE = re.compile(r"([a-z][a-z_]{0,60}): (.+)", re.DOTALL)
+# What a server says of a job is cut here, so that one answer doesn't fill the terminal.
+_LONGEST_ID = 200
+_LONGEST_STAGE = 60
+_LONGEST_MESSAGE = 2_000
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,8 @@ class JobStatus:
         if not isinstance(update, dict):
             waits = self.state == "IN_QUEUE"
             return Progress("in the queue" if waits else "running", job_id=self.id)
-        stage = str(update.get("stage", "running"))
-        message = str(update.get("message", ""))
+        stage = _text(update.get("stage"), "running")[:_LONGEST_STAGE]
+        message = _text(update.get("message"), "")[:_LONGEST_MESSAGE]
         share = update.get("progress")
         return Progress(
             stage,
@@ -102,8 +106,19 @@ def read_status(answer: Answer, name: str) -> JobStatus:
     body = answer.body if isinstance(answer.body, dict) else {}
     if answer.status != 200 or body.get("status") not in get_args(State) or not body.get("id"):
         raise Unreachable(f"{name} answered {answer.describe()}, which tells nothing of the job")
-    rest = map(body.get, ("output", "error", "delayTime", "executionTime"))
-    return JobStatus(str(body["id"]), body["status"], *rest)
+    job_id = body["id"]
+    if not isinstance(job_id, str) or not job_id.isprintable() or len(job_id) > _LONGEST_ID:
+        raise Unreachable(f"{name} answered with an id that no job has")
+    times = (_milliseconds(body.get(field)) for field in ("delayTime", "executionTime"))
+    return JobStatus(job_id, body["status"], body.get("output"), body.get("error"), *times)
+
+
+def _text(value: object, otherwise: str) -> str:
+    return value if isinstance(value, str) else otherwise
+
+
+def _milliseconds(value: object) -> float | None:
+    return value if isinstance(value, int | float) and 0 <= value < 1e15 else None
 
 
 def failure(error: Any) -> WorkerFailure:
@@ -112,14 +127,18 @@ def failure(error: Any) -> WorkerFailure:
     The worker's errors are `code: sentence`. Runpod reports some others in other forms, such as
     the death of a worker.
     """
-    text = error if isinstance(error, str) else orjson.dumps(error).decode()
+    try:
+        text = error if isinstance(error, str) else orjson.dumps(error).decode()
+    except orjson.JSONEncodeError:
+        text = "the reason is nested too deeply to be shown"
     found = _FAILURE.fullmatch(text)
     if found:
-        return WorkerFailure(found[1], found[2])
+        return WorkerFailure(found[1], found[2][:_LONGEST_MESSAGE])
     try:
         fields = orjson.loads(text)
     except orjson.JSONDecodeError:
         fields = None
     if isinstance(fields, dict):
-        text = str(fields.get("error_message") or fields.get("message") or text)
-    return WorkerFailure("failed", text if text not in {"null", ""} else "no reason is given")
+        text = _text(fields.get("error_message") or fields.get("message"), text)
+    text = text if text not in {"null", ""} else "no reason is given"
+    return WorkerFailure("failed", text[:_LONGEST_MESSAGE])

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from remote.connection import Answer, Connection, OnPart
+from remote.connection import OUTPUT_BYTES, Answer, Connection, OnPart
 from remote.errors import (
     Interrupted,
     JobGone,
@@ -37,6 +37,7 @@ _FIRST_POLL_S = 0.3
 _LONGEST_POLL_S = 2.0
 _QUEUE_NEWS_S = 10.0
 _CANCEL_S = 10.0
+_LAST_PARTS_S = 60.0  # for the parts of a job that is over
 
 
 class _CallersLimit(JobTimedOut):
@@ -121,7 +122,7 @@ class RunpodEndpoint:
                     raise
                 break
             if on_part is not None and status.state != "IN_QUEUE":
-                self._hand_on_parts(job_id, on_part, to_the_end=status.is_over)
+                self._hand_on_parts(job_id, on_part, until, to_the_end=status.is_over)
                 pause_s = _FIRST_POLL_S
             if status.is_over:
                 return status.result()
@@ -132,18 +133,24 @@ class RunpodEndpoint:
                 news_at = time.monotonic() + _QUEUE_NEWS_S
         raise _CallersLimit(f"job {job_id} was not done within the time limit")
 
-    def _hand_on_parts(self, job_id: str, on_part: OnPart, *, to_the_end: bool) -> None:
+    def _hand_on_parts(
+        self, job_id: str, on_part: OnPart, until: float, *, to_the_end: bool
+    ) -> None:
         """Hand on the parts that came since the last call. Some may be lost: the output has all."""
+        end = min(until, time.monotonic() + _LAST_PARTS_S)
         while True:
             try:
                 body = self._ask("GET", "/stream", job_id, until=time.monotonic()).body
             except RemoteError:
                 return
             posts = body.get("stream") if isinstance(body, dict) else None
-            for post in posts or ():
-                for part in post["output"]:
-                    on_part(part)
-            if not posts or not to_the_end:
+            if not isinstance(posts, list):
+                return
+            outputs = [post.get("output") for post in posts if isinstance(post, dict)]
+            parts = [part for output in outputs if isinstance(output, list) for part in output]
+            for part in parts:
+                on_part(part)
+            if not parts or not to_the_end or time.monotonic() > end:
                 return
 
     def status(self, job_id: str, **options: Any) -> JobStatus:
@@ -321,6 +328,7 @@ def _post_job(
             is_repeatable=False,
             read_timeout_s=None if until == FOREVER else max(until - time.monotonic(), 0.1),
             until=until,
+            most_bytes=OUTPUT_BYTES,
             on_retry=lambda sentence: on_progress(Progress("waiting", sentence)),
             on_part=on_part,
         )

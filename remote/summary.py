@@ -1,16 +1,18 @@
 """Print a job's output on a terminal, in tables and sentences."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
+import orjson
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from remote.graph_document import FEATURE, LOGIT, GraphDocument, GraphNode
 from schemas import (
     ForwardPassResponse,
     LogitsOfToken,
@@ -22,16 +24,22 @@ from schemas import (
 
 _STYLE: dict[str, Any] = {"title_justify": "left", "box": None, "padding": (0, 2, 0, 0)}
 _BYTE_TOKEN = re.compile(r"(?:<0x[0-9A-F]{2}>)+")
+_LONGEST_LINE = 4_000
 _KINDS = {
-    "cross layer transcoder": "feature",
+    FEATURE: "feature",
     "mlp reconstruction error": "error",
     "embedding": "token",
-    "logit": "logit",
+    LOGIT: "logit",
 }
 
 
 def print_output(console: Console, output: dict[str, Any], path: Path | None = None) -> None:
-    """Any action's output; `path` is where a graph was written."""
+    """Any action's output; `path` is where a graph was written.
+
+    Raises:
+        ValidationError: the output is not as the action's outputs are.
+        JSONEncodeError: an output of no action is nested too deeply.
+    """
     if "nodes" in output and path is not None:
         print_graph(console, output, path)
     elif "sha256" in output:
@@ -43,29 +51,30 @@ def print_output(console: Console, output: dict[str, Any], path: Path | None = N
     elif "is_chat" in output:
         print_messages(console, ParseChatPromptResponse.model_validate(output))
     else:
-        console.print_json(data=output)
+        console.print(shown(orjson.dumps(output, option=orjson.OPT_INDENT_2).decode()))
 
 
 def print_graph(console: Console, graph: dict[str, Any], path: Path) -> None:
     """A graph's predictions, strongest features, sizes and scores, and the file it is in."""
-    metadata = graph["metadata"]
-    console.print(f"\n[bold]{shown(metadata['prompt'])}[/bold]  ({shown(metadata['scan'])})\n")
-    console.print(_predictions(graph))
+    document = GraphDocument.model_validate(graph)
+    metadata = document.metadata
+    console.print(f"\n[bold]{shown(metadata.prompt)}[/bold]  ({line(metadata.scan)})\n")
+    console.print(_predictions(document))
     console.print()
-    console.print(_strongest_features(graph))
+    console.print(_strongest_features(document))
 
-    counts = {kind: len(_of_type(graph, kind)) for kind in _KINDS}
+    counts = {kind: len(_of_type(document, kind)) for kind in _KINDS}
     shares = ", ".join(
         f"{count} {_KINDS[kind]}{'' if count == 1 else 's'}" for kind, count in counts.items()
     )
-    scores = metadata["graph_scores"]
+    scores = metadata.graph_scores
     console.print(
-        f"\nnodes   {len(graph['nodes'])}: {shares}"
-        f"\nlinks   {len(graph['links'])}"
-        f"\nscores  replacement {scores['replacement_score']:.3f}, "
-        f"completeness {scores['completeness_score']:.3f}"
-        f"\ngraph   {shown(str(path))} ({size(path.stat().st_size)})"
-        f"\nstages  {_stages(metadata['info']['timings_ms'])}",
+        f"\nnodes   {len(document.nodes)}: {shares}"
+        f"\nlinks   {len(document.links)}"
+        f"\nscores  replacement {scores.replacement_score:.3f}, "
+        f"completeness {scores.completeness_score:.3f}"
+        f"\ngraph   {line(str(path))} ({size(path.stat().st_size)})"
+        f"\nstages  {_stages(metadata.info.timings_ms)}",
         soft_wrap=True,
     )
 
@@ -76,8 +85,8 @@ def print_receipt(console: Console, receipt: UploadReceipt) -> None:
     console.print(
         f"\nnodes   {receipt.num_nodes}, of {receipt.num_tokens} tokens"
         f"\nlinks   {receipt.num_links}"
-        f"\ngraph   {shown(receipt.url)} ({size(receipt.bytes)}, {form})"
-        f"\nsha256  {shown(receipt.sha256)}"
+        f"\ngraph   {line(receipt.url)} ({size(receipt.bytes)}, {form})"
+        f"\nsha256  {line(receipt.sha256)}"
         f"\nstages  {_stages(receipt.timings_ms)}",
         soft_wrap=True,
     )
@@ -131,7 +140,7 @@ def print_messages(console: Console, output: ParseChatPromptResponse) -> None:
     if output.messages is None:
         console.print("not a chat prompt of this model's", soft_wrap=True)
     for message in output.messages or []:
-        console.print(f"[bold]{shown(message.role)}[/bold]  {shown(message.content)}")
+        console.print(f"[bold]{line(message.role)}[/bold]  {shown(message.content)}")
     if output.unsteerable_positions:
         positions = ", ".join(map(str, output.unsteerable_positions))
         console.print(f"\npositions that can't be steered: {positions}", soft_wrap=True)
@@ -140,6 +149,15 @@ def print_messages(console: Console, output: ParseChatPromptResponse) -> None:
 def shown(text: str) -> str:
     """Untrusted text for rich: its markup escaped, its control characters in Python's notation."""
     return escape("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text))
+
+
+def line(text: str) -> str:
+    """Untrusted text for rich, on one line: so that an id or an error can't look like a second.
+
+    What is longer than any of them is cut.
+    """
+    text = text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]}…"
+    return shown(text.replace("\n", "\\n"))
 
 
 def quoted(token: str) -> str:
@@ -151,42 +169,41 @@ def size(n_bytes: int) -> str:
     return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1000:.0f} kB"
 
 
-def _predictions(graph: dict[str, Any]) -> Table:
+def _predictions(graph: GraphDocument) -> Table:
     table = Table("next token", "probability", title="Likeliest next tokens", **_STYLE)
-    for node in _of_type(graph, "logit"):
-        token = node["clerp"].removeprefix("Output ").rsplit(" (p=", 1)[0]
-        table.add_row(shown(token), f"{node['token_prob']:.4f}")
+    for node in _of_type(graph, LOGIT):
+        token = (node.clerp or "").removeprefix("Output ").rsplit(" (p=", 1)[0]
+        table.add_row(line(token), f"{node.token_prob:.4f}")
     return table
 
 
-def _strongest_features(graph: dict[str, Any], count: int = 8) -> Table:
+def _strongest_features(graph: GraphDocument, count: int = 8) -> Table:
     """The features with the most influence on the logits.
 
     A node's `influence` is cumulative over the nodes in falling order, so the strongest has the
     lowest.
     """
-    tokens = graph["metadata"]["prompt_tokens"]
+    tokens = graph.metadata.prompt_tokens
     table = Table(
         "layer", "feature", "at token", "activation", title="Strongest features", **_STYLE
     )
-    features = _of_type(graph, "cross layer transcoder")
-    for node in sorted(features, key=lambda node: node["influence"])[:count]:
-        position = node["ctx_idx"]
+    features = _of_type(graph, FEATURE)
+    for node in sorted(features, key=lambda node: node.influence or 0.0)[:count]:
         table.add_row(
-            shown(node["layer"]),
-            shown(node["node_id"].split("_")[1]),
-            f"{position} {quoted(tokens[position])}",
-            f"{node['activation']:.2f}",
+            line(node.layer),
+            line(node.index),
+            f"{node.ctx_idx} {quoted(tokens[node.ctx_idx])}",
+            f"{node.activation:.2f}",
         )
     return table
 
 
-def _of_type(graph: dict[str, Any], kind: str) -> list[dict[str, Any]]:
-    return [node for node in graph["nodes"] if node["feature_type"] == kind]
+def _of_type(graph: GraphDocument, kind: str) -> list[GraphNode]:
+    return [node for node in graph.nodes if node.feature_type == kind]
 
 
-def _stages(timings_ms: dict[str, float]) -> str:
-    return ", ".join(f"{shown(name)} {ms:.0f} ms" for name, ms in timings_ms.items())
+def _stages(timings_ms: Mapping[str, float]) -> str:
+    return ", ".join(f"{line(name)} {ms:.0f} ms" for name, ms in timings_ms.items())
 
 
 def _generated(entries: Iterable[LogitsPair | LogitsOfToken]) -> list[LogitsPair]:
@@ -228,7 +245,10 @@ def _changes(default: list[LogitsPair], steered: list[LogitsPair]) -> Renderable
     """The steps whose likeliest tokens differ. The texts before them may differ too."""
     columns = ("after", "default", "", "after", "steered", "")
     table = Table(*columns, title="Changed predictions", **_STYLE)
-    for (before, [was, *_]), (after, [now, *_]) in zip(default, steered, strict=False):
+    for (before, was_top), (after, now_top) in zip(default, steered, strict=False):
+        if not was_top or not now_top:
+            continue
+        was, now = was_top[0], now_top[0]
         if was[0] != now[0]:
             table.add_row(
                 *(quoted(before), quoted(was[0]), f"{was[1]:.4f}"),

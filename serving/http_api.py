@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import orjson
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -104,15 +104,7 @@ class Door:
             raise
 
     def _check_secret(self, request: Request) -> None:
-        if self.settings.secret is None:
-            return
-        given = request.headers.get("x-secret-key")
-        if given is None:
-            raise HTTPException(401, "unauthorized: send the worker's secret as x-secret-key")
-        # Header values are decoded as latin-1.
-        wanted = self.settings.secret.get_secret_value().encode()
-        if not hmac.compare_digest(given.encode("latin-1"), wanted):
-            raise HTTPException(403, "forbidden: x-secret-key is not the worker's secret")
+        check_secret(self.settings.secret, request.headers.get("x-secret-key"))
 
     @contextmanager
     def _one_job(self) -> Iterator[None]:
@@ -223,6 +215,21 @@ def create_app(settings: Settings, loaded: "LoadedModel") -> Starlette:
     )
     app.router.redirect_slashes = False
     return app
+
+
+def check_secret(secret: SecretStr | None, given: str | None) -> None:
+    """Compare what a request gives with the worker's secret, if it has one.
+
+    Raises:
+        HTTPException: it gives none, or another.
+    """
+    if secret is None:
+        return
+    if given is None:
+        raise HTTPException(401, "unauthorized: send the worker's secret as x-secret-key")
+    # Header values are decoded as latin-1.
+    if not hmac.compare_digest(given.encode("latin-1"), secret.get_secret_value().encode()):
+        raise HTTPException(403, "forbidden: x-secret-key is not the worker's secret")
 
 
 async def _ping(_: Request) -> Response:

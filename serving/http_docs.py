@@ -52,10 +52,12 @@ EXAMPLES: Mapping[str, dict[str, Any]] = {
 ERRORS = {
     400: "Not JSON, a model that isn't loaded, or a signed URL that isn't allowed",
     401: "No `x-secret-key`",
-    403: "A wrong `x-secret-key`",
+    403: "A wrong `x-secret-key`; or, on a server without one, a `Host` or `Origin` from elsewhere",
+    408: "A request that did not come in time",
     413: "Too large a body, or too long a prompt",
     415: "A body that isn't `application/json`",
     422: "A wrong field, or numbers that overflow in the model's dtype",
+    431: "Too large a head",
     500: "A fault of the worker's",
     502: "The store did not take the graph",
     503: "Loading the model, busy with another job, out of time or memory, or cancelled",

@@ -6,28 +6,29 @@ thread of this process could answer then. So a child process answers until the m
 stops accepting before this process starts, and a client that comes in between waits for a moment.
 """
 
-import ipaddress
+import asyncio
+import logging
 import os
 import signal
 import socket
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from functools import partial
 
-import orjson
-from starlette.responses import JSONResponse
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.server import ServerState
 
+from serving import http_bounds
 from serving.http_api import MAX_BODY_BYTES, RETRY_AFTER_S
+from serving.loopback_only import LoopbackOnly, is_loopback
 from settings import Settings
 
 LOOPBACK = "127.0.0.1"
 PING = "/ping"  # Runpod's load balancer asks it
 
-_CLIENT_S = 5.0  # without a byte from a client
-_STOPPING_S = 1  # for the child to answer the clients that it has accepted
+_STOPPING_S = 1.0  # for the child to answer the clients that it has accepted
 _NOT_FOUND = {"error": f"not_found: there is only GET {PING} on this port"}
 _LOADING = {"error": "loading: the model is being loaded; send the request again"}
 
@@ -35,16 +36,9 @@ _LOADING = {"error": "loading: the model is being loaded; send the request again
 def listening_host(settings: Settings) -> str:
     """SERVER_HOST, or loopback where no secret is set."""
     host = settings.server_host
-    if settings.secret is not None or _is_loopback(host):
+    if settings.secret is not None or (host != "localhost" and is_loopback(host)):
         return host
     return LOOPBACK
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def listen(settings: Settings) -> list[socket.socket]:
@@ -61,22 +55,37 @@ def listen(settings: Settings) -> list[socket.socket]:
     ports = {"SERVER_PORT" if settings.port is None else "PORT": settings.listening_port}
     if settings.port_health not in {None, settings.listening_port}:
         ports["PORT_HEALTH"] = settings.port_health
-    return [_open(setting, port, listening_host(settings)) for setting, port in ports.items()]
+    host = listening_host(settings)
+    return [
+        open_socket(f"{setting}={port}", host, port, f"SERVER_HOST={host}")
+        for setting, port in ports.items()
+    ]
 
 
-def _open(setting: str, port: int, host: str) -> socket.socket:
+def open_socket(setting: str, host: str, port: int, host_setting: str) -> socket.socket:
+    """Listen on an address.
+
+    Args:
+        setting: what set the port, with its value, for the message; `host_setting` the host.
+
+    Raises:
+        SystemExit: with one line that says why it can't be opened.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise SystemExit(
-            f"start: {setting}={port}: can't listen there on SERVER_HOST={host}: {error.strerror}; "
+            f"start: {setting}: can't listen there on {host_setting}: {reason}; "
             "end what has the port, or set another"
         ) from None
 
 
 @contextmanager
-def answering_while_loading(listeners: Sequence[socket.socket]) -> Iterator[None]:
+def answering_while_loading(
+    settings: Settings, listeners: Sequence[socket.socket]
+) -> Iterator[None]:
     """Answer `/ping` with 204 and the rest with 503 as long as the context lasts.
 
     To be entered before the process has other threads: it forks.
@@ -84,9 +93,11 @@ def answering_while_loading(listeners: Sequence[socket.socket]) -> Iterator[None
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(writing)
-        _answer_until_closed(listeners, reading)
-        os._exit(0)
+        try:
+            os.close(writing)
+            asyncio.run(_answer_until_closed(settings, listeners, reading))
+        finally:
+            os._exit(0)
     os.close(reading)
     try:
         yield
@@ -95,71 +106,66 @@ def answering_while_loading(listeners: Sequence[socket.socket]) -> Iterator[None
         os.waitpid(child, 0)
 
 
-def _answer_until_closed(listeners: Sequence[socket.socket], reading: int) -> None:
+async def _answer_until_closed(
+    settings: Settings, listeners: Sequence[socket.socket], reading: int
+) -> None:
     """Answer until the parent closes its end of a pipe, or ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's, also from a terminal
-    servers = [_LoadingServer(listener, i > 0) for i, listener in enumerate(listeners)]
+    logging.disable()  # a line in the log is about what the worker does
+    config = http_bounds.config(front(_answer_loading, settings))
+    config.load()
+    state = ServerState()
+    protocol = partial(http_bounds.BoundedProtocol, config=config, server_state=state, app_state={})
+    loop = asyncio.get_running_loop()
+    servers = [await loop.create_server(protocol, sock=listener) for listener in listeners]
+    parent_is_ready = asyncio.Event()
+    loop.add_reader(reading, parent_is_ready.set)
+    await parent_is_ready.wait()
     for server in servers:
-        threading.Thread(target=server.serve_forever, args=[0.05], daemon=True).start()
-    os.read(reading, 1)
-    signal.alarm(_STOPPING_S)  # ends the process in any case
-    for server in servers:
-        server.shutdown()
-    for server in servers:
-        server.server_close()
+        server.close()
+    # A client that was accepted just before has its connection a few turns of the loop later.
+    for _ in range(10):
+        await asyncio.sleep(0)
+    end = loop.time() + _STOPPING_S
+    while state.connections and loop.time() < end:
+        await asyncio.sleep(0.01)
 
 
-class _LoadingServer(ThreadingHTTPServer):
-    """Answers on a socket that is open. `server_close` waits for the clients it has accepted."""
-
-    daemon_threads = False
-
-    def __init__(self, listener: socket.socket, only_pings: bool) -> None:
-        super().__init__(("", 0), _LoadingHandler, bind_and_activate=False)
-        self.socket.close()
-        self.socket = listener
-        self.only_pings = only_pings
-
-    def handle_error(self, *_: Any) -> None:
-        """Write nothing about a client that has gone."""
-
-
-class _LoadingHandler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    timeout = _CLIENT_S
-    server: _LoadingServer
-
-    def do_GET(self) -> None:
-        headers, body = {"Connection": "close"}, b""
-        if self.path.partition("?")[0] == PING:
-            self.send_response(204)
-        elif self.server.only_pings:
-            self.send_response(404)
-            body = orjson.dumps(_NOT_FOUND)
-        else:
-            self.send_response(503)
-            headers["Retry-After"] = str(RETRY_AFTER_S)
-            body = orjson.dumps(_LOADING)
-        if body:
-            headers |= {"Content-Type": "application/json", "Content-Length": str(len(body))}
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+async def _answer_loading(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] != "http":
+        return
+    request = Request(scope, receive)
+    response: Response = JSONResponse(_LOADING, 503, {"Retry-After": str(RETRY_AFTER_S)})
+    if scope["path"] == PING:
+        response = Response(status_code=204)
+    else:
         # A connection closed with a body unread would be reset, and the answer might be lost.
-        self.connection.shutdown(socket.SHUT_WR)
-        unread = MAX_BODY_BYTES
-        while unread > 0 and (piece := self.rfile.read1(65536)):
+        await _read(request)
+    response.headers["Connection"] = "close"
+    await response(scope, receive, send)
+
+
+async def _read(request: Request) -> None:
+    unread = MAX_BODY_BYTES
+    try:
+        async for piece in request.stream():
             unread -= len(piece)
+            if unread < 0:
+                return
+    except ClientDisconnect:
+        pass
 
-    do_HEAD = do_POST = do_GET  # noqa: N815 - http.server's names
 
-    def log_message(self, *_: Any) -> None:
-        """Write nothing: a request's line may hold what is private."""
+def front(app: ASGIApp, settings: Settings) -> ASGIApp:
+    """The application as it is served: on PORT_HEALTH `/ping` alone, and to whom it may be."""
+    if settings.port_health not in {None, settings.listening_port}:
+        app = _only_pings(app, settings.port_health)
+    if settings.secret is None:
+        app = LoopbackOnly(app)
+    return app
 
 
-def only_pings(app: ASGIApp, port: int) -> ASGIApp:
+def _only_pings(app: ASGIApp, port: int | None) -> ASGIApp:
     """The application, of which `port` answers `/ping` alone."""
 
     async def limited(scope: Scope, receive: Receive, send: Send) -> None:

@@ -14,7 +14,7 @@ import orjson
 from runpod.http_client import AsyncClientSession
 
 from schemas import SteerPart
-from serving import runpod_loop
+from serving import runpod_posts
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,8 @@ MAX_POST_BYTES = 900_000  # Runpod takes 1 MB
 _POST_TIMEOUT_S = 1.0
 _MOST_FAILURES = 5
 _PAUSE_S = 0.5  # after a failure
+# So long the result waits at most for the last parts, which are in the output as well.
+_END_S = 10.0
 
 
 class PartPosts:
@@ -49,12 +51,17 @@ class PartPosts:
         self._posts.cancel()
 
     async def end(self) -> None:
-        """Wait until all parts are posted, or can't be."""
+        """Wait until all parts are posted, or can't be in the time that the result may wait."""
         self._ended.set()
         self._news.set()
-        await asyncio.wait([self._posts])
+        _, late = await asyncio.wait([self._posts], timeout=_END_S)
+        if late:
+            self._posts.cancel()
+            await asyncio.wait([self._posts])
 
     def _add(self, part: bytes) -> None:
+        if self._posts.done():  # given up, so the part would only take memory
+            return
         self._waiting.append(part)
         self._news.set()
 
@@ -62,6 +69,12 @@ class PartPosts:
         await self._news.wait()
         if not self._waiting:
             return
+        try:
+            await self._post_all()
+        finally:
+            self._waiting.clear()
+
+    async def _post_all(self) -> None:
         async with AsyncClientSession() as session:
             while self._failures < _MOST_FAILURES:
                 self._news.clear()
@@ -83,7 +96,7 @@ class PartPosts:
         parts = [orjson.Fragment(part) for part in self._waiting[:count]]
         try:
             async with asyncio.timeout(_POST_TIMEOUT_S):
-                await runpod_loop.post_parts(session, self._job, parts)
+                await runpod_posts.post_parts(session, self._job, parts)
         except Exception as error:  # whatever it is, the job goes on
             self._failures += 1
             logger.debug("job %s: parts not posted: %s", self._job["id"], type(error).__name__)

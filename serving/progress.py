@@ -12,7 +12,7 @@ from typing import Any
 
 from runpod.http_client import AsyncClientSession
 
-from serving import runpod_loop
+from serving import runpod_posts
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class ProgressPosts:
         self._failed = True
         try:
             async with asyncio.timeout(_POST_TIMEOUT_S):
-                await runpod_loop.post_progress(session, self._job, update)
+                await runpod_posts.post_progress(session, self._job, update)
             self._failed = False
         except Exception as error:  # whatever it is, the job goes on
             logger.debug("job %s: progress not posted: %s", self._job["id"], type(error).__name__)

@@ -2,8 +2,9 @@
 
 The SDK (runpod 1.12) posts a result once and drops it when that fails. On SIGTERM it waits for its
 long polls, during which it may take a job that it never runs. Here a result is posted until Runpod
-accepts it. After SIGTERM no more jobs are taken, and those that run may end within a grace period.
-A job that Runpod hands over twice runs once; one that is stopped before it began doesn't run.
+accepts it, and meanwhile other jobs go on. After SIGTERM no more jobs are taken, and those that run
+may end within a grace period. A job that Runpod hands over twice runs once; one that is stopped
+before it began doesn't run.
 """
 
 import asyncio
@@ -12,29 +13,35 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, TypeVar
 
-import orjson
 import runpod
-import tenacity
-from aiohttp import ClientError, ClientResponseError, ClientSession
-from runpod.serverless.modules import rp_http, rp_job, rp_scale
+from aiohttp import ClientSession
+from runpod.serverless.modules import rp_job, rp_scale
 
 from errors import Cancelled, Internal
+from serving.job_result import JobResult
+from serving.job_taking import address_of, take_jobs
+from serving.runpod_posts import post_result
 
 logger = logging.getLogger(__name__)
 
-Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+Answer = Callable[[dict[str, Any]], Awaitable[JobResult]]
 _T = TypeVar("_T")
 
-# 0.5, 1, 2, ... 30 s between attempts: a control plane may be away for three minutes.
-_RESULT_ATTEMPTS = 12
-_AGAIN = {408, 429}
 # Seconds for a stopped job to leave the model; the process ends soon after in any case.
 _STOPPING_S = 2.0
+# A result that Runpod hasn't taken after so many seconds holds back no other job.
+_POST_PATIENCE_S = 2.0
+# Most results that may wait so, for their memory; then the next job waits for one to be posted.
+_MOST_UNPOSTED = 10
 
 
-def serve(handler: Handler, *, shutdown_grace_s: float, jobs_at_once: int) -> None:
+def serve(answer: Answer, *, shutdown_grace_s: float, jobs_at_once: int) -> None:
     """Take jobs from Runpod, or from the SDK's local server, until SIGTERM."""
-    rp_scale.JobScaler = partial(WorkerLoop, shutdown_grace_s=shutdown_grace_s)
+
+    async def handler(job: dict[str, Any]) -> dict[str, Any]:
+        return (await answer(job)).as_dict()
+
+    rp_scale.JobScaler = partial(WorkerLoop, answer=answer, shutdown_grace_s=shutdown_grace_s)
     runpod.serverless.start(
         {"handler": handler, "concurrency_modifier": lambda _current: jobs_at_once}
     )
@@ -47,18 +54,23 @@ class WorkerLoop(rp_scale.JobScaler):
     those that run past the grace period fail with `cancelled`, after which they can be sent again.
     """
 
-    def __init__(self, config: dict[str, Any], *, shutdown_grace_s: float) -> None:
+    def __init__(self, config: dict[str, Any], *, answer: Answer, shutdown_grace_s: float) -> None:
         super().__init__(config)
+        self.current_concurrency = self.concurrency_modifier(1)  # the same at all times
+        # Without a bound: what was taken is kept at once.
+        self.jobs_queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.jobs_handler = self._run_and_post
-        self._handler: Handler = config["handler"]
+        self._answer = answer
         self._grace_s = shutdown_grace_s
         self._ending = asyncio.Event()
         self._grace_over = asyncio.Event()
         self._all_done = asyncio.Event()
-        self._room = asyncio.Event()  # set by each job that ends
+        self._room = asyncio.Event()  # set by each job that ends or whose result is posted
         self._failures = 0  # of taking jobs, in a row
         self._begun: set[str] = set()  # ids of jobs
         self._stopped: set[str] = set()  # ids of jobs that were taken and have not begun
+        # By id, the posting of each result that Runpod didn't take at once.
+        self._unposted: dict[str, asyncio.Task[None]] = {}
 
     def handle_shutdown(self, signum: int, frame: object) -> None:  # noqa: ARG002 - a signal handler
         """Remember the signal; `run_jobs` wakes the event loop ten times a second."""
@@ -76,11 +88,18 @@ class WorkerLoop(rp_scale.JobScaler):
         await _run_until(self._all_done, super().monitor_stop_signals(session))
 
     async def run_jobs(self, session: ClientSession) -> None:
-        """Run what is taken until the loop ends."""
+        """Run what is taken until the loop ends and each result is posted or given up."""
         try:
             await super().run_jobs(session)
+            if self._unposted:
+                await asyncio.wait(list(self._unposted.values()))
         finally:
             self._all_done.set()
+
+    def current_occupancy(self) -> int:
+        """The jobs that are taken and not ended, and those of too many unposted results."""
+        free = min(len(self._unposted), _MOST_UNPOSTED)
+        return int(self.job_progress.get_job_count()) - free
 
     async def _keep_taking(self, session: ClientSession) -> None:
         """The SDK's `get_jobs`, which waits a second whenever the worker is full.
@@ -88,30 +107,34 @@ class WorkerLoop(rp_scale.JobScaler):
         Jobs are shorter than that, so here the end of one makes room for the next at once.
         """
         while True:
-            await self.set_scale()
             self._room.clear()
             free = self.current_concurrency - self.current_occupancy()
             if free <= 0:
                 await self._room.wait()
                 continue
             for job in await self._take_jobs(session, free):
-                await self.jobs_queue.put(job)
+                self.jobs_queue.put_nowait(job)
                 self.job_progress.add(job)
                 logger.debug("job %s: taken", job["id"])
 
     async def handle_job(self, session: ClientSession, job: dict[str, Any]) -> None:
-        """Run a job to its end, and let the next one be taken."""
+        """Run a job to its end, and let the next one be taken.
+
+        Until its result is posted Runpod's ping and a second handing over find the job in progress.
+        """
         self._begun.add(job["id"])
         try:
             await super().handle_job(session, job)
         finally:
             self._begun.discard(job["id"])
+            if job["id"] in self._unposted:
+                self.job_progress.add(job)
             self._room.set()
 
     async def _take_jobs(self, session: ClientSession, count: int) -> list[dict[str, Any]]:
-        """The SDK's `get_job`, within its time; after a failure none, and a pause that grows."""
+        """`take_jobs`, within the SDK's time; after a failure none, and a pause that grows."""
         try:
-            taking = rp_job.get_job(session, count)
+            taking = take_jobs(session, count)
             jobs = await asyncio.wait_for(taking, self.jobs_fetcher_timeout)
         except TimeoutError:
             return []
@@ -121,15 +144,13 @@ class WorkerLoop(rp_scale.JobScaler):
             await asyncio.sleep(0.1 * 2 ** min(self._failures, 7))
             return []
         self._failures = 0
-        return self._new_jobs(jobs or [])
+        return self._new_jobs(jobs)
 
-    def _new_jobs(self, jobs: list[Any]) -> list[dict[str, Any]]:
-        """The jobs that can be answered and aren't under way; others would end the SDK's loop."""
+    def _new_jobs(self, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The jobs that aren't under way."""
         new: dict[str, dict[str, Any]] = {}
         for job in jobs:
-            if not isinstance(job, dict) or not isinstance(job.get("id"), str):
-                logger.error("a job without an id was handed over; it can't be answered")
-            elif job["id"] in new or self.job_progress.get(job["id"]) is not None:
+            if job["id"] in new or self.job_progress.get(job["id"]) is not None:
                 logger.warning("job %s was handed over twice; it is answered once", job["id"])
             else:
                 new[job["id"]] = job
@@ -140,11 +161,16 @@ class WorkerLoop(rp_scale.JobScaler):
 
         Such a job isn't cancelled: a task that never began would stay counted as running.
         """
-        if job_id in self._begun:
-            return await super().stop_job(job_id)
-        if self.job_progress.get(job_id) is not None:
-            self._stopped.add(job_id)
-        return job_id in self._stopped
+        address = address_of(job_id)
+        if address is None:
+            return False
+        if address in self._begun:
+            return bool(await super().stop_job(address))
+        if address in self._unposted:
+            return self._unposted[address].cancel()
+        if self.job_progress.get(address) is not None:
+            self._stopped.add(address)
+        return address in self._stopped
 
     async def _run_and_post(
         self, session: ClientSession, _config: dict[str, Any], job: dict[str, Any]
@@ -153,101 +179,42 @@ class WorkerLoop(rp_scale.JobScaler):
             self._stopped.remove(job["id"])
             raise asyncio.CancelledError
         rp_job.log.info("Started.", job["id"])
+        result = await self._result(job)
+        if result.refresh_worker:
+            # Whatever came next would fail likewise until Runpod has replaced the worker.
+            self._ending.set()
+        posting = asyncio.create_task(post_result(session, job, result))
         try:
-            output = await _run_until(self._grace_over, self._handler(job))
-            if output is None:
-                raise Cancelled("the worker was shut down before the job was done; send it again")
-            result = _result(output)
-        except Cancelled as error:
-            result = {"error": str(error)}
+            await asyncio.wait([posting], timeout=_POST_PATIENCE_S)
+        except asyncio.CancelledError:
+            posting.cancel()
+            raise
+        if not posting.done():
+            logger.warning("job %s: its result is not posted yet; other jobs go on", job["id"])
+            self._unposted[job["id"]] = posting
+            posting.add_done_callback(lambda _: self._no_longer_unposted(job))
+
+    def _no_longer_unposted(self, job: dict[str, Any]) -> None:
+        del self._unposted[job["id"]]
+        self.job_progress.remove(job)
+        self._room.set()
+
+    async def _result(self, job: dict[str, Any]) -> JobResult:
+        """The job's result; an error where it can't be read or the grace period is over."""
+        if "unreadable" in job:
+            event = {"job_id": job["id"]}
+            logger.info("job failed: it can't be read", extra={"event": event})
+            return JobResult(error=job["unreadable"])
+        try:
+            result = await _run_until(self._grace_over, self._answer(job))
         except Exception as error:  # the SDK would post its traceback
             logger.exception("job %s: the handler failed", job["id"])
             failure = Internal(f"an unexpected {type(error).__name__} stopped the job")
-            result = {"error": str(failure)}
-        if result.get("stopPod"):
-            # Whatever came next would fail likewise until Runpod has replaced the worker.
-            self._ending.set()
-        await post_result(session, job, result)
-
-
-def _result(output: dict[str, Any]) -> dict[str, Any]:
-    """What the SDK's `run_job` makes of a handler's output.
-
-    That also writes the output out as text, twice, for log lines that nobody asked for: a second
-    of the event loop for ten megabytes.
-    """
-    error, refresh_worker = output.pop("error", None), output.pop("refresh_worker", False)
-    result = {"output": output} if error is None else {"error": error}
-    return {**result, "stopPod": True} if refresh_worker else result
-
-
-async def post_result(session: ClientSession, job: dict[str, Any], result: dict[str, Any]) -> None:
-    """Post a job's result, again and again while Runpod is unreachable, busy or failing."""
-    try:
-        request = _request(job, result)
-    except TypeError:  # orjson's, for what JSON can't hold; the caller has to hear of it
-        logger.error("job %s: its result is no JSON", job["id"])
-        request = _request(job, {"error": str(Internal("the result can't be written as JSON"))})
-    try:
-        status = await _post(session, request)
-    except ClientResponseError as error:
-        status = error.status
-    except (ClientError, TimeoutError) as error:
-        logger.error("job %s: its result could not be posted: %s", job["id"], type(error).__name__)
-        return
-    if status >= 400:
-        logger.error("job %s: its result was refused with status %d", job["id"], status)
-
-
-@tenacity.retry(
-    retry=tenacity.retry_if_exception_type((ClientError, TimeoutError)),
-    stop=tenacity.stop_after_attempt(_RESULT_ATTEMPTS),
-    wait=tenacity.wait_exponential(0.5, max=30),
-    reraise=True,
-)
-async def _post(session: ClientSession, request: dict[str, Any]) -> int:
-    """Post, and return the status unless another attempt may have another."""
-    async with session.post(**request) as response:
-        if response.status in _AGAIN or response.status >= 500:
-            response.raise_for_status()
-        return response.status
-
-
-async def post_progress(session: ClientSession, job: dict[str, Any], progress: object) -> None:
-    """Post a job's progress, as the SDK's `progress_update` does but awaited, in one attempt.
-
-    Raises:
-        aiohttp.ClientError: it could not be posted.
-    """
-    update = {"status": "IN_PROGRESS", "output": progress}
-    async with session.post(**_request(job, update), raise_for_status=True):
-        pass
-
-
-async def post_parts(session: ClientSession, job: dict[str, Any], parts: list[Any]) -> None:
-    """Post what `/stream` hands out, as the SDK's `stream_result` does but in one attempt.
-
-    Raises:
-        aiohttp.ClientError: it could not be posted.
-    """
-    request = _request(job, {"output": parts}, rp_http.JOB_STREAM_URL)
-    async with session.post(**request, raise_for_status=True):
-        pass
-
-
-def _request(
-    job: dict[str, Any], body: dict[str, Any], url: str = rp_http.JOB_DONE_URL
-) -> dict[str, Any]:
-    """The request by which the SDK's `send_result` posts `body`, and its `stream_result`."""
-    return {
-        "url": url.replace("$ID", job["id"]) + "&isStream=false",
-        "data": orjson.dumps(body),
-        "headers": {
-            "charset": "utf-8",
-            "Content-Type": "application/x-www-form-urlencoded",
-            "X-Request-ID": job["id"],
-        },
-    }
+            return JobResult(error=str(failure))
+        if result is None:
+            stopped = Cancelled("the worker was shut down before the job was done; send it again")
+            return JobResult(error=str(stopped))
+        return result
 
 
 async def _run_until(event: asyncio.Event, work: Awaitable[_T]) -> _T | None:

@@ -36,6 +36,10 @@ def prepare(**overrides: str | None) -> Settings:
     # While the model loads nothing is lost, and an exception might be raised where Python drops it.
     # A container's first process ignores the default.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    # A terminal that is closed ends the worker as SIGTERM does, then too; `nohup` has it ignored.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+    _close_stdin()
     try:
         settings = read_settings(**overrides) if overrides else get_settings()
     except SettingsError as error:
@@ -43,6 +47,13 @@ def prepare(**overrides: str | None) -> Settings:
     logs.set_up(settings.log_level, as_json=settings.logs_as_json)
     settings.export_thread_variables(cpu_threads.available_threads())
     return settings
+
+
+def _close_stdin() -> None:
+    """Let stdin be at its end: nobody answers a question that a library asks."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
 
 
 def load(settings: Settings, *libraries: str, check: bool) -> None:

@@ -61,6 +61,22 @@ def test_a_graph_above_the_limit_is_an_error_that_says_its_size_and_the_way_out(
     assert "signed_url" in error
 
 
+@pytest.mark.parametrize("body", [FORWARD, PARSE, GRAPH], ids=lambda body: body["action"])
+def test_the_limit_is_of_the_bytes_that_are_posted(monkeypatch, body):
+    def posted(limit):
+        monkeypatch.setenv("MAX_OUTPUT_BYTES", str(limit))
+        get_settings.cache_clear()
+        result = asyncio.run(door.answer_job({"id": "job", "input": body}))
+        return result.error, len(result.body())
+
+    _, size = posted(10**7)
+    # The times that a graph carries have not always as many digits.
+    slack = 100 if body is GRAPH else 0
+    assert posted(size + slack)[0] is None
+    error = posted(size - slack - 1)[0]
+    assert error.startswith("output_too_large: the output has ")
+
+
 @pytest.mark.parametrize(
     ("body", "code"),
     [

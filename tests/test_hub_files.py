@@ -167,7 +167,7 @@ def test_an_input_s_default_is_the_setting_s(key, monkeypatch):
 def test_the_options_are_the_values_that_the_setting_takes(key):
     values = [option["value"] for option in INPUTS[key]["options"]]
     annotation = str(OFFERED[key].annotation)
-    literals = ["true", "false"] if "bool" in annotation else re.findall(r"'(\w+)'", annotation)
+    literals = ["true", "false"] if "bool" in annotation else re.findall(r"'([\w-]+)'", annotation)
     unset = [""] if OFFERED[key].default is None else []
     assert values == unset + literals
     assert INPUTS[key]["default"] in values

@@ -116,6 +116,43 @@ def test_secrets_are_not_shown(monkeypatch):
     assert settings.hf_token.get_secret_value() == "hub-token-value"
 
 
+SECRETS = ["HF_TOKEN", "SECRET", "SENTRY_DSN"]
+
+
+@pytest.mark.parametrize("name", SECRETS)
+@pytest.mark.parametrize(
+    "value",
+    [
+        " ",
+        "\n",
+        "\t \r\n",
+        "\u00a0",
+        "planted ",
+        " planted",
+        "planted\n",
+        "planted\r\nX: y",
+        "pla\x7fnted",
+    ],
+)
+def test_a_secret_that_no_one_can_send_is_refused_and_not_shown(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=rf"^{name}=\*\*\*: ") as raised:
+        read_settings()
+    assert "planted" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_may_have_spaces_within_and_any_letters(monkeypatch, name):
+    monkeypatch.setenv(name, "https://correct horse/battery é")
+    value = getattr(read_settings(), name.lower())
+    assert value.get_secret_value() == "https://correct horse/battery é"
+
+
+def test_every_setting_that_is_a_secret_is_looked_at():
+    fields = Settings.model_fields.items()
+    assert {name.upper() for name, field in fields if "Secret" in str(field)} == set(SECRETS)
+
+
 @given(st.text(alphabet=st.characters(codec="ascii", exclude_characters="\0")))
 def test_any_text_as_token_limit_is_a_limit_or_a_settings_error(value):
     with pytest.MonkeyPatch.context() as patch:
@@ -124,3 +161,43 @@ def test_any_text_as_token_limit_is_a_limit_or_a_settings_error(value):
             assert read_settings().token_limit >= 2
         except SettingsError as error:
             assert "TOKEN_LIMIT" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("entry", "advice"),
+    [
+        ("minio.internal:9000", "leave out the port"),
+        ("10.0.0.1:9000", "leave out the port"),
+        ("[::1]", "leave out the brackets"),
+        ("[::1]:9000", "leave out the brackets and a port"),
+        ("http://minio.internal", "leave out the scheme"),
+        ("minio.internal/bucket", "leave out the path"),
+        ("10.0.0.0/8", "a network can't be named"),
+        ("*.internal", "there are no wildcards"),
+        ("minio internal", "commas separate hosts"),
+        ("user@minio.internal", "leave out the user"),
+        ("fe80::1%eth0", "leave out the scope"),
+        ("exämple.org", "write the name in ASCII"),
+        ("minio.internal.", "leave out the dot"),
+        ("minio..internal", "between dots"),
+        ("-minio.internal", "between dots"),
+        ("a" * 64 + ".internal", "between dots"),
+        ("minio,internal;other", "between dots"),
+    ],
+)
+def test_an_upload_host_that_no_url_can_have_stops_the_start_by_name(monkeypatch, entry, advice):
+    monkeypatch.setenv("UPLOAD_ALLOWED_HOSTS", f"store.local,{entry}")
+    with pytest.raises(SettingsError) as raised:
+        read_settings()
+    message = str(raised.value)
+    assert message.startswith("UPLOAD_ALLOWED_HOSTS=")
+    assert entry.rpartition(",")[2] in message
+    assert advice in message
+
+
+def test_upload_hosts_are_names_and_addresses_in_lower_case(monkeypatch):
+    monkeypatch.setenv(
+        "UPLOAD_ALLOWED_HOSTS", "MinIO, a_b.Internal, xn--exmple-cua.org, ::1, 10.0.0.1"
+    )
+    hosts = ("minio", "a_b.internal", "xn--exmple-cua.org", "::1", "10.0.0.1")
+    assert read_settings().upload_allowed_hosts == hosts

@@ -1,5 +1,6 @@
 """start.py as a program: arguments, where it listens, what it logs, how it ends."""
 
+import ast
 import contextlib
 import os
 import signal
@@ -83,7 +84,8 @@ def test_the_program_serves_on_loopback_logs_nothing_private_and_ends_when_told(
         assert private not in log + refused.text
 
 
-def test_a_server_told_to_end_while_it_loads_its_model_ends(tmp_path):
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGHUP])
+def test_a_server_told_to_end_while_it_loads_its_model_ends(tmp_path, told):
     port = free_port()
     with subprocess.Popen(
         [sys.executable, str(ROOT / "start.py"), "--port", str(port)],
@@ -94,10 +96,61 @@ def test_a_server_told_to_end_while_it_loads_its_model_ends(tmp_path):
     ) as process:
         assert process.stderr is not None
         assert any("imported the libraries" in line for line in process.stderr)
-        process.terminate()
+        process.send_signal(told)
         assert process.wait(60) == 0
     with socket.socket() as connection:
         until(lambda: connection.connect_ex(("127.0.0.1", port)) != 0)
+
+
+def test_a_served_model_s_terminal_that_is_closed_ends_it_as_sigterm_does(tmp_path):
+    port = free_port()
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "start.py"), "--port", str(port)],
+        cwd=tmp_path,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        assert any("serving demo, see" in line for line in process.stderr)
+        process.send_signal(signal.SIGHUP)
+        log = process.stderr.read()
+        assert process.wait(60) == 0
+    assert "Traceback" not in log
+
+
+PREPARED = "import signal, sys; from serving import startup; startup.prepare(); "
+
+
+def test_a_server_that_nohup_started_does_not_see_its_terminal_close():
+    closed = f"{PREPARED} signal.raise_signal(signal.SIGHUP); print('goes on')"
+    done = run("-c", closed, env=environment())
+    assert (done.returncode, done.stdout) == (0, "")
+    ignoring = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); "
+    assert run("-c", ignoring + closed, env=environment()).stdout == "goes on\n"
+
+
+def test_a_question_on_stdin_finds_nobody():
+    read = f"{PREPARED} print(repr(sys.stdin.read()))"
+    assert run("-c", read, env=environment(), input="y\n").stdout == "''\n"
+    asked = f"{PREPARED} input('run the code? ')"
+    assert "EOFError" in run("-c", asked, env=environment(), input="y\n").stderr
+
+
+def test_no_call_that_reads_a_repository_lets_it_bring_code():
+    calls = [
+        (path.name, node.func.value.id, {k.arg: ast.unparse(k.value) for k in node.keywords})
+        for room in ("loading", "prompting", "actions", "attribution", "graphs", "steering")
+        for path in (ROOT / room).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "from_pretrained"
+        and isinstance(node.func.value, ast.Name)
+    ]
+    assert len(calls) >= 3
+    for *where, keywords in calls:
+        assert keywords.get("trust_remote_code") == "False", where
 
 
 @pytest.mark.parametrize(

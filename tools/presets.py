@@ -65,6 +65,8 @@ SLUGS = {
     "mntss/clt-gemma-2-2b-2.5M": "gemma-2-2b-clt-2-5m",
     "mntss/clt-gemma-2-2b-426k": "gemma-2-2b-clt-426k",
     "mntss/clt-llama-3.2-1b-524k": "llama-3-2-1b-clt-524k",
+    "OpenMOSS-Team/Llama-Scope-2-Qwen3-1.7B/8x/k64": "qwen3-1-7b-complete",
+    "OpenMOSS-Team/Llama-Scope-2-Qwen3-1.7B/32x/k64": "qwen3-1-7b-complete-32x",
     "mwhanna/gemma-scope-2-270m-pt/clt/width_262k_l0_medium_affine": "gemma-3-270m-clt",
 }
 
@@ -85,7 +87,9 @@ class Preset:
         """Model and transcoders as people call them."""
         model = self.entry.model.rpartition("/")[2]
         _, name, *folder = self.entry.transcoder_set.split("/")
-        if folder:
+        if self.entry.attribution_engine == "lm-saes-crm":
+            name = f"complete, {' '.join(folder)}"
+        elif folder:
             width = re.search(r"width_(\d+k)", folder[-1])
             kind = "cross-layer" if folder[0] == "clt" else "transcoders"
             name = f"gemma-scope-2 {kind} {width[1] if width else ''}".rstrip()
@@ -149,7 +153,9 @@ class Preset:
         shapes = self.entry.shapes
         assert shapes is not None
         decoders = shapes.decoder * shapes.transcoder_bytes
-        read = self.fetched_bytes - (decoders if self.entry.lazy_decoder else 0)
+        # Complete sets need the norms of all decoders, and have them read for these.
+        unread = self.entry.lazy_decoder and not shapes.n_qk_heads
+        read = self.fetched_bytes - (decoders if unread else 0)
         on_disk = (read + 2 * self.copied_bytes) / DISK_BYTES_PER_S
         return START_S + self.fetched_bytes / (gbit * GBIT) + on_disk
 

@@ -18,16 +18,27 @@
   const GRAPHS = './graph_data/';
   const getFile = util.getFile;
   util.getFile = async (path, ...options) => {
-    const content = await getFile(path, ...options);
-    if (!path.startsWith(GRAPHS)) return content;
+    if (!path.startsWith(GRAPHS)) return getFile(path, ...options);
     const name = path.slice(GRAPHS.length, -'.json'.length);
-    return describeFeatures(content, name, await getFile(`./features_of/${name}.json`));
+    const graph = await getFile(path, ...options);
+    graph.qParams ??= {};
+    checkGraph(graph);
+    return describeFeatures(graph, name, await getFile(`./features_of/${name}.json`));
+  };
+
+  const initCg = window.initCg;
+  window.initCg = async (...options) => {
+    try {
+      return await initCg(...options);
+    } catch (error) {
+      return sayWhatIsWrong(error.message);
+    }
   };
 
   // A `scan` that is a path here makes the page ask this server for examples, and no hub.
   function describeFeatures(graph, name, {page, labels}) {
-    graph.qParams ??= {};
     graph.metadata.scan = `./features_of/${name}`;
+    graph.metadata.slug = name; // the page makes names of events of it
     const threshold = graph.metadata.node_threshold ?? Infinity;
     for (const node of graph.nodes) {
       // The node with which a graph reaches its threshold lies beyond it, where the page hides it.
@@ -35,12 +46,12 @@
       // The page begins with the first of these clicked.
       node.nodeId = node.node_id;
       node.isLogit = node.feature_type === 'logit';
+      // The address that the page links a node to is never the graph's own.
+      node.vis_link = `?${new URLSearchParams({slug: name, clickedId: node.node_id})}`;
       if (node.feature_type !== 'cross layer transcoder') continue;
       const [layer, index] = util.cantorUnpair(node.feature);
       node.clerp ||= labels[`${layer}_${index}`] ?? `feature ${index}`;
-      node.vis_link = page
-        ? page.replace('{layer}', layer).replace('{index}', index)
-        : `?slug=${name}&clickedId=${node.node_id}`;
+      if (page) node.vis_link = page.replace('{layer}', layer).replace('{index}', index);
     }
     return graph;
   }

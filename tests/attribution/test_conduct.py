@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import sys
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from circuit_tracer.attribution.context_transformerlens import AttributionContex
 
 import attribution
 import errors
-from attribution import expansion, memory
+from attribution import memory
 from tests.support.tiny_models import prompt_tokens, tiny_model
 
+attribute_module = sys.modules["attribution.attribute"]  # the name is the function's
 IN_THREE_BATCHES = {"max_feature_nodes": 50, "batch_size": 20, "update_interval": 1}
 WAYS = pytest.mark.parametrize("architecture", ["gemma2", "parallel"], ids=["swept", "library"])
 
@@ -132,7 +134,7 @@ def test_batches_are_halved_when_memory_runs_out(monkeypatch):
     model, sizes = tiny_model("gemma2", "relu"), []
     settings = {"max_feature_nodes": 60, "batch_size": 32, "update_interval": 1}
     whole = attribution.attribute(prompt_tokens(), model, **settings)
-    rows_of = expansion.attribution_rows
+    rows_of = attribute_module.attribution_rows
 
     def little_memory(local, layers, positions, reads, rows):
         sizes.append(len(layers))
@@ -140,7 +142,7 @@ def test_batches_are_halved_when_memory_runs_out(monkeypatch):
         if len(layers) > 10:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(expansion, "attribution_rows", little_memory)
+    monkeypatch.setattr(attribute_module, "attribution_rows", little_memory)
     halved = attribution.attribute(prompt_tokens(), model, **settings)
     assert 32 in sizes
     assert max(sizes[sizes.index(8) :]) <= 16
@@ -153,7 +155,7 @@ def test_a_single_target_that_does_not_fit_is_an_error_to_act_on(monkeypatch):
     def no_memory(*args):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(expansion, "attribution_rows", no_memory)
+    monkeypatch.setattr(attribute_module, "attribution_rows", no_memory)
     with pytest.raises(errors.OutOfMemory, match="shorter prompt"):
         attribution.attribute(prompt_tokens(), tiny_model(), max_feature_nodes=5)
 

@@ -21,8 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from delivery import RetryPolicy, read_target, spool, upload
+from delivery.addresses import is_public
 from delivery.put import CheckingResolver, tls_context
-from delivery.target import is_public
 from errors import (
     Cancelled,
     DeadlineExceeded,

@@ -1,6 +1,7 @@
 """A complete model as it is loaded: a plain language model, and a module for every sublayer."""
 
 import json
+import logging
 import shutil
 import threading
 from dataclasses import replace
@@ -16,19 +17,23 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformers import AutoModelForCausalLM
 
 import model_loader
+import start
 from attribution.complete.modules import CompleteModel, Transcoder
 from loading import UnsupportedArchitectureError
 from loading.complete_build import check_architecture
 from loading.loaded_model import LoadedModel
-from loading.registry import DEMO, DEMO_CRM
+from loading.registry import DEMO, DEMO_CRM, REGISTRY
 from loading.selection import select
 from model_loader import ModelLoadError
 from serving import fitness
 from serving.identity import identify
-from settings import Settings, SettingsError
+from settings import Settings, SettingsError, read_settings
 from tests.support.complete_sets import lorsa_config, module_folder, write_module, write_set
 from tests.support.cuda_devices import DEVICES, cuda_device
-from tests.support.demo_worker import ask, demo_settings
+from tests.support.demo_worker import ask, demo_settings, settings_at
+from tests.support.hub_client import run_command
+from tests.support.model_cache import commit_of
+from tests.support.tiny_families import COMPLETE, write_family
 from tests.support.tiny_models import ARCHITECTURES
 
 _IDS = [5, 100, 7, 42, 9, 300]
@@ -227,6 +232,17 @@ class TestTheDemosTranscoders:
                 assert torch.equal(transcoder.decoder.rows(features), rows)
                 assert torch.equal(transcoder.b_D, theirs.transcoders[layer].b_dec)
 
+    def test_the_demo_has_lorsas_to_go_with_them(self) -> None:
+        settings = demo_settings(model_id="demo", transcoder_set="demo-crm")
+        loaded = model_loader.load(settings)
+        assert loaded.is_complete
+        assert loaded.entry == DEMO_CRM
+        assert loaded.n_features(3) == 1024
+        assert loaded.n_features(3, "lorsa") > 0
+        assert loaded.n_context == 512
+        fitness.check_weights(loaded)
+        fitness.check_model(loaded)
+
     def test_another_input_than_the_mlp_s_is_refused(self, tmp_path: Path) -> None:
         copy = tmp_path / "transcoders"
         shutil.copytree(DEMO.transcoder_set, copy)
@@ -296,7 +312,49 @@ def _check_on_cuda(loaded: LoadedModel) -> None:
     assert logits.isfinite().all()
 
 
+@pytest.mark.parametrize("name", COMPLETE)
+def test_a_known_set_is_loaded_from_a_cache_under_its_name(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    family = COMPLETE[name]
+    write_family(tmp_path / "hub", family)
+    settings = settings_at(tmp_path, model_id=family.model, transcoder_set=family.transcoder_set)
+    with caplog.at_level(logging.INFO):
+        loaded = model_loader.load(settings)
+    assert loaded.entry in REGISTRY
+    repository = family.transcoder_set.rpartition("/")[0].rpartition("/")[0]
+    assert loaded.revisions == (
+        f"{family.model}@{commit_of(family.model)}",
+        f"{family.transcoder_set}@{commit_of(repository)}",
+    )
+    assert f"(from {', '.join(loaded.revisions)}) on cpu" in caplog.text
+    assert (loaded.n_context, loaded.name) == (128, family.model)
+    fitness.check_weights(loaded)
+    fitness.check_model(loaded)
+
+
+def test_the_list_of_what_can_be_served_has_them(tmp_path: Path) -> None:
+    family = COMPLETE["Qwen 3 1.7B, complete 8x"]
+    write_family(tmp_path / "hub", family)
+    done = run_command("list", HF_HOME=str(tmp_path), IMAGE_WEIGHTS="none")
+    rows = [line for line in done.stdout.splitlines() if "Llama-Scope-2" in line]
+    ends = [row.split()[-5:] for row in rows]
+    assert ends[0] == ["20", "GB", "12", "GB", "HF_HOME"]
+    assert ends[1] == ["GB", "35", "GB", "model:", "HF_HOME"]
+
+
 class TestSettings:
+    def test_neuronpedia_s_arguments_are_taken_with_hyphens_and_underscores(self) -> None:
+        arguments = [
+            *("--attribution-engine", "lm-saes-crm", "--model_id", "Qwen/Qwen3-1.7B"),
+            *("--sae_repo", "OpenMOSS-Team/Llama-Scope-2-Qwen3-1.7B"),
+            *("--sae-expansion", "32x", "--sae_topk", "k64"),
+            *("--np_transcoder_source_set", "t", "--np-lorsa-source-set", "l"),
+        ]
+        entry = select(read_settings(**start._parse_arguments(arguments))).entry
+        assert entry.transcoder_set == "OpenMOSS-Team/Llama-Scope-2-Qwen3-1.7B/32x/k64"
+        assert (entry.source_set, entry.lorsa_source_set) == ("t", "l")
+
     def test_the_three_parts_name_a_set_together(self, tmp_path: Path) -> None:
         _demo_set(tmp_path)
         settings = demo_settings(

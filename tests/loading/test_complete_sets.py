@@ -163,6 +163,42 @@ class TestCaches:
         again = locate_entry(_entry(weights.revisions[1]), offline)
         assert again.transcoders.folder == weights.transcoders.folder
 
+    @pytest.mark.parametrize(
+        "name", [f"{SET}/all/2x/k4", f"{SET}/all/2x/k4@v2", f"hf://{SET}@v2/all/2x/k4"]
+    )
+    def test_the_tree_may_be_in_a_folder_and_of_a_revision(self, tmp_path, caches, name):
+        revision = "v2" if "@" in name else "main"
+        files = {f"all/{path}": content for path, content in _tree(tmp_path).items()}
+        write_repository(cache_paths(caches)[0], SET, files, revision=revision)
+        offline = storage(caches)._replace(ask_hub=False)
+        assert engine_of_set(_entry(name), offline) == "lm-saes-crm"
+        found = complete_files(_entry(name), offline, 2)
+        assert found.revisions == (f"{SET}/all/2x/k4@{commit_of(SET, revision)}",)
+
+    def test_runpod_writes_a_repository_s_name_in_small_letters(self, tmp_path, caches):
+        write_repository(cache_paths(caches)[1], SET.lower(), _tree(tmp_path))
+        offline = storage(caches)._replace(ask_hub=False)
+        found = complete_files(_entry(f"{SET}/2x/k4"), offline, 2)
+        assert found.source == "Runpod's cached models"
+
+    def test_a_module_whose_weights_are_a_broken_link_is_incomplete(self, tmp_path, caches):
+        image, runpod, _ = cache_paths(caches)
+        broken = write_repository(image, SET, _tree(tmp_path))
+        weights = module_folder(broken, "lorsa", 1) / "sae_weights.safetensors"
+        weights.resolve().unlink()
+        write_repository(runpod, SET, _tree(tmp_path))
+        offline = storage(caches)._replace(ask_hub=False)
+        found = complete_files(_entry(f"{SET}/2x/k4"), offline, 2)
+        assert found.source == "Runpod's cached models"
+
+    def test_a_configuration_that_is_a_broken_link_is_absent(self, tmp_path, caches):
+        image = cache_paths(caches)[0]
+        broken = write_repository(image, SET, _tree(tmp_path))
+        (module_folder(broken, "lorsa", 1) / "config.json").resolve().unlink()
+        offline = storage(caches)._replace(ask_hub=False)
+        with pytest.raises(NotHereError, match="without lorsa/2x/k4/layer1_lorsa_2x_k4/config"):
+            complete_files(_entry(f"{SET}/2x/k4"), offline, 2)
+
     def test_a_folder_with_a_config_yaml_is_circuit_tracer_s(self, caches):
         files = {f"8x/k64/{name}": content for name, content in PER_LAYER.items()}
         write_repository(cache_paths(caches)[0], SET, files)

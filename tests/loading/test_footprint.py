@@ -7,6 +7,7 @@ import pytest
 from loading.footprint import Shapes, device_bytes, disk_bytes
 from loading.registry import REGISTRY
 from loading.selection import resolve_entry
+from tests.support.complete_sets import write_set
 from tests.support.tiny_sets import (
     D_MODEL,
     N_FEATURES,
@@ -48,6 +49,37 @@ def test_the_disk_needed_is_the_size_of_the_files(repositories, kind):
     stored = sum(len(content) for name, content in files.items() if "safe" in name) - headers
     # Thresholds are counted whether a set has them or not.
     assert stored <= disk_bytes(shapes) <= stored + 4 * N_LAYERS * N_FEATURES
+
+
+def test_the_disk_needed_for_a_complete_set_is_the_size_of_its_files(tmp_path):
+    write_set(tmp_path, N_LAYERS, act_fn="jumprelu")
+    shapes = Shapes(
+        parameters=0,
+        n_layers=N_LAYERS,
+        d_model=16,
+        d_vocab=0,
+        n_features=32,
+        transcoder_bytes=4,
+        n_qk_heads=4,
+        d_qk_head=8,
+        n_ctx=24,
+    )
+    contents = [file.read_bytes() for file in tmp_path.rglob("*.safetensors")]
+    stored = sum(len(content) - 8 - int.from_bytes(content[:8], "little") for content in contents)
+    scalars = 4 * (2 * 2 + 1) * N_LAYERS  # norms of the training, and what a mask ignores
+    padding = 8 * len(contents)  # of a mask's bytes
+    assert 0 <= stored - disk_bytes(shapes) - scalars <= padding
+
+
+def test_published_complete_sets_have_the_numbers_that_their_shapes_make():
+    sizes = {
+        entry.transcoder_set.split("/")[2]: entry.shapes.encoder
+        + entry.shapes.decoder
+        + entry.shapes.other
+        for entry in REGISTRY
+        if entry.attribution_engine == "lm-saes-crm" and entry.shapes is not None
+    }
+    assert sizes == {"8x": pytest.approx(4.0e9, rel=0.01), "32x": pytest.approx(15.3e9, rel=0.01)}
 
 
 def test_features_that_are_active_need_memory_for_their_decoders_and_edges():

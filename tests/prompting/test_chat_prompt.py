@@ -123,7 +123,7 @@ def test_a_prompt_rendered_on_another_day_is_read_all_the_same(messages: list[Me
     prompt = chat_template.apply_template(
         messages,
         TOKENIZERS["llama3"],
-        template_variables={"strftime_now": lambda _format: "01 Jan 2025"},
+        date="01 Jan 2025",
     )
 
     assert "Today Date: 01 Jan 2025" in prompt

@@ -223,7 +223,9 @@ def test_the_bodies_of_existing_callers_are_answered(guarded, action):
 def test_the_page_lists_every_code_that_only_the_server_has():
     source = (ROOT / "serving" / "http_api.py").read_text()
     codes = set(re.findall(r"\b(?:40\d|41\d|503)[,:]\s*f?\"(\w+)", source)) | {"loading"}
-    assert codes > {"busy", "not_found", "forbidden"}
+    bounds = (ROOT / "serving" / "http_bounds.py").read_text()
+    codes |= set(re.findall(r"\"([a-z_]+): ", bounds))
+    assert codes > {"busy", "not_found", "forbidden", "head_too_large"}
     listed = rows("docs/http.md", "HTTP status").values()
     assert {code for row in listed for code in re.findall(r"`([a-z_]+)`", row[0])} == codes
 

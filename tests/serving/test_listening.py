@@ -1,5 +1,6 @@
 """What start.py answers from its first second on, and on which ports."""
 
+import contextlib
 import json
 import os
 import socket
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 import requests
 
-from serving import http_api
+from serving import http_api, http_bounds
 from settings import read_settings
 from tests.support.http_server import FORWARD, assert_error, get, serving
 from tests.support.polling import until
@@ -90,6 +91,43 @@ def test_a_body_of_any_size_is_answered_while_the_model_loads(tmp_path):
         body = json.dumps({"prompt": "a" * http_api.MAX_BODY_BYTES}).encode()
         headers = {"Content-Type": "application/json"}
         assert_error(requests.post(url, data=body, headers=headers, timeout=60), 503, "loading")
+
+
+def test_while_the_model_loads_no_other_host_s_page_is_answered(tmp_path):
+    port = free_port()
+    with loading(tmp_path, SERVER_PORT=str(port)):
+        url = f"http://127.0.0.1:{port}"
+        for headers in ({"Host": "evil.example"}, {"Origin": "http://evil.example"}):
+            for path in ("/ping", "/health", "/steer"):
+                answer = requests.get(url + path, headers=headers, timeout=60)
+                assert_error(answer, 403, "forbidden")
+        assert requests.get(f"{url}/ping", headers={"Origin": url}, timeout=60).status_code == 204
+
+
+@pytest.mark.parametrize("ports", [{}, {"PORT_HEALTH"}], ids=["one port", "PORT_HEALTH"])
+def test_while_the_model_loads_a_head_and_the_clients_that_wait_are_bounded(tmp_path, ports):
+    ports = {name: str(free_port()) for name in ("PORT", *ports)}
+    with loading(tmp_path, **ports, SECRET=SECRET), contextlib.ExitStack() as waiting:
+        for port in map(int, ports.values()):
+            headers = {f"x-{i}": "a" for i in range(200)}
+            answer = requests.get(f"http://127.0.0.1:{port}/ping", headers=headers, timeout=60)
+            assert_error(answer, 431, "head_too_large")
+            others = [
+                waiting.enter_context(socket.create_connection(("127.0.0.1", port)))
+                for _ in range(http_bounds.MAX_CONNECTIONS + 50)
+            ]
+            assert status(port) == 204
+            until(lambda others=others: sum(map(is_closed, others)) >= 50)
+
+
+def is_closed(connection):
+    connection.setblocking(False)
+    try:
+        return connection.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
 
 
 def test_pings_are_204_until_the_worker_is_ready_and_200_from_then_on(tmp_path):

@@ -136,17 +136,25 @@ def test_a_job_that_outlives_the_grace_period_has_its_error_last(plane, tmp_path
         assert record.after_result == []
 
 
-def test_many_parts_go_in_posts_of_less_than_a_megabyte(plane, monkeypatch):
-    """Against the control plane, which refuses larger ones as Runpod does."""
+@pytest.fixture
+def stream_url(plane, monkeypatch):
+    """The address of job-stream for what runs in this process."""
     base = f"http://127.0.0.1:{plane.port}/v2/endpoint/job-stream/{WORKER_ID}/$ID?gpu=none"
     monkeypatch.setattr(rp_http, "JOB_STREAM_URL", base)
+
+
+def large_part(position):
+    return SteerPart(side="default", position=position, token="x" * 20_000, top_logits=[])
+
+
+@pytest.mark.usefixtures("stream_url")
+def test_many_parts_go_in_posts_of_less_than_a_megabyte(plane):
+    """Against the control plane, which refuses larger ones as Runpod does."""
 
     async def work():
         posts = part_posts.PartPosts({"id": "large"})
         for position in range(200):
-            posts.add(
-                SteerPart(side="default", position=position, token="x" * 20_000, top_logits=[])
-            )
+            posts.add(large_part(position))
         await asyncio.sleep(0)  # in which the parts arrive, all at once
         await posts.end()
 
@@ -154,3 +162,38 @@ def test_many_parts_go_in_posts_of_less_than_a_megabyte(plane, monkeypatch):
     record = plane.jobs["large"]
     assert [part["position"] for part in parts_of(record)] == list(range(200))
     assert len(record.streamed) == 5
+
+
+@pytest.mark.usefixtures("stream_url")
+def test_parts_that_can_not_be_posted_are_not_kept(plane, monkeypatch):
+    monkeypatch.setattr(part_posts, "_PAUSE_S", 0.0)
+    plane.fail("job-stream", *[401] * 5)
+
+    async def work():
+        posts = part_posts.PartPosts({"id": "given-up"})
+        posts.add(large_part(0))
+        await asyncio.wait([posts._posts])
+        posts.add(large_part(1))
+        await asyncio.sleep(0)
+        assert posts._waiting == []
+        await posts.end()
+
+    asyncio.run(work())
+    assert plane.jobs["given-up"].streamed == []
+
+
+@pytest.mark.usefixtures("stream_url")
+def test_the_result_does_not_wait_for_parts_that_are_posted_too_slowly(plane, monkeypatch):
+    monkeypatch.setattr(part_posts, "_END_S", 0.0)
+    plane.fail("job-stream", "hang")
+
+    async def work():
+        posts = part_posts.PartPosts({"id": "slow"})
+        posts.add(large_part(0))
+        await asyncio.sleep(0)
+        await posts.end()
+        assert posts._posts.cancelled()
+
+    asyncio.run(work())
+    plane.faults["job-stream"].clear()
+    assert plane.jobs["slow"].streamed == []

@@ -11,6 +11,7 @@ import torch
 import attribution.expansion
 import attribution.pruning
 import model_loader
+from actions.device_errors import is_out_of_memory
 from attribution.sweep import attribution_rows
 from errors import Cancelled, DeadlineExceeded, Internal, OutOfMemory, WorkerError
 from graphs import document as graph_document
@@ -27,6 +28,7 @@ from tests.support.demo_worker import (
     forget_graphs,
     without_times,
 )
+from tests.support.programs import run
 
 FEATURE = {"layer": 2, "index": 5, "token_active_position": 4, "steer_position": 4, "delta": 20.0}
 STEER = {"action": "steer", "prompt": PROMPT, "features": [FEATURE], "n_tokens": 6}
@@ -106,12 +108,15 @@ def test_refused_requests_leave_nothing_behind():
 FAULTS = {
     "graph, tokenise": (OTHER_GRAPH, (prompts, "tokenize")),
     "graph, attribute, the model": (OTHER_GRAPH, 1),
-    "graph, attribute, the sweep": (OTHER_GRAPH, (attribution.expansion, "attribution_rows")),
+    "graph, attribute, the sweep": (
+        OTHER_GRAPH,
+        (sys.modules["attribution.attribute"], "attribution_rows"),
+    ),
     "graph, attribute, the matrix": (
         {**OTHER_GRAPH, "max_feature_nodes": 20},
         (attribution.expansion.Expansion, "_adjacency"),
     ),
-    "graph, prune": (OTHER_GRAPH, (attribution.pruning, "_drop_dead_ends")),
+    "graph, prune": (OTHER_GRAPH, (attribution.pruning, "drop_dead_ends")),
     "graph, encode": (OTHER_GRAPH, (graph_document, "_link_chunks")),
     "graph, upload": (UPLOADED, (sys.modules["delivery.upload"], "put")),
     "steer, tokenise": (STEER, (prompts, "tokenize")),
@@ -182,6 +187,47 @@ def test_an_allocation_that_the_host_refuses_is_out_of_memory(model):
         handle.remove()
 
 
+FILE_MAPPED_WITHOUT_ROOM = """
+import resource, sys, torch
+from actions.device_errors import is_out_of_memory
+from safetensors import safe_open
+resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))
+try:
+    if sys.argv[1].endswith(".bin"):
+        torch.from_file(sys.argv[1], shared=False, size=2**40 // 4)
+    else:
+        safe_open(sys.argv[1], framework="pt")
+except Exception as error:
+    print(is_out_of_memory(error), type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "weights.safetensors"])
+def test_a_file_that_no_memory_is_left_to_map_is_out_of_memory(tmp_path, name):
+    file = tmp_path / name
+    with file.open("wb") as sparse:
+        sparse.truncate(2**40)
+    done = run("-c", FILE_MAPPED_WITHOUT_ROOM, file)
+    assert done.stdout.startswith("True "), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "is_full"),
+    [
+        (RuntimeError("unable to mmap 16 bytes from file <w>: Cannot allocate memory (12)"), True),
+        (RuntimeError("unable to mmap 16 bytes from file <w>: Permission denied (13)"), False),
+        (OSError(12, "Cannot allocate memory"), True),
+        (OSError(13, "Permission denied"), False),
+        (RuntimeError("CUDA error: CUSOLVER_STATUS_ALLOC_FAILED when calling `x`"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried"), True),
+        (RuntimeError("the size of tensor a (12) must match"), False),
+        (ValueError("Cannot allocate memory (12)"), False),
+    ],
+)
+def test_what_says_that_memory_is_full(error, is_full):
+    assert is_out_of_memory(error) is is_full
+
+
 def test_a_graph_whose_batches_do_not_fit_is_computed_in_halves(monkeypatch):
     expected, sizes = ask(OTHER_GRAPH), []
     forget_graphs()
@@ -192,7 +238,7 @@ def test_a_graph_whose_batches_do_not_fit_is_computed_in_halves(monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         attribution_rows(local, layers, positions, reads, rows)
 
-    monkeypatch.setattr(attribution.expansion, "attribution_rows", little_memory)
+    monkeypatch.setattr(sys.modules["attribution.attribute"], "attribution_rows", little_memory)
     halved = ask(OTHER_GRAPH)
     assert max(sizes) > 12
     assert max(sizes[-3:]) <= 12
@@ -212,7 +258,9 @@ def test_an_exception_between_two_batches_of_attribution_is_internal(monkeypatch
             raise RuntimeError("broken")
         attribution_rows(*arguments)
 
-    monkeypatch.setattr(attribution.expansion, "attribution_rows", rows_of_the_first_batch_only)
+    monkeypatch.setattr(
+        sys.modules["attribution.attribute"], "attribution_rows", rows_of_the_first_batch_only
+    )
     with pytest.raises(Internal):
         ask(OTHER_GRAPH)
     assert len(batches) == 2

@@ -8,16 +8,19 @@ from serving.runpod_loop import WorkerLoop
 from tests.support.control_plane import ControlPlane, running_worker
 
 PROGRAM = """
+import orjson
 import logs
 from serving import runpod_loop
+from serving.job_result import JobResult
 
-async def handler(job):
+async def answer(job):
     if job["input"] == "raise":
         raise ValueError("planted https://store/?X-Amz-Signature=planted")
-    return {"value": object()} if job["input"] == "object" else {"value": job["input"]}
+    value = object() if job["input"] == "object" else job["input"]
+    return JobResult(output=orjson.dumps({"value": value}))
 
 logs.set_up("DEBUG", as_json=True)
-runpod_loop.serve(handler, shutdown_grace_s=1, jobs_at_once=2)
+runpod_loop.serve(answer, shutdown_grace_s=1, jobs_at_once=2)
 """
 
 
@@ -34,7 +37,7 @@ def plane(tmp_path_factory):
     ("value", "error"),
     [
         ("raise", "internal: an unexpected ValueError stopped the job"),
-        ("object", "internal: the result can't be written as JSON"),
+        ("object", "internal: an unexpected TypeError stopped the job"),
     ],
 )
 def test_what_the_handler_can_not_answer_is_internal_and_tells_nothing(plane, value, error):
@@ -47,7 +50,7 @@ class Asking(WorkerLoop):
 
     def __init__(self):
         config = {"handler": None, "concurrency_modifier": lambda _current: 1}
-        super().__init__(config, shutdown_grace_s=0)
+        super().__init__(config, answer=None, shutdown_grace_s=0)
         self.jobs_handler = self.do_nothing
         self.asked = asyncio.Event()
 
@@ -67,7 +70,6 @@ async def turns_of_the_event_loop(n=10):
 def test_a_full_worker_asks_for_the_next_job_as_soon_as_one_ends():
     async def work():
         loop, job = Asking(), {"id": "first"}
-        await loop.set_scale()
         loop.jobs_queue.put_nowait(job)
         loop.job_progress.add(job)
         loop.jobs_queue.get_nowait()
@@ -86,7 +88,6 @@ def test_a_job_stopped_when_its_task_has_not_begun_makes_room_for_the_next():
     async def work():
         loop, job = Asking(), {"id": "stopped"}
         loop.jobs_handler = loop._run_and_post
-        await loop.set_scale()
         loop.jobs_queue.put_nowait(job)
         loop.job_progress.add(job)
         loop.jobs_queue.get_nowait()

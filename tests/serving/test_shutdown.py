@@ -1,5 +1,7 @@
 """How the worker ends, and how a steered generation under it is stopped."""
 
+import signal
+
 import pytest
 
 from tests.support.control_plane import ControlPlane, running_worker
@@ -50,6 +52,15 @@ def test_a_job_that_ends_within_the_grace_is_answered(slow_worker):
     job_id = plane.submit(FORWARD)
     until(lambda: running(worker, job_id))
     assert worker.terminate() == 0
+    assert plane.jobs[job_id].results == [{"output": ask(FORWARD)}]
+
+
+def test_a_job_is_answered_too_when_the_terminal_is_closed(slow_worker):
+    plane, worker = slow_worker
+    job_id = plane.submit(FORWARD)
+    until(lambda: running(worker, job_id))
+    worker.process.send_signal(signal.SIGHUP)
+    assert worker.process.wait(60) == 0
     assert plane.jobs[job_id].results == [{"output": ask(FORWARD)}]
 
 

@@ -101,7 +101,7 @@ def test_a_thousand_good_and_bad_jobs_leave_no_hook_on_the_model():
     [
         (GRAPH, "tokenise", ["prompting.prompts.tokenize"]),
         (LONG_GRAPH, "attribute", []),
-        (GRAPH, "prune", ["attribution.pruning._drop_dead_ends"]),
+        (GRAPH, "prune", ["attribution.pruning.drop_dead_ends"]),
         (GRAPH, "encode", ["graphs.document._link_chunks"]),
         (LONG_STEER, "tokenise", ["prompting.prompts.tokenize"]),
         (LONG_STEER, "activations", ["steering.feature_activations"]),

@@ -5,12 +5,14 @@ load fails.
 """
 
 import ctypes
+import os
 import sys
 
 import model_loader
 import start
 
 _load = model_loader.load
+_stdin = os.dup(sys.stdin.fileno())  # before the start closes it
 
 
 def _load_when_told(settings):
@@ -18,7 +20,7 @@ def _load_when_told(settings):
     sys.stdout.flush()
     byte = ctypes.create_string_buffer(1)
     # PyDLL keeps the lock during a call, unlike CDLL: no other thread of this process runs.
-    if ctypes.PyDLL(None).read(sys.stdin.fileno(), byte, 1) != 1:
+    if ctypes.PyDLL(None).read(_stdin, byte, 1) != 1:
         raise model_loader.ModelLoadError("there was no line")
     return _load(settings)
 

@@ -77,9 +77,10 @@ def assert_same_document(ours: Document, theirs: Document) -> None:
     assert {our_nodes[i]["feature_type"] for i in unlinked} <= {"embedding", "logit"}
     for name, node in their_nodes.items():
         _assert_same_name(our_nodes[name], node)
-        for key in ("activation", "influence", "token_prob"):
+        for key in {"activation", "token_prob"} & node.keys():
             _assert_close([our_nodes[name].get(key)], [node.get(key)], 1e-4)
         _assert_same_lists(our_nodes[name], node)
+    _assert_same_influences(our_nodes, their_nodes)
     our_links, their_links = _links(ours), _links(theirs)
     assert our_links.keys() == their_links.keys()
     _assert_close([our_links[link] for link in their_links], list(their_links.values()), 1e-6)
@@ -87,6 +88,23 @@ def assert_same_document(ours: Document, theirs: Document) -> None:
     assert our_others.keys() == their_others.keys() - unlinked
     for name, node in our_others.items():
         _assert_same_name(node, their_others[name])
+
+
+def _assert_same_influences(ours: dict[str, Document], theirs: dict[str, Document]) -> None:
+    """The same shares in the same order; nodes with all but equal shares may change places."""
+    our_sums, their_sums = (
+        sorted((nodes[name]["influence"], name) for name in theirs) for nodes in (ours, theirs)
+    )
+    _assert_close([s for s, _ in our_sums], [s for s, _ in their_sums], 1e-5)
+    our_shares, their_shares = _shares(our_sums), _shares(their_sums)
+    names = list(theirs)
+    _assert_close([our_shares[n] for n in names], [their_shares[n] for n in names], 1e-4)
+
+
+def _shares(sums: list[tuple[float, str]]) -> dict[str, float]:
+    """Each node's own share, from the sums of shares down to it."""
+    before = [0.0, *(total for total, _ in sums)]
+    return {name: total - less for (total, name), less in zip(sums, before, strict=False)}
 
 
 def _links(document: Document) -> dict[tuple[str, str], float]:

@@ -1,11 +1,15 @@
 """Tiny complete sets in the files of llamascopium's layout: random modules, any configuration."""
 
 import json
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+
+from tests.support.model_cache import files_of
 
 D_MODEL, EXPANSION, TOP_K = 16, "2x", "k4"
 N_FEATURES, N_QK, D_QK, N_CTX = 32, 4, 8, 24
@@ -132,8 +136,8 @@ def write_module(
     return folder
 
 
-def module_folder(root: Path, kind: str, layer: int) -> Path:
-    return root / kind / EXPANSION / TOP_K / f"layer{layer}_{kind}_{EXPANSION}_{TOP_K}"
+def module_folder(root: Path, kind: str, layer: int, part: str = f"{EXPANSION}/{TOP_K}") -> Path:
+    return root / kind / part / f"layer{layer}_{kind}_{part.replace('/', '_')}"
 
 
 def write_set(
@@ -141,12 +145,14 @@ def write_set(
     n_layers: int = 2,
     *,
     kinds: tuple[str, ...] = ("transcoder", "lorsa"),
+    part: str = f"{EXPANSION}/{TOP_K}",
     dtype: torch.dtype = torch.float32,
     **changes: Any,
 ) -> Path:
-    """Write a set's tree: 2x/k4 of it.
+    """Write a set's tree.
 
     Args:
+        part: the folders that name the set in its tree. What is in them is the same for all.
         changes: to the configurations of all modules; those that only one kind has are its alone.
 
     Returns:
@@ -160,5 +166,18 @@ def write_set(
             config = maker(layer, **{key: v for key, v in changes.items() if key in known})
             seed = 10 * layer + len(kind)
             tensors = tensors_for(config, dtype=dtype, seed=seed)
-            write_module(module_folder(root, kind, layer), config, tensors)
-    return root / EXPANSION / TOP_K
+            write_module(module_folder(root, kind, layer, part), config, tensors)
+    return root / part
+
+
+def complete(n_layers: int, d_model: int) -> Callable[[str], dict[str, dict[str, bytes]]]:
+    """The repository of a random set for a model, by the set's name: `owner/name/8x/k64`."""
+
+    def repositories(name: str) -> dict[str, dict[str, bytes]]:
+        *repository, expansion, top_k = name.split("/")
+        with tempfile.TemporaryDirectory() as directory:
+            part = f"{expansion}/{top_k}"
+            write_set(Path(directory), n_layers, part=part, d_model=d_model, n_ctx=128)
+            return {"/".join(repository): files_of(Path(directory))}
+
+    return repositories

@@ -54,7 +54,10 @@ class ControlPlane:
         self.unauthorized = 0
         self.faults: dict[str, deque[int | str]] = defaultdict(deque)
         self.extra_jobs: list[Any] = []  # handed over with the next batch, as they are
-        self._queue: deque[dict[str, Any]] = deque()
+        self.most_result_bytes = 1 << 28  # larger results are refused with 413
+        self.result_faults: dict[str, deque[int | str]] = defaultdict(deque)  # by job
+        self.strays: list[str] = []  # targets of requests that no route takes
+        self._queue: deque[dict[str, Any] | bytes] = deque()
         self._stops: deque[str] = deque()
         self._numbers = itertools.count(1)
         self._changed = threading.Condition()
@@ -79,6 +82,11 @@ class ControlPlane:
         self._wake()
         return job_id
 
+    def submit_raw(self, raw: bytes) -> None:
+        """Queue an answer to job-take or job-take-batch, which is handed over as it is."""
+        self._queue.append(raw)
+        self._wake()
+
     def stop(self, job_id: str) -> None:
         """Cancel a job the way Runpod does: a running worker is told through job-stop."""
         self.jobs[job_id].stopped = True
@@ -88,7 +96,7 @@ class ControlPlane:
     def withdraw(self, job_id: str) -> bool:
         """Take a job out of the queue; False when a worker has it."""
         for job in list(self._queue):
-            if job["id"] == job_id:
+            if isinstance(job, dict) and job["id"] == job_id:
                 self._queue.remove(job)
                 return True
         return False
@@ -109,6 +117,10 @@ class ControlPlane:
         """Answer the next requests to a route with these statuses, "drop" or "hang"."""
         self.faults[route].extend(faults)
 
+    def refuse_results(self, job_id: str, *faults: int | str) -> None:
+        """Answer the next results of a job with these statuses, "drop" or "hang"."""
+        self.result_faults[job_id].extend(faults)
+
     def wait(self, condition: Any, timeout_s: float = 60.0) -> None:
         """Wait until `condition()` holds, asked after whatever the worker sends."""
         with self._changed:
@@ -122,7 +134,7 @@ class ControlPlane:
 
     def untaken(self) -> list[str]:
         """The jobs that no worker has taken."""
-        return [job["id"] for job in self._queue]
+        return [job["id"] for job in self._queue if isinstance(job, dict)]
 
     def environment(self) -> dict[str, str]:
         """The variables by which Runpod tells a worker where it is."""
@@ -168,26 +180,31 @@ class ControlPlane:
 
     @web.middleware
     async def _middleware(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        if request.match_info.http_exception is not None:
+            self.strays.append(request.raw_path)
+            return await handler(request)
         route = request.path.split("/")[3]
         self.requests[route] += 1
         if request.headers.get("Authorization") != API_KEY:
             self.unauthorized += 1
         assert request.match_info["worker"] == WORKER_ID
         if self.faults[route]:
-            fault = self.faults[route].popleft()
-            await request.read()
-            if fault == "drop":
-                assert request.transport is not None
-                request.transport.abort()
-                return web.Response()
-            if fault == "hang":
-                await asyncio.sleep(TAKE_POLL_S)
-            assert isinstance(fault, int)
-            return web.Response(status=fault)
+            return await self._go_wrong(request, self.faults[route].popleft())
         response = await handler(request)
         with self._changed:
             self._changed.notify_all()
         return response
+
+    async def _go_wrong(self, request: web.Request, fault: int | str) -> web.Response:
+        await request.read()
+        if fault == "drop":
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
+        if fault == "hang":
+            await asyncio.sleep(TAKE_POLL_S)
+        assert isinstance(fault, int)
+        return web.Response(status=fault)
 
     async def _poll(self, something: Any, timeout_s: float = TAKE_POLL_S) -> bool:
         end = time.monotonic() + timeout_s
@@ -202,13 +219,22 @@ class ControlPlane:
     async def _take(self, _request: web.Request) -> web.Response:
         if not await self._poll(self._queue):
             return web.Response(status=204)
-        return web.json_response(self._queue.popleft())
+        job = self._queue.popleft()
+        if isinstance(job, bytes):
+            return web.Response(body=job, content_type="application/json")
+        return web.json_response(job)
 
     async def _take_batch(self, request: web.Request) -> web.Response:
         if not await self._poll(self._queue):
             return web.Response(status=204)
-        count = min(int(request.query["batch_size"]), len(self._queue))
-        jobs = [self._queue.popleft() for _ in range(count)] + self.extra_jobs
+        if isinstance(self._queue[0], bytes):
+            return await self._take(request)
+        jobs: list[Any] = []
+        while self._queue and isinstance(self._queue[0], dict):
+            if len(jobs) == int(request.query["batch_size"]):
+                break
+            jobs.append(self._queue.popleft())
+        jobs += self.extra_jobs
         self.extra_jobs = []
         return web.json_response(jobs)
 
@@ -220,8 +246,15 @@ class ControlPlane:
         return web.json_response({"jobsToStop": ids})
 
     async def _done(self, request: web.Request) -> web.Response:
-        record = self.jobs[request.match_info["id"]]
-        body = json.loads(await request.read())
+        job_id = request.match_info["id"]
+        data = await request.read()
+        body = json.loads(data)
+        if body.get("status") != "IN_PROGRESS":
+            if self.result_faults[job_id]:
+                return await self._go_wrong(request, self.result_faults[job_id].popleft())
+            if len(data) > self.most_result_bytes:
+                return web.Response(status=413)
+        record = self.jobs[job_id]
         if record.results:
             record.after_result.append(body)
         elif body.get("status") == "IN_PROGRESS":

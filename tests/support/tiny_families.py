@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from tests.support import tiny_tokenizers
+from tests.support.complete_sets import complete
 from tests.support.model_cache import files_of, write_repositories, write_repository
 from tests.support.model_configs import LINEAR_ROPE, gemma3_with_vision
 from tests.support.tiny_sets import (
@@ -281,6 +282,20 @@ FAMILIES = {
         tiny_tokenizers.gpt2,
         per_layer("ln2.hook_normalized", "hook_mlp_out", jump=True),
     ),
+}
+
+
+# The registry's complete sets.
+_LLAMA_SCOPE_2 = "OpenMOSS-Team/Llama-Scope-2-Qwen3-1.7B"
+COMPLETE = {
+    f"Qwen 3 1.7B, complete {expansion}": Family(
+        "Qwen/Qwen3-1.7B",
+        f"{_LLAMA_SCOPE_2}/{expansion}/k64",
+        _qwen3,
+        tiny_tokenizers.qwen3,
+        complete(N_LAYERS, D_MODEL),
+    )
+    for expansion in ("8x", "32x")
 }
 
 

@@ -163,6 +163,26 @@ def test_a_cross_layer_set_costs_more_in_what_meets_its_decoders_and_nowhere_els
     assert ours["forward pass"] == other["forward pass"]
 
 
+def test_a_complete_set_costs_what_its_products_take():
+    entry = NAMED["qwen3-1-7b-complete"].entry
+    costs = costs_of(entry, CARDS["A100"])
+    # 64 tokens with 64 features in each of 56 modules, embeddings and errors, in 2,048 dimensions.
+    sources = 64 * (56 * 64 + 57)
+    flop = 2 * 2048 * (5000 * sources / 2 + 5010 * sources / 64)
+    assert costs["edges"].flop_float32 == pytest.approx(flop)
+    wider = costs_of(NAMED["qwen3-1-7b-complete-32x"].entry, CARDS["A100"])
+    assert wider["encoding and freezing"].flop > 3.5 * costs["encoding and freezing"].flop
+    assert wider["edges"] == costs["edges"]
+    active = 64 * 56 * 64 * 2048 * 2
+    assert preset_costs.bytes_read(entry) == active
+
+
+def test_a_complete_set_is_read_whole_at_the_start_for_its_decoders_norms():
+    preset = NAMED["qwen3-1-7b-complete"]
+    whole = 30 + preset.fetched_bytes * 8 / 1e9 + preset.fetched_bytes / 2e9
+    assert preset.first_start_s(1) == pytest.approx(whole)
+
+
 def test_what_stays_on_the_disk_is_read_for_each_graph():
     entry = NAMED["qwen3-8b"].entry
     assert preset_costs.bytes_read(entry) == pytest.approx(48.3e9 + 1.9e9, rel=0.01)

@@ -1,9 +1,12 @@
 """The third-party files are those that are pinned, each beside its licence."""
 
+import base64
+import hashlib
+import re
 from pathlib import PurePath
 
 from tools.web_assets import read_pins, sha256, stored_at
-from web_assets import VENDOR
+from web_assets import DIRECTORY, VENDOR
 
 PINS = read_pins()
 
@@ -23,3 +26,14 @@ def test_every_package_has_its_licence():
     for pin in PINS:
         assert pin["licence"]
         assert "LICENSE" in {PurePath(path).name for path in pin["files"]}
+
+
+def test_the_page_of_the_http_documents_runs_its_own_scripts_alone_and_asks_its_own_server():
+    text = (DIRECTORY / "docs.html").read_text()
+    [policy] = re.findall(r'<meta http-equiv="Content-Security-Policy" content="([^"]+)">', text)
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    [script] = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert rules["default-src"] == "'none'"
+    assert rules["script-src"] == f"'self' 'sha256-{digest}'"
+    assert rules["connect-src"] == "'self'"

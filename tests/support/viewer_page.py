@@ -1,0 +1,49 @@
+"""What tests ask the viewer's page in a browser."""
+
+_ELEMENTS = (
+    *("html", "head", "body", "meta", "link", "title", "script", "div", "span", "select", "option"),
+    *("button", "input", "label", "a", "b", "svg", "g", "path", "rect", "text", "circle", "line"),
+    *("canvas", "defs", "linearGradient", "stop", "p"),
+)
+
+# Elements that the page's own scripts don't make, and attributes that do something.
+_FOREIGN = """elements => {
+    const made = new Set(elements);
+    const here = location.origin + '/', links = [here, 'https://www.neuronpedia.org/'];
+    const isOurs = element => {
+        const names = element.getAttributeNames();
+        if (names.some(name => name.startsWith('on') || /["'<>]/.test(name))) return false;
+        if (element.localName === 'meta') return !element.httpEquiv;
+        if (element.localName === 'script') return !element.src || element.src.startsWith(here);
+        if (element.localName === 'link')
+            return element.href === 'data:,' || element.href.startsWith(here);
+        if (element.localName === 'a') return links.some(link => element.href.startsWith(link));
+        return made.has(element.localName);
+    };
+    const all = [...document.querySelectorAll('*')];
+    return all.filter(element => !isOurs(element)).map(element => element.outerHTML);
+}"""
+
+
+def assert_only_its_own_elements(page, url):
+    """The page is where it was, and has only elements and attributes of its scripts."""
+    assert page.url.startswith(url)
+    assert len(page.frames) == 1
+    assert page.evaluate(_FOREIGN, _ELEMENTS) == []
+
+
+def boxes(page):
+    """The middle of each node that is drawn."""
+    return page.evaluate(
+        """[...document.querySelectorAll('.link-graph text.node')].map(node => {
+            const box = node.getBoundingClientRect();
+            return {x: box.x + box.width / 2, y: box.y + box.height / 2};
+        })"""
+    )
+
+
+def hover(page, box):
+    """Move onto a node, from elsewhere, and wait for its tooltip."""
+    page.mouse.move(5, 5)
+    page.mouse.move(box["x"], box["y"], steps=3)
+    page.locator(".tooltip:not(.tooltip-hidden)").wait_for(state="attached")

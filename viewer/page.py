@@ -1,0 +1,84 @@
+"""circuit-tracer's page for graphs, in which no text of a graph can become markup.
+
+Three things see to that, each without the others:
+
+- circuit-tracer's scripts write markup as template literals, `.html(`<b>${label}</b>`)`. They are
+  served with a tag, `.html(markup`<b>${label}</b>`)`, and `markup` of web_assets/viewer.js escapes
+  every value. `.html` of anything else shows it as text.
+- The Trusted Types of the page's policy: the browser takes nothing else than what `markup` made.
+- The rest of the policy: no script of other origin or inside the document runs, and the page can
+  ask no other host for anything.
+"""
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import web_assets
+
+# Files of web_assets/, which have the same paths in this server's addresses.
+_PAGE_FOLDER = "vendor/circuit-tracer/circuit_tracer/frontend/assets"
+# These replace the scripts that circuit-tracer's page loads from other hosts. Two of those have no
+# replacement: one reloads the page while its author edits it, one reads .npy files.
+_LOCAL_SCRIPTS = (
+    "vendor/d3/dist/d3.min.js",
+    "jetpack_into_d3.js",
+    "vendor/d3-jetpack/build/d3-jetpack.cjs",
+    "vendor/dagre/dist/dagre.min.js",
+    "vendor/pako/dist/pako.min.js",
+)
+_ADDITIONS = (
+    "<link rel='stylesheet' href='./viewer.css'>\n"
+    "<script src='./safe_markup.js'></script>\n"
+    "<script src='./graph_check.js'></script>\n"
+    "<script src='./viewer.js'></script>\n"
+)
+_MEDIA_TYPES = {".cjs": "text/javascript", ".js": "text/javascript", ".css": "text/css"}
+
+
+@dataclass(frozen=True)
+class Page:
+    """circuit-tracer's page with local scripts, the files it refers to by their paths in this
+    server's addresses, and its Content-Security-Policy."""
+
+    text: str
+    files: Mapping[str, Path]
+    policy: str
+
+    def read(self, name: str) -> tuple[bytes, str]:
+        """The bytes to serve for one of `files`, and their media type.
+
+        Raises:
+            KeyError: the page refers to no such file.
+        """
+        path = self.files[name]
+        content = path.read_bytes()
+        if name.startswith(_PAGE_FOLDER) and path.suffix == ".js":
+            content = content.replace(b".html(`", b".html(markup`")
+        return content, _MEDIA_TYPES[path.suffix]
+
+
+@cache
+def read_page() -> Page:
+    """circuit-tracer's page, in which every script and style has an address of this server."""
+    text = (web_assets.DIRECTORY / _PAGE_FOLDER / "index.html").read_text(encoding="utf-8")
+    text = re.sub(r"(src|href)='\./", rf"\1='./{_PAGE_FOLDER}/", text)
+    scripts = "".join(f"<script src='./{name}'></script>\n" for name in _LOCAL_SCRIPTS)
+    text = re.sub(r"(<script src='https://[^']+'></script>\n)+", scripts, text)
+    text = text.replace("<script>", f"{_ADDITIONS}<script>", 1)
+    text = text.replace("<title>", "<link rel='icon' href='data:,'>\n<title>", 1)
+    names = re.findall(r"(?:src|href)='\./([^']+)'", text)
+    files = {name: web_assets.DIRECTORY / name for name in names}
+    [script] = re.findall(r"<script>(.*?)</script>", text, flags=re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; script-src 'self' 'sha256-{digest}'; "
+        "style-src 'self' 'unsafe-inline'; connect-src 'self'; img-src 'self' data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'; trusted-types viewer"
+    )
+    return Page(text, files, policy)
