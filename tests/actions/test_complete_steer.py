@@ -1,19 +1,22 @@
 """steer on a complete replacement model: features of both kinds, named or told by activity."""
 
+import itertools
 import threading
 
 import pytest
 
+import model_loader
 import steering
 from actions.answer import answer
 from errors import Cancelled, InvalidInput
 from prompting.token_text import joined
 from steering import Intervention, Options
+from tests.support.complete_cases import CASES, write_case
 from tests.support.complete_worker import N_CTX, N_LAYERS, serving_complete
-from tests.support.demo_worker import FORWARD, GRAPH, PROMPT, ask
+from tests.support.demo_worker import FORWARD, GRAPH, PROMPT, ask, demo_settings
 
 TOKENS = ["Michael", " Jordan", " joue", " au"]
-LAST = 3  # position of " au"; no special token leads the prompt
+LAST = 4  # position of " au"; the tokenizer itself puts a BOS in front
 N_FEATURES = 192
 KINDS = {"lor": "lorsa", "cro": "transcoder"}
 
@@ -31,23 +34,25 @@ def loaded(complete):
 
 @pytest.fixture(scope="module")
 def active(complete):
-    """By layer and index, the kinds that are active at the last token."""
+    """By layer, index and position, the kinds that are active there."""
     whole = {"node_threshold": 1, "edge_threshold": 1}
-    found: dict[tuple[int, int], set[str]] = {}
+    found: dict[tuple[int, int, int], set[str]] = {}
     for node in ask({**GRAPH, **whole}, complete[0])["nodes"]:
-        if node["feature"] is not None and node["ctx_idx"] == LAST and node["activation"]:
-            layer, kind, index, _ = node["node_id"].split("_")
-            found.setdefault((int(layer), int(index)), set()).add(KINDS[kind])
+        if node["activation"] is not None:
+            layer, kind, index, position = node["node_id"].split("_")
+            found.setdefault((int(layer), int(index), int(position)), set()).add(KINDS[kind])
     return found
 
 
 @pytest.fixture
 def only(active):
-    """A function: a feature of which only this kind is active, as the webapp names it."""
+    """A function: a feature of which only this kind is active at the last token."""
 
-    def named(kind, nth=0):
-        layer, index = [at for at, kinds in sorted(active.items()) if kinds == {kind}][nth]
-        return {"layer": layer, "index": index, "token_active_position": LAST}
+    def named(kind):
+        layer, index, position = next(
+            at for at, kinds in sorted(active.items()) if kinds == {kind} and at[2] == LAST
+        )
+        return {"layer": layer, "index": index, "token_active_position": position}
 
     return named
 
@@ -67,7 +72,7 @@ def changed(feature, **fields):
 
 def expected(loaded, layer, kind, index, delta, position=LAST):
     """What steering itself predicts, the feature named by its sublayer."""
-    ids = loaded.tokenizer.encode(PROMPT, add_special_tokens=False)
+    ids = loaded.tokenizer.encode(PROMPT)
     sublayer = 2 * layer + (kind == "transcoder")
     [activation] = steering.feature_activations(loaded.model, ids, [(sublayer, LAST, index)])
     intervention = Intervention(sublayer, index, position, activation + delta)
@@ -87,16 +92,16 @@ def test_without_kind_the_feature_meant_is_the_one_that_is_active(kind, only, st
     output = steer([feature])
     assert output == steer([{**feature, "kind": kind}])
     assert output == steer([{**feature, "kind": None}])
-    first = output["STEERED_LOGITS_BY_TOKEN"][LAST][1]
+    first = output["STEERED_LOGITS_BY_TOKEN"][LAST - 1][1]
     assert first == expected(loaded, feature["layer"], kind, feature["index"], 20.0)
-    assert first != output["DEFAULT_LOGITS_BY_TOKEN"][LAST][1]
+    assert first != output["DEFAULT_LOGITS_BY_TOKEN"][LAST - 1][1]
 
 
 def test_kind_is_what_counts_where_it_is_given(only, steer, loaded):
     feature = changed(only("lorsa"))
-    other = steer([{**feature, "kind": "transcoder"}])["STEERED_LOGITS_BY_TOKEN"][LAST][1]
+    other = steer([{**feature, "kind": "transcoder"}])["STEERED_LOGITS_BY_TOKEN"][LAST - 1][1]
     assert other == expected(loaded, feature["layer"], "transcoder", feature["index"], 20.0)
-    assert other != steer([feature])["STEERED_LOGITS_BY_TOKEN"][LAST][1]
+    assert other != steer([feature])["STEERED_LOGITS_BY_TOKEN"][LAST - 1][1]
 
 
 @pytest.mark.parametrize(
@@ -106,9 +111,9 @@ def test_kind_is_what_counts_where_it_is_given(only, steer, loaded):
 def test_with_both_or_neither_active_kind_has_to_be_given(
     kinds, words, change, active, only, steer
 ):
-    everything = [(layer, index) for layer in range(N_LAYERS) for index in range(N_FEATURES)]
-    layer, index = next(at for at in everything if active.get(at, set()) == kinds)
-    feature = {"layer": layer, "index": index, "token_active_position": LAST}
+    everything = itertools.product(range(N_LAYERS), range(N_FEATURES), range(LAST + 1))
+    layer, index, position = next(at for at in everything if active.get(at, set()) == kinds)
+    feature = {"layer": layer, "index": index, "token_active_position": position}
     one_kind = changed(only("lorsa"))
     with pytest.raises(InvalidInput) as raised:
         steer([one_kind, changed(feature, **change)])
@@ -121,7 +126,7 @@ def test_with_both_or_neither_active_kind_has_to_be_given(
 def test_features_of_both_kinds_are_steered_together(only, steer):
     lorsa, transcoder = changed(only("lorsa")), changed(only("transcoder"))
     first = [
-        steer(features)["STEERED_LOGITS_BY_TOKEN"][LAST][1]
+        steer(features)["STEERED_LOGITS_BY_TOKEN"][LAST - 1][1]
         for features in ([lorsa, transcoder], [lorsa], [transcoder])
     ]
     assert first[0] != first[1]
@@ -133,21 +138,34 @@ def test_every_position_can_be_steered_the_first_too(steer):
     output = steer([{**feature, "steer_position": 0, "delta": 30.0}])
     assert output["ignored_features"] == []
     default, steered = output["DEFAULT_LOGITS_BY_TOKEN"], output["STEERED_LOGITS_BY_TOKEN"]
-    assert default[LAST] != steered[LAST]
+    assert default[LAST - 1] != steered[LAST - 1]
 
 
-def test_lists_have_an_entry_for_each_token_the_first_too(only, steer, complete):
+def test_the_first_prediction_is_the_forward_pass_s(only, steer, complete):
     output = steer([changed(only("lorsa"))])
-    for side in ("DEFAULT", "STEERED"):
-        entries = output[f"{side}_LOGITS_BY_TOKEN"]
-        assert [token for token, _ in entries[: LAST + 1]] == TOKENS
-        assert [len(top) for _, top in entries[: LAST + 1]] == [0, 0, 0, 5]
-        assert joined(token for token, _ in entries) == output[f"{side}_GENERATION"]
     salient = ask({**FORWARD, "desired_logit_prob": 1, "max_n_logits": 5}, complete[0])
-    assert salient["input_tokens"] == TOKENS
-    assert output["DEFAULT_LOGITS_BY_TOKEN"][LAST][1] == [
+    assert salient["input_tokens"][1:] == TOKENS
+    assert output["DEFAULT_LOGITS_BY_TOKEN"][LAST - 1][1] == [
         [top["token"], top["probability"]] for top in salient["salient_logits"]
     ]
+
+
+def test_without_a_leading_token_lists_have_an_entry_for_each_token(tmp_path, monkeypatch):
+    folders = write_case(tmp_path, CASES["relu-6"])
+    settings = demo_settings(model_id=str(folders.model), transcoder_set=str(folders.modules))
+    monkeypatch.setattr(model_loader, "_loaded", model_loader.load(settings))
+    prompt = CASES["relu-6"].prompt
+    feature = {"layer": 1, "index": 7, "kind": "lorsa", "token_active_position": 0}
+    features = [{**feature, "steer_position": 0, "delta": 9.0}]
+    output = ask({"action": "steer", "prompt": prompt, "features": features}, settings)
+    assert output["ignored_features"] == []
+    for side in ("DEFAULT", "STEERED"):
+        entries = output[f"{side}_LOGITS_BY_TOKEN"]
+        assert joined(token for token, _ in entries[:6]) == prompt
+        assert joined(token for token, _ in entries) == output[f"{side}_GENERATION"]
+        assert [len(top) for _, top in entries] == [0] * 5 + [5] * (len(entries) - 5)
+    first = [output[f"{side}_LOGITS_BY_TOKEN"][5] for side in ("DEFAULT", "STEERED")]
+    assert first[0] != first[1]
 
 
 @pytest.mark.parametrize("kind", ["lorsa", "transcoder"])
@@ -155,8 +173,8 @@ def test_generated_tokens_are_steered_and_the_prompt_s_prediction_is_not(kind, o
     feature = changed(only(kind), steer_position=None, steer_generated_tokens=True, delta=40.0)
     output = steer([feature])
     default, steered = output["DEFAULT_LOGITS_BY_TOKEN"], output["STEERED_LOGITS_BY_TOKEN"]
-    assert default[LAST] == steered[LAST]
-    assert default[LAST + 1] != steered[LAST + 1]
+    assert default[LAST - 1] == steered[LAST - 1]
+    assert default[LAST] != steered[LAST]
 
 
 @pytest.mark.parametrize("kind", ["lorsa", "transcoder"])
@@ -168,10 +186,10 @@ def test_a_delta_of_zero_changes_nothing(kind, only, steer):
 def test_frozen_attention_is_the_model_s_own_and_a_lorsa_s_feature_acts_all_the_same(only, steer):
     feature = changed(only("lorsa"), steer_position=1, delta=40.0)
     free, frozen = (
-        steer([feature], freeze_attention=freeze)["STEERED_LOGITS_BY_TOKEN"][LAST]
+        steer([feature], freeze_attention=freeze)["STEERED_LOGITS_BY_TOKEN"][LAST - 1]
         for freeze in (False, True)
     )
-    default = steer([feature])["DEFAULT_LOGITS_BY_TOKEN"][LAST]
+    default = steer([feature])["DEFAULT_LOGITS_BY_TOKEN"][LAST - 1]
     assert len({str(entry) for entry in (free, frozen, default)}) == 3
 
 
@@ -204,7 +222,7 @@ def test_parts_come_token_by_token_and_stop_when_cancelled(only, steer, complete
     assert output.model_dump(mode="json") == steer(features)
     for side in ("default", "steered"):
         mine = [part for part in parts if part.side == side]
-        assert [part.position for part in mine] == [*range(4, 4 + len(mine))]
+        assert [part.position for part in mine] == [*range(5, 5 + len(mine))]
         text = PROMPT + joined(part.token for part in mine)
         assert text == getattr(output, f"{side.upper()}_GENERATION")
 
@@ -234,9 +252,9 @@ def no_model(loaded):
     [
         ({"layer": 4}, {}, "features[0].layer is 4, the model has 4 layers (0 to 3)"),
         ({"index": 192}, {}, "features[0].index is 192, the model has 192 features in layer 2"),
-        ({"token_active_position": 4}, {}, "token_active_position is 4, the prompt has 4 tokens"),
-        ({"steer_position": 4}, {}, "features[0].steer_position is 4, the prompt has 4 tokens"),
-        ({}, {"n_tokens": N_CTX}, f"model has room for {N_CTX - 4}"),
+        ({"token_active_position": 5}, {}, "token_active_position is 5, the prompt has 5 tokens"),
+        ({"steer_position": 5}, {}, "features[0].steer_position is 5, the prompt has 5 tokens"),
+        ({}, {"n_tokens": N_CTX}, f"model has room for {N_CTX - 5}"),
         ({}, {"top_k": 10**6}, "top_k is 1000000"),
     ],
 )
