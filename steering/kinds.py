@@ -55,9 +55,8 @@ def layers_meant(model: Any, layer: int, index: int, kind: Kind | None, name: st
     else:
         layers = [layer]
     sizes = {its: n_features(model, its) for its in layers}
-    largest = max(sizes.values())
-    there_is = f"the model has {{}} features in layer {layer}"
-    refuse_beyond(f"{name}.index", index, largest, there_is)
+    what_there_is = f"the model has {{}} features in layer {layer}"
+    refuse_beyond(f"{name}.index", index, max(sizes.values()), what_there_is)
     return [its for its, size in sizes.items() if index < size]
 
 

@@ -35,8 +35,9 @@ class FeatureReader(Protocol):
     def decoders(self) -> Tensor:
         """What each feature writes, (n_layers_written, n_features, d_model)."""
 
-    def begin(self, acts: Tensor) -> None:
-        """Take in the feature input of a text that the calls go on with, each where it ended."""
+    def begin(self, acts: Tensor) -> None:  # noqa: ARG002 - most read their own position alone
+        """Take in the feature input of a text, which the calls go on with one after another."""
+        return
 
 
 class Places:

@@ -92,15 +92,15 @@ class Transcoder:
 
     def part(self, indices: Tensor) -> Transcoder:
         """The transcoder with these features alone; they must not compete."""
-        has_gate = self.W_E_glu is not None and self.b_E_glu is not None
+        gate, gate_bias = self.W_E_glu, self.b_E_glu
         return replace(
             self,
             W_E=self.W_E[indices],
             b_E=self.b_E[indices],
             decoder=self.decoder.part(indices),
             activation=self.activation.part(indices),
-            W_E_glu=self.W_E_glu[indices] if has_gate else None,
-            b_E_glu=self.b_E_glu[indices] if has_gate else None,
+            W_E_glu=None if gate is None else gate[indices],
+            b_E_glu=None if gate_bias is None else gate_bias[indices],
         )
 
     def encode(self, x: Tensor) -> Tensor:

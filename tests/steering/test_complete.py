@@ -442,8 +442,8 @@ def test_after_a_failure_the_model_is_as_it_was(fail, error, model_of, local_of)
     ("intervention", "changed", "words"),
     [
         ((10, 0, 0, 1.0), {}, "layer is 10, the model has 10 layers (0 to 9)"),
-        ((9, 64, 0, 1.0), {}, "index is 64, layer 9 has 64 features (0 to 63)"),
-        ((8, 64, 0, 1.0), {}, "index is 64, layer 8 has 64 features (0 to 63)"),
+        ((9, 64, 0, 1.0), {}, "index is 64, the model has 64 features in layer 9 (0 to 63)"),
+        ((8, 64, 0, 1.0), {}, "index is 64, the model has 64 features in layer 8 (0 to 63)"),
         ((8, 0, 9, 1.0), {}, "position is 9, the prompt has 9 tokens (0 to 8)"),
         ((8, 0, 8, 1.0), {"n_tokens": 24}, "after 9 prompt tokens the model has room for 23"),
     ],
