@@ -17,7 +17,7 @@ feature output over. No step adds in an order that a CUDA device is free to choo
 import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -68,7 +68,7 @@ class InterventionHooks:
     """
 
     during: Hooks
-    before: dict[HookPoint, Callable[[Tensor], None]] = field(default_factory=dict)
+    before: Mapping[HookPoint, Callable[[Tensor], None]]
 
     def and_before(self, later: "InterventionHooks") -> Hooks:
         """The hooks of a pass that is steered by these, and is followed by one under `later`."""
