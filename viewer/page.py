@@ -35,7 +35,19 @@ _ADDITIONS = (
     "<link rel='stylesheet' href='./viewer.css'>\n"
     "<script src='./safe_markup.js'></script>\n"
     "<script src='./graph_check.js'></script>\n"
+    "<script src='./complete_graphs.js'></script>\n"
     "<script src='./viewer.js'></script>\n"
+)
+# What is served instead of some text of circuit-tracer's scripts, whose files stay as they are: the
+# tag of `markup`; and attention's features, of which the scripts know nothing, are features too.
+_CHANGES = (
+    (rb"\.html\(`", rb".html(markup`"),
+    (rb"\bd\.feature_type == 'cross layer transcoder'", rb"isFeature(d)"),
+    (rb"\bd\.feature_type != 'cross layer transcoder'", rb"!isFeature(d)"),
+    (
+        rb"\.appendMany\('div\.member-circle', [^\n]+\)\n",
+        rb"\g<0>.classed('lorsa', d => d.feature_type == 'lorsa')\n",
+    ),
 )
 _MEDIA_TYPES = {".cjs": "text/javascript", ".js": "text/javascript", ".css": "text/css"}
 
@@ -58,7 +70,8 @@ class Page:
         path = self.files[name]
         content = path.read_bytes()
         if name.startswith(_PAGE_FOLDER) and path.suffix == ".js":
-            content = content.replace(b".html(`", b".html(markup`")
+            for pattern, replacement in _CHANGES:
+                content = re.sub(pattern, replacement, content)
         return content, _MEDIA_TYPES[path.suffix]
 
 
