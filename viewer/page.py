@@ -40,14 +40,12 @@ _ADDITIONS = (
 )
 # What is served instead of some text of circuit-tracer's scripts, whose files stay as they are: the
 # tag of `markup`; and attention's features, of which the scripts know nothing, are features too.
+_MEMBERS = b".appendMany('div.member-circle', d => d.node.memberNodes)"
 _CHANGES = (
-    (rb"\.html\(`", rb".html(markup`"),
-    (rb"\bd\.feature_type == 'cross layer transcoder'", rb"isFeature(d)"),
-    (rb"\bd\.feature_type != 'cross layer transcoder'", rb"!isFeature(d)"),
-    (
-        rb"\.appendMany\('div\.member-circle', [^\n]+\)\n",
-        rb"\g<0>.classed('lorsa', d => d.feature_type == 'lorsa')\n",
-    ),
+    (b".html(`", b".html(markup`"),
+    (b"d.feature_type == 'cross layer transcoder'", b"isFeature(d)"),
+    (b"d.feature_type != 'cross layer transcoder'", b"!isFeature(d)"),
+    (_MEMBERS, _MEMBERS + b".classed('lorsa', d => d.feature_type == 'lorsa')"),
 )
 _MEDIA_TYPES = {".cjs": "text/javascript", ".js": "text/javascript", ".css": "text/css"}
 
@@ -70,8 +68,8 @@ class Page:
         path = self.files[name]
         content = path.read_bytes()
         if name.startswith(_PAGE_FOLDER) and path.suffix == ".js":
-            for pattern, replacement in _CHANGES:
-                content = re.sub(pattern, replacement, content)
+            for written, served in _CHANGES:
+                content = content.replace(written, served)
         return content, _MEDIA_TYPES[path.suffix]
 
 
