@@ -196,7 +196,8 @@ def test_the_demo_s_features_come_with_what_they_do(said, demo):
 def test_in_the_demo_the_athlete_is_read_where_joue_au_meets_what_fires_on_the_name(said, demo):
     shown = rows(said(demo))
     carried = [row for row in shown if row.startswith('1 "Michael" 4 " au"')]
-    assert carried and "1/105" in carried[0]
+    assert carried
+    assert "1/105" in carried[0]
     first = shown.index('from 4 " au" to 1 "Michael": Lorsa 1/105, 1/4, 1/0')
     trace = shown[first + 1 : first + 8]
     assert "query +0.74 transcoder 0/110 au → plein" in trace

@@ -33,7 +33,10 @@ def complete() -> dict[str, Any]:
     graph = sound()
     graph["metadata"]["feature_details"]["neuronpedia_lorsa_source_set"] = "lorsa-8x"
     tracing = {
-        "pair_wise_contributors": [["0_cro_3_3", "E_21_1", 0.5], ["0_bias_lorsa_bQ_3", "E_21_1", 0.25]],
+        "pair_wise_contributors": [
+            ["0_cro_3_3", "E_21_1", 0.5],
+            ["0_bias_lorsa_bQ_3", "E_21_1", 0.25],
+        ],
         "top_q_marginal_contributors": [["0_cro_3_3", 2.0], ["0_bias_lorsa_bQ_3", 1.0]],
         "top_k_marginal_contributors": [["E_21_1", 1.75], ["0_lor_8_1", 1.25]],
     }  # fmt: skip

@@ -206,9 +206,10 @@ def _lorsa(graph):
         (lambda graph: _lorsa(graph)["qk_tracing_results"].pop(LISTS[0]),
          "nodes[2].qk_tracing_results.top_q_marginal_contributors must be pairs of an id and a "
          "number, and is absent"),
-        (lambda graph: _lorsa(graph)["qk_tracing_results"].update(pair_wise_contributors=[["a", 1]]),
+        (lambda graph: _lorsa(graph)["qk_tracing_results"].update({LISTS[2]: [["a", 1]]}),
          'pair_wise_contributors must be triples of two ids and a number, and is [["a",1]]'),
-        (lambda graph: graph.update(qk_only_nodes=[]), "qk_only_nodes must be an object, and is []"),
+        (lambda graph: graph.update(qk_only_nodes=[]),
+         "qk_only_nodes must be an object, and is []"),
         (lambda graph: graph["qk_only_nodes"].update(x=None),
          'qk_only_nodes["x"] must be an object, and is null'),
         (lambda graph: graph["qk_only_nodes"]["0_lor_8_1"].update(ctx_idx=4),
