@@ -128,17 +128,14 @@ def _traced(graph: GraphDocument) -> Iterator[tuple[list[GraphNode], QKTracing]]
                 break
         else:
             place = _key_position(graph, tracing), node.ctx_idx
-            if place not in seen and len(groups) < _TRACES:
+            if len(groups) < _TRACES and place not in seen:
                 seen.add(place)
                 groups.append(([node], tracing))
     return iter(groups)
 
 
 def _node(graph: GraphDocument, name: str) -> GraphNode:
-    known = graph.qk_only_nodes.get(name)
-    if known is None:
-        known = next((node for node in graph.nodes if node.node_id == name), None)
-    return known or GraphNode(feature_type="", node_id=name)
+    return graph.by_id.get(name) or GraphNode(feature_type="", node_id=name)
 
 
 def _key_position(graph: GraphDocument, tracing: QKTracing) -> int:

@@ -1,5 +1,6 @@
 """What the client reads of a graph document, checked: the rest of it is the reader's business."""
 
+from functools import cached_property
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -79,6 +80,11 @@ class GraphDocument(_Part):
     def is_complete(self) -> bool:
         """Whether its attention has features too."""
         return any(node.feature_type in {LORSA, LORSA_ERROR} for node in self.nodes)
+
+    @cached_property
+    def by_id(self) -> dict[str, GraphNode]:
+        """The nodes, and those that only traces name."""
+        return {node.node_id: node for node in self.nodes} | self.qk_only_nodes
 
     def of_type(self, kind: str) -> list[GraphNode]:
         return [node for node in self.nodes if node.feature_type == kind]

@@ -12,6 +12,7 @@
     ['lorsa error', 'attention error'],
     ['embedding', 'token, prediction'],
   ];
+  const MOST_ENTRIES = 100; // of a list; more would keep the browser busy
   const OUTSIDE = 'Not drawn: pruned away, or never collected';
   const LISTS = {
     top_q_marginal_contributors: 'Where it looks from (query)',
@@ -66,17 +67,19 @@
     const {prompt_tokens} = page.data.metadata;
     const tokenAt = position => `${position} “${prompt_tokens[position]}”`;
     const key = find(page.data, traced.top_k_marginal_contributors[0]?.[0]);
-    const looksAt = key ? `looks from ${tokenAt(clicked.ctx_idx)} to ${tokenAt(key.ctx_idx)}` : 'looks';
+    const places = key ? ` from ${tokenAt(clicked.ctx_idx)} to ${tokenAt(key.ctx_idx)}` : '';
     section
       .append('div')
       .attr('class', 'section-title')
-      .text(`Why it ${looksAt}: what adds most to the attention score`);
+      .text(`Why it looks${places}: what adds most to the attention score`);
     const columns = section.append('div').attr('class', 'qk-lists');
     for (const [name, title] of Object.entries(LISTS)) {
       const column = columns.append('div').attr('class', 'qk-list').attr('data-list', name);
       column.append('div').attr('class', 'qk-title').text(title);
-      for (const [value, ids] of traced[name].map(entry => [entry.at(-1), entry.slice(0, -1)]))
-        drawEntry(column, page, value, ids);
+      for (const entry of traced[name].slice(0, MOST_ENTRIES))
+        drawEntry(column, page, entry.at(-1), entry.slice(0, -1));
+      const more = traced[name].length - MOST_ENTRIES;
+      if (more > 0) column.append('div').attr('class', 'qk-more').text(`and ${more} more`);
     }
   }
 

@@ -225,6 +225,14 @@ def test_a_trace_that_can_t_be_drawn_is_named(page, show, break_it, sentence):
     assert sentence in page.locator("p.no-graph").text_content()
 
 
+def test_of_a_long_list_the_first_hundred_are_shown_and_the_rest_counted(page, show):
+    graph = complete()
+    _lorsa(graph)["qk_tracing_results"][LISTS[0]] = [["0_cro_3_3", float(i)] for i in range(5000)]
+    show(graph, clickedId="1_lor_7_3")
+    assert len(entries(page, LISTS[0])) == 100
+    assert page.locator(".qk-more").all_text_contents() == ["and 4900 more"]
+
+
 @pytest.mark.parametrize("name", ["__proto__", "constructor", "toString"])
 def test_names_that_mean_something_in_a_script_are_names(page, show, name):
     graph = complete()
