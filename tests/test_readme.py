@@ -16,9 +16,9 @@ from model_loader import get_model
 from prompting.prompts import tokenize
 from remote.graph_summary import print_graph
 from settings import Settings, get_settings
-from tests.support.complete_demo import serving_complete_demo
 from tests.support.demo_worker import ask
 from tests.support.programs import ROOT
+from tests.support.traced_demo import serving_complete_demo
 from tools.documents import PAGES, blocks, links, read, rows
 from tools.house import OUTSIDE, ROOMS
 

@@ -10,7 +10,7 @@ from demo.language_steer import twins
 from remote.attention_summary import what_is_carried
 from remote.graph_document import GraphDocument
 from remote.graph_summary import print_graph
-from tests.support.complete_demo import complete_graph, serving_complete_demo
+from tests.support.traced_demo import complete_graph, serving_complete_demo
 
 PROMPT = "Michael Jordan joue au"
 

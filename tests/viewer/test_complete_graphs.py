@@ -8,9 +8,9 @@ from urllib.parse import urlencode
 import pytest
 
 from tests.support.browser import chromium, keep_screenshot, needs_chromium, watched_page
-from tests.support.complete_demo import complete_graph, serving_complete_demo
 from tests.support.complete_viewer_graphs import complete, marked_up_complete
 from tests.support.hostile_graphs import MARKUP, sound
+from tests.support.traced_demo import complete_graph, serving_complete_demo
 from tests.support.viewer_page import assert_only_its_own_elements, boxes, hover
 from tests.support.viewer_server import showing
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from demo.corpus import all_facts
 from demo.facts import ATHLETES
 from graphs.nodes import cantor_pairing
-from tests.support.complete_demo import complete_graph, serving_complete_demo
 from tests.support.demo_worker import ask
+from tests.support.traced_demo import complete_graph, serving_complete_demo
 from viewer import demo_features, feature_panels
 from viewer.demo_features import LORSA, TRANSCODER
 
