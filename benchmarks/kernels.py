@@ -130,9 +130,7 @@ def complete_counts(
     return graph, traces, stages
 
 
-def complete_graph_counts(
-    name: str, dtype: torch.dtype
-) -> tuple[CompleteGraph, QKTraces, Stages]:
+def complete_graph_counts(name: str, dtype: torch.dtype) -> tuple[CompleteGraph, QKTraces, Stages]:
     """The same of a workload by its name, on an emulated device of its own."""
     from tests.support.complete_engine import complete_model
 
