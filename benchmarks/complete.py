@@ -42,7 +42,8 @@ def ours(folders: Folders, w: CompleteWorkload, graph_file: Path | None) -> Stag
     from attribution.complete import attribute, freeze, prune, trace_attention
     from tests.support.complete_engine import complete_model, plain_graph
 
-    model, ids, made = complete_model(folders), tokens(w), {}
+    model, ids = complete_model(folders), tokens(w)
+    made: dict[str, Any] = {}
 
     def attributed(n: int) -> None:
         made["local"] = local = freeze(model, ids)
