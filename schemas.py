@@ -122,7 +122,7 @@ class GenerateGraphRequest(_PromptRequest):
     qk_top_fraction: float = Field(
         0.6, gt=0, le=1, description="share of the attention features that are traced"
     )
-    qk_topk: Whole = Field(
+    qk_topk: int = Field(
         10,
         ge=1,
         le=MAX_QK_TOPK,
