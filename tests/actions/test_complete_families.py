@@ -46,7 +46,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(home: Path, **changed: Any) -> Settings:
     return settings_at(
         home,
-        **{"model_id": FAMILY.model, "transcoder_set": FAMILY.transcoder_set, "token_limit": 100},
+        model_id=FAMILY.model,
+        transcoder_set=FAMILY.transcoder_set,
+        token_limit=100,
         **changed,
     )
 

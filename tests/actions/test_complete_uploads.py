@@ -19,7 +19,7 @@ from tests.support.webapp_rules import Graph
 LONG = "Michael Jordan joue au basket , Rafael Nadal juega al tenis . " * 4
 TRACED = {**GRAPH, "enable_qk_tracing": True, "qk_top_fraction": 1, "qk_topk": 40}
 LARGE = {**TRACED, "prompt": LONG, "node_threshold": 1, "edge_threshold": 1}
-LARGE |= {"max_feature_nodes": 900}
+LARGE |= {"max_feature_nodes": 600}
 ALLOWED = {"upload_allowed_hosts": ("127.0.0.1",)}
 
 
@@ -73,7 +73,7 @@ def test_a_large_traced_graph_is_uploaded_and_the_receipt_tells_what_the_store_t
         assert receipt["sha256"] == hashlib.sha256(stored).hexdigest()
         assert headers.get("content-encoding") == ("gzip" if compress else None)
         text = gzip.decompress(stored) if compress else stored
-        assert len(text) > 5_000_000
+        assert len(text) > 2_000_000
         graph = json.loads(text)
         assert receipt["num_nodes"] == len(graph["nodes"])
         assert receipt["num_links"] == len(graph["links"])

@@ -18,11 +18,12 @@ from tests.support.complete_sets import module_folder
 from tests.support.complete_worker import complete_settings, forget_graphs, serving_complete
 from tests.support.demo_worker import FORWARD, GRAPH, PARSE, PROMPT, ask, comparable
 
-TRACED = {**GRAPH, "enable_qk_tracing": True, "qk_top_fraction": 0.5, "qk_topk": 5}
+SMALL = {**GRAPH, "max_feature_nodes": 40}  # it is asked for after every test
+TRACED = {**SMALL, "enable_qk_tracing": True, "qk_top_fraction": 0.5, "qk_topk": 5}
 # Distinct from those, so that no kept attribution answers for it.
 OTHER = {**TRACED, "prompt": "Rafael Nadal juega al", "max_n_logits": 3}
 UPLOADED = {**OTHER, "signed_url": "http://127.0.0.1:1/key?X-Amz-Signature=feed"}
-GOOD = [GRAPH, TRACED, FORWARD, PARSE]
+GOOD = [SMALL, TRACED, FORWARD, PARSE]
 BAD = [
     {**TRACED, "qk_topk": 0},
     {**TRACED, "qk_topk": 10**9},
@@ -104,8 +105,7 @@ def inject(request, monkeypatch, loaded):
             handles.append(block.register_forward_pre_hook(fail))
         else:
             monkeypatch.setattr(*place, fail)
-        body = UPLOADED if request.param == "upload" else OTHER
-        return {**body, "max_feature_nodes": 20} if request.param == "the matrix" else body
+        return UPLOADED if request.param == "upload" else OTHER
 
     yield put_in
     for handle in handles:
@@ -188,7 +188,7 @@ def test_a_decoder_file_that_turns_bad_under_way_fails_graphs_until_it_is_whole(
     path = module_folder(tmp_path / "set", "lorsa", 2) / "sae_weights.safetensors"
     whole = path.rename(tmp_path / "whole")
     path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    for body in (GRAPH, TRACED):
+    for body in (SMALL, TRACED):
         with pytest.raises(Internal):
             ask(body, chosen)
     assert ask(FORWARD, chosen) == first[GOOD.index(FORWARD)]
