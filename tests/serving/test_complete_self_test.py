@@ -127,7 +127,8 @@ def test_traces_that_do_not_sum_to_the_score_are_noticed(
 
 
 def test_something_left_over_by_the_first_run_is_noticed() -> None:
-    loaded, runs = demo(), []
+    loaded = demo()
+    runs: list[None] = []
 
     def drift(_module: Any, _inputs: Any, output: Tensor) -> Tensor:
         """From the pass that the check records on, the last layer goes another way."""
