@@ -141,6 +141,11 @@ class SteerFeature(_Schema):
 
     layer: Whole = Field(ge=0)
     index: Whole = Field(ge=0)
+    kind: Literal["transcoder", "lorsa"] | None = Field(
+        None,
+        description="what it is a feature of; without it, of what is active at "
+        "token_active_position",
+    )
     token_active_position: Whole = Field(
         ge=0, description="position whose activation the new value starts from"
     )
