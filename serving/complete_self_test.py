@@ -30,9 +30,11 @@ from serving.consistency import (
     UnexplainedError,
     check_logits,
     check_second_run,
+    check_steer,
     logit_gradients,
     tolerance,
 )
+from steering import Intervention
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +47,7 @@ _ROUNDING = 64 * torch.finfo(torch.float32).eps
 
 
 def run(model: CompleteModel, ids: Sequence[int]) -> None:
-    """Run the model, attribute and trace a prompt, run the model again, and check the numbers.
+    """Run the model, attribute, trace and steer a prompt, and check the numbers.
 
     Raises:
         InconsistentError: numbers disagree with each other or with float32.
@@ -60,8 +62,13 @@ def run(model: CompleteModel, ids: Sequence[int]) -> None:
     with torch.no_grad():
         prompt = _Prompt.of(local, tokens)
         check_logits(_logit_ids(graph), graph.logit_probabilities, first)
-        for sublayer in range(local.shape.n_layers):
-            _check_module(local, prompt, sublayer)
+        own = [
+            feature
+            for sublayer in range(local.shape.n_layers)
+            for feature in _check_module(local, prompt, sublayer)
+        ]
+        _check_activations_in_a_steer(model, ids, own)
+        check_steer(model, ids, own)
         _check_edges_into_logits(graph, model, ids)
         _check_explained(local, prompt)
         check_second_run(first, steering.next_token_logits(model, ids))
@@ -120,19 +127,21 @@ class _Read(NamedTuple):
     weights: Tensor  # (n_pos,), less the norms' scales
 
 
-def _check_module(local: LocalCompleteModel, prompt: _Prompt, sublayer: int) -> None:
+def _check_module(local: LocalCompleteModel, prompt: _Prompt, sublayer: int) -> list[Intervention]:
+    """Check the strongest features of a module; returns each held at its own activation."""
     module, name = local.model.module(sublayer), _name(sublayer)
     start, end = (int(n) for n in local.before_layer[sublayer : sublayer + 2])
     values = local.activation_values[start:end].cpu()
     chosen = values.topk(min(_STRONGEST, len(values))).indices + start
     if not len(chosen):
-        return
+        return []
     positions = local.feature_positions[chosen]
     layers = torch.full_like(positions, sublayer)
     features = chosen.to(local.device)
     rows = torch.zeros(len(chosen), local.shape.n_sources, device=local.device)
     attribution_rows(local, layers, positions, local.feature_reads(layers, features), rows)
     sums, indices = rows.sum(1).cpu(), local.active_features[features, 2].cpu()
+    own: list[Intervention] = []
     for feature, position, index, row_sum in zip(
         (chosen - start).tolist(), positions.tolist(), indices.tolist(), sums.tolist(), strict=True
     ):
@@ -154,13 +163,27 @@ def _check_module(local: LocalCompleteModel, prompt: _Prompt, sublayer: int) -> 
         _check(f"edges into features of {name} have other sums", row_sum, expected, float(sizes))
         if head is not None:
             _check_score(local, prompt, sublayer, head, position)
+        own.append(Intervention(sublayer, index, position, found))
+    return own
 
 
-def _check(what: str, found: float, expected: float, bound: float) -> None:
+def _check_activations_in_a_steer(
+    model: CompleteModel, ids: Sequence[int], own: Sequence[Intervention]
+) -> None:
+    features = [(it.layer, it.position or 0, it.index) for it in own]
+    for it, steered in zip(own, steering.feature_activations(model, ids, features), strict=True):
+        what = f"features of {_name(it.layer)} have other activations in a steer"
+        bound = tolerance(model.cfg.dtype) * abs(it.value) + _CLOSE
+        _check(what, steered, it.value, bound, "than in a graph")
+
+
+def _check(
+    what: str, found: float, expected: float, bound: float, other: str = "than in float32"
+) -> None:
     off = abs(found - expected)
     if not off <= bound:
         raise InconsistentError(
-            f"{what} than in float32: off by {off:.2g}, where {bound:.2g} would be rounding"
+            f"{what} {other}: off by {off:.2g}, where {bound:.2g} would be rounding"
         )
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import steering
 from attribution.salient_logits import probabilities_of
+from steering import Intervention, Options
+from steering.kinds import n_context, n_layers
 
 # How far log-probabilities of two runs may be apart. A GPU may add in another order, and the last
 # bit of a bfloat16 logit between 32 and 64 is 0.25.
@@ -82,3 +86,23 @@ def logit_gradients(token_ids: Tensor, model: Any, ids: Sequence[int]) -> Tensor
     if type(norm).__name__.startswith("LayerNorm"):
         gradients = gradients - gradients.mean(-1, keepdim=True)
     return gradients / scales[-1][0, -1].cpu().float()
+
+
+def check_steer(model: Any, ids: Sequence[int], own: Sequence[Intervention]) -> None:
+    """Features held at their own activations change nothing; ablated, they leave finite numbers."""
+    cfg = model.cfg
+    options = Options(n_tokens=min(1, n_context(model) - len(ids)), top_k=cfg.d_vocab)
+    default, held = (
+        torch.zeros(cfg.d_vocab).scatter(0, side.top_ids[0], side.top_probs[0])
+        for side in steering.generate_both(model, ids, own, options)
+    )
+    change = float((held - default).abs().sum() / 2)
+    if not change <= probability_tolerance(cfg.dtype):
+        raise InconsistentError(
+            f"features set to the activations that they have move {change:.2g} of the next token's "
+            "probability"
+        )
+    ablated = [replace(intervention, value=0.0) for intervention in own]
+    # A feature of each layer ablated on the generated tokens too, so that their passes have hooks.
+    ablated += [Intervention(layer, 0, None, 0.0) for layer in range(n_layers(model))]
+    steering.generate(model, ids, ablated, options)

@@ -8,7 +8,7 @@ compared too. Peak memory is that of a small graph.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,11 +24,11 @@ from serving.consistency import (
     InconsistentError,
     check_logits,
     check_second_run,
+    check_steer,
     logit_gradients,
-    probability_tolerance,
     tolerance,
 )
-from steering import Intervention, Options
+from steering import Intervention
 from steering.engine import HookPoint, Passes
 from steering.passes import passes_of
 
@@ -94,7 +94,8 @@ def run(model: Any, ids: Sequence[int]) -> None:
         for layer, features in enumerate(strongest):
             _check_activations(passes, layer, features, recorded[layer, "feature input"], ids)
         _check_edges_into_logits(graph, active, passes, ids)
-        _check_steer(model, ids, strongest)
+        own = [intervention for features in strongest for intervention in features.interventions()]
+        check_steer(model, ids, own)
         _warn_of_a_set_that_explains_nothing(passes, recorded)
         check_second_run(first, steering.next_token_logits(model, ids))
 
@@ -155,27 +156,6 @@ def _check_edges_into_logits(
             f"edges from the last layer's features into the logits are off by up to "
             f"{float(off.max()):.2g} from float32"
         )
-
-
-def _check_steer(model: Any, ids: Sequence[int], strongest: Sequence[_Active]) -> None:
-    """Features held at their own activations change nothing; ablated, they leave finite numbers."""
-    own = [intervention for active in strongest for intervention in active.interventions()]
-    cfg = model.cfg
-    options = Options(n_tokens=min(1, cfg.n_ctx - len(ids)), top_k=cfg.d_vocab)
-    default, held = (
-        torch.zeros(cfg.d_vocab).scatter(0, side.top_ids[0], side.top_probs[0])
-        for side in steering.generate_both(model, ids, own, options)
-    )
-    change = float((held - default).abs().sum() / 2)
-    if not change <= probability_tolerance(cfg.dtype):
-        raise InconsistentError(
-            f"features set to the activations that they have move {change:.2g} of the next token's "
-            "probability"
-        )
-    ablated = [replace(intervention, value=0.0) for intervention in own]
-    # A feature of each layer ablated on the generated tokens too, so that their passes have hooks.
-    ablated += [Intervention(layer, 0, None, 0.0) for layer in range(cfg.n_layers)]
-    steering.generate(model, ids, ablated, options)
 
 
 def _warn_of_a_set_that_explains_nothing(passes: Passes, recorded: _Recorded) -> None:

@@ -72,7 +72,21 @@ def bodies(kind: str) -> dict[str, dict[str, Any]]:
 def answers(kind: str, chosen: Settings) -> dict[str, dict[str, Any]]:
     outputs = {name: ask(body, chosen) for name, body in bodies(kind).items()}
     rendered = {"action": "parse-chat-prompt", "prompt": outputs["forward-pass"]["prompt"]}
-    return {**outputs, "parse-chat-prompt": ask(rendered, chosen)}
+    steered = ask(steer_body(kind, outputs["traced"]), chosen)
+    return {**outputs, "parse-chat-prompt": ask(rendered, chosen), "steer": steered}
+
+
+def steer_body(kind: str, graph: dict[str, Any]) -> dict[str, Any]:
+    """The feature of each kind with most influence, ablated or changed."""
+    features = []
+    for node_type in ("lorsa", "cross layer transcoder"):
+        of_type = [node for node in graph["nodes"] if node["feature_type"] == node_type]
+        best = max(of_type, key=lambda node: node["influence"])
+        layer, name, index, position = best["node_id"].split("_")
+        at = {"layer": int(layer), "index": int(index), "token_active_position": int(position)}
+        kind_of = {"lor": "lorsa", "cro": "transcoder"}[name]
+        features.append({**at, "kind": kind_of, "steer_position": int(position), "delta": 30.0})
+    return {"action": "steer", "features": features, "n_tokens": 3, **PROMPTS[kind]}
 
 
 @pytest.mark.parametrize("kind", PROMPTS)
@@ -89,7 +103,11 @@ def test_every_action_is_answered_alike_eager_and_lazy(
     eager, lazily = by_loading
     for name in ("graph", "traced"):
         assert without_times(lazily[name]) == without_times(eager[name])
-    assert lazily["forward-pass"] == eager["forward-pass"]
+    for name in ("forward-pass", "steer"):
+        assert lazily[name] == eager[name]
+    steer = eager["steer"]
+    assert steer["ignored_features"] == []
+    assert steer["DEFAULT_LOGITS_BY_TOKEN"] != steer["STEERED_LOGITS_BY_TOKEN"]
 
     graph, forward = eager["traced"], eager["forward-pass"]
     Graph.model_validate_json(json.dumps(graph))
@@ -151,7 +169,7 @@ def test_a_complete_set_is_read_onto_the_device_and_answers(
         found = answers("text", chosen)
     assert found["parse-chat-prompt"] == expected["parse-chat-prompt"]
     if dtype == "float32":
-        for name in ("forward-pass", "graph", "traced"):
+        for name in ("forward-pass", "graph", "traced", "steer"):
             assert_like(found[name], expected[name], CLOSE[dtype], name)
         return
     for name in ("graph", "traced"):

@@ -17,6 +17,7 @@ from loading.loaded_model import LoadedModel
 from serving import fitness
 from serving.consistency import InconsistentError, UnexplainedError
 from serving.fitness import UnfitError
+from steering.complete import LorsaReader, TranscoderReader
 from tests.support.complete_cases import CASES, write_case
 from tests.support.complete_engine import complete_model
 from tests.support.cuda_devices import cuda_device
@@ -128,15 +129,16 @@ def test_traces_that_do_not_sum_to_the_score_are_noticed(
 
 def test_something_left_over_by_the_first_run_is_noticed() -> None:
     loaded = demo()
-    runs: list[None] = []
+    generated: list[None] = []
 
     def drift(_module: Any, _inputs: Any, output: Tensor) -> Tensor:
-        """From the pass that the check records on, the last layer goes another way."""
-        runs.append(None)
-        return output + 5 * output.roll(1, -1) if len(runs) > 4 else output
+        """After the last token that the steer generates, every pass goes another way."""
+        generated.extend([None] * (output.shape[1] == 1))
+        whole = output.shape[1] > 1
+        return output + 5 * output.roll(1, -1) if generated and whole else output
 
     loaded.model.language_model.blocks[3].mlp.register_forward_hook(drift)
-    with pytest.raises(UnfitError, match="predicts otherwise on its second run"):
+    with pytest.raises(UnfitError, match=r"into the logits are off|on its second run"):
         fitness.check_model(loaded)
 
 
@@ -147,6 +149,17 @@ def test_numbers_that_overflow_name_the_dtype() -> None:
         weight.copy_(weight.sign() * 6e4)
     with pytest.raises(UnfitError, match=r"float16.*MODEL_DTYPE=bfloat16"):
         fitness.check_model(loaded)
+
+
+@pytest.mark.parametrize("reader", [TranscoderReader, LorsaReader])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_steer_that_reads_other_activations_is_noticed(
+    dtype: str, reader: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = reader.__call__
+    monkeypatch.setattr(reader, "__call__", lambda *args: read(*args) * 1.1)
+    with pytest.raises(InconsistentError, match="other activations in a steer than in a graph"):
+        self_test.run(demo(model_dtype=dtype).model, [5, 100, 7, 42])
 
 
 class TestWhatTheSetExplains:
