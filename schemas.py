@@ -22,6 +22,8 @@ NonEmpty = Annotated[str, Field(min_length=1)]
 MAX_ITEMS = 5_000
 MAX_FEATURES = 10_000  # all that a graph has by default: keeping a circuit ablates the others
 MAX_FIELDS = 100
+# Entries of each list of a trace: with many more, thousands of traces take gigabytes.
+MAX_QK_TOPK = 256
 MAX_URL_CHARACTERS = 16_384
 Whole = Annotated[int, Field(le=2**53)]  # what JSON's numbers hold exactly
 # Of a long list only the first fault is reported.
@@ -120,8 +122,11 @@ class GenerateGraphRequest(_PromptRequest):
     qk_top_fraction: float = Field(
         0.6, gt=0, le=1, description="share of the attention features that are traced"
     )
-    qk_topk: Whole = Field(
-        10, ge=1, description="most contributors in each list: those of largest signed value"
+    qk_topk: int = Field(
+        10,
+        ge=1,
+        le=MAX_QK_TOPK,
+        description="most contributors in each list: those of largest signed value",
     )
 
     @model_validator(mode="after")

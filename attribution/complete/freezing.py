@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+import errors
 from attribution.complete.local_model import LocalCompleteModel, Sources
 from attribution.complete.modules import Attention, CompleteModel, Lorsa, Transcoder
 from attribution.freezing import run_and_record
@@ -29,6 +30,9 @@ def freeze(model: CompleteModel, tokens: Tensor) -> LocalCompleteModel:
 
     Args:
         tokens: (n_pos,) ids. No special token is put in front, and no position is left out.
+
+    Raises:
+        errors.NotFinite: the model's numbers on this prompt overflow in its dtype.
     """
     language_model, cfg = model.language_model, model.cfg
     tokens = tokens.to(cfg.device)
@@ -38,6 +42,9 @@ def freeze(model: CompleteModel, tokens: Tensor) -> LocalCompleteModel:
     logits, seen = run_and_record(
         language_model, tokens, [*names, "hook_embed", "ln_final.hook_scale"]
     )
+    # Checked before features are looked for: a NaN counts as an active one, and all have vectors.
+    if not logits.isfinite().all():
+        raise errors.NotFinite.of("the model's logits after this prompt", cfg.dtype)
     inverse_scales = torch.stack(
         [
             1 / seen[f"blocks.{n}.{hook}"].float().flatten()
@@ -94,6 +101,8 @@ def _frozen(module: Any, activations: Tensor, output: Tensor) -> _Sublayer:
     features = activations.nonzero()
     positions, indices = features.T
     values = activations[positions, indices]
+    if not values.isfinite().all():
+        raise errors.NotFinite.of("the features' activations on this prompt", module.b_D.dtype)
     vectors = module.decoder.rows(indices).float() * values[:, None]
     n_active = (activations != 0).sum(1)
     # Summed always in the same order, which `index_add_` on a CUDA device is not.

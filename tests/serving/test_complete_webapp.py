@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from settings import get_settings
 from tests.support.complete_worker import serving_complete
@@ -43,9 +44,11 @@ STEER = {
 LEAST = {"node_threshold": 0.3, "edge_threshold": 0.5, "qk_top_fraction": 0.05, "qk_topk": 1}
 
 
-@pytest.fixture(scope="module")
-def complete(tmp_path_factory):
-    with serving_complete(tmp_path_factory.mktemp("complete")) as served:
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "float16"])
+def complete(request, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("complete")
+    with serving_complete(directory, model_dtype=request.param) as served:
+        assert served[1].dtype is getattr(torch, request.param)
         yield served
 
 
@@ -58,6 +61,7 @@ def store(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(complete):
     changed = {"transcoder_set": complete[0].transcoder_set, "model_id": "demo"}
+    changed["model_dtype"] = complete[0].model_dtype
     with serving(upload_allowed_hosts=("127.0.0.1",), **changed) as running:
         yield running
 
@@ -66,6 +70,7 @@ def server(complete):
 def _environment(monkeypatch, complete):
     monkeypatch.setenv("MODEL_ID", "demo")
     monkeypatch.setenv("TRANSCODER_SET", str(complete[0].transcoder_set))
+    monkeypatch.setenv("MODEL_DTYPE", complete[0].model_dtype)
     monkeypatch.setenv("DEVICE", "cpu")
     monkeypatch.setenv("UPLOAD_ALLOWED_HOSTS", "127.0.0.1")
     get_settings.cache_clear()

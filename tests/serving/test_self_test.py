@@ -11,8 +11,8 @@ import model_loader
 import steering.features
 import steering.readers
 from serving import fitness, self_test
+from serving.consistency import InconsistentError
 from serving.fitness import UnfitError
-from serving.self_test import InconsistentError
 from tests.steering.test_precision import dictionaries
 from tests.support.demo_worker import demo_settings
 from tests.support.steering_cases import PROMPT
