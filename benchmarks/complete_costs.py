@@ -20,7 +20,7 @@ from benchmarks.workload_costs import Batch, Cost, Shapes
 
 _INDEX = 8  # bytes of an int64
 # Launches, as the emulated device counts them: of a layer, of a batch.
-_ENCODING_LAUNCHES, _TRACING_LAUNCHES = 83, 150
+_ENCODING_LAUNCHES, _TRACING_LAUNCHES = 101, 150
 _RANKING_LAUNCHES, _EDGES_LAUNCHES, _READS_LAUNCHES = 26, 9, 21
 # Of each position among a layer's traced heads, on either side.
 _LAUNCHES_OF_POSITION = 8
@@ -176,8 +176,8 @@ def encoding(s: CompleteShape) -> Cost:
     products = 2 * s.n_layers * p * d * (2 * s.d_sae + maps)
     patterns = 2 * s.n_layers * s.n_qk * p**2 * s.d_qk + 2 * s.n_layers * p**2 * s.d_sae
     weights = s.n_layers * d * b * (2 * s.d_sae + 3 * maps)  # queries' and keys' laid out first
-    # Judged, the largest found, and what isn't active set to zero: passes over all activations.
-    activations = 2 * s.n_layers * p * s.d_sae * FLOAT * 14
+    # Judged, the largest found, others set to zero, all finite: passes over all activations.
+    activations = 2 * s.n_layers * p * s.d_sae * FLOAT * 20
     # Gathered, times the activation, summed, put among the sources.
     vectors = s.n_active * d * (2 * b + 5 * FLOAT)
     attention = s.n_layers * s.n_qk * p * FLOAT * (8 * p + 30 * s.d_qk)
