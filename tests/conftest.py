@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # On a CUDA device, so that cuBLAS gives the same numbers each time; read when it is first used.
 os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+
+# nohup, and a shell that starts a command in the background, have it ignore these; the processes that
+# tests start would ignore them too, and wait for ever.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Hypothesis' own bound for an example, 200 ms, is missed on a busy machine.
 settings.register_profile("worker", deadline=None)
