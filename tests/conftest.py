@@ -20,8 +20,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # On a CUDA device, so that cuBLAS gives the same numbers each time; read when it is first used.
 os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 
-# nohup, and a shell that starts a command in the background, have it ignore these; the processes that
-# tests start would ignore them too, and wait for ever.
+# nohup, and a shell that starts a command in the background, have it ignore these. The processes
+# that tests start would ignore them too, and wait for ever.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
