@@ -1,4 +1,4 @@
-"""Experiments on features give the numbers of circuit-tracer's `feature_intervention`, each alone."""
+"""Experiments on features have the numbers of circuit-tracer's own, run one by one."""
 
 from itertools import product
 from typing import Any
@@ -28,7 +28,7 @@ FROZEN = {
 def experiments_on(active: dict[Feature, float]) -> list[Experiment]:
     first, *_, last = active
     return [
-        {feature: 0.0 for feature in active},
+        dict.fromkeys(active, 0.0),
         {first: -2 * active[first]},
         {last: 5 * active[last], first: 3.0},
         {},
