@@ -12,6 +12,7 @@ those of the CPU, of the clock on a GPU; medians, in turns.
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,11 +39,11 @@ def experiments_of(model: Any, ids: list[int]) -> tuple[list[Feature], list[Expe
     _, activations = model.get_activations(torch.tensor(ids, device=model.cfg.device))
     strongest = activations[:, 1:].flatten().topk(12).indices.tolist()
     _, n_pos, n_features = activations.shape
-    features = []
+    features: list[Feature] = []
     for place in strongest:
         layer, rest = divmod(place, (n_pos - 1) * n_features)
         features.append((layer, 1 + rest // n_features, rest % n_features))
-    experiments = []
+    experiments: list[Experiment] = []
     for n in range(N_EXPERIMENTS):
         group = features[4 * (n % 3) : 4 * (n % 3) + 4]
         scale = (n - N_EXPERIMENTS // 2) / 4
@@ -97,11 +98,11 @@ def main() -> None:
     features, experiments = experiments_of(model, prompts[0])
     for name, chosen in FROZEN.items():
         frozen = chosen or Frozen(range(model.cfg.n_layers))
-        case = (model, prompts[0], experiments, frozen)
+        asked = (experiments, frozen)
         ways: dict[str, Callable[[], Any]] = {
-            "library": lambda case=case: library_way(*case),
-            "lean": lambda case=case: library_way(*case, return_activations=False),
-            "ours": lambda frozen=frozen: our_way(model, prompts[0], features, experiments, frozen),
+            "library": partial(library_way, model, prompts[0], *asked),
+            "lean": partial(library_way, model, prompts[0], *asked, return_activations=False),
+            "ours": partial(our_way, model, prompts[0], features, *asked),
         }
         if args.dtype == "float32":
             theirs, ours = ways["library"]().detach(), ways["ours"]()

@@ -87,13 +87,9 @@ def test_slopes_are_the_edges_of_a_graph_to_the_difference(
     architecture, dictionary, hooks, skip = kind
     model = tiny_model(architecture, dictionary, hooks, skip=skip).to(dtype)
     one = prompt_tokens(8, seed=1)
-    contrasted = next(
-        found
-        for seed in range(2, 20)
-        if (
-            found := contrast(model, one.tolist(), prompt_tokens(8, seed).tolist(), *2 * [position])
-        ).features
-    )
+    others = (prompt_tokens(8, seed).tolist() for seed in range(2, 20))
+    contrasts = (contrast(model, one.tolist(), other, position, position) for other in others)
+    contrasted = next(made for made in contrasts if made.features)  # of another prediction
     predicted = int(contrasted.logits.argmax())
     wanted = int(contrasted.other_logits.argmax())
     unembedding = model.unembed.W_U.float()

@@ -1,6 +1,7 @@
 """Experiments on features have the numbers of circuit-tracer's own, run one by one."""
 
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,12 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attribution.contrast import contrast
 from errors import InvalidInput, NotFinite, OutOfMemory
 from steering.features import Feature
 from steering.interventions import Experiment, Frozen, Outcomes, intervene
 from steering.transformerlens import TransformerLensPasses
 from tests.support.steering_cases import KINDS, PROMPT, active_features, shared_model
-from tests.support.tiny_models import D_TRANSCODER, N_LAYERS
+from tests.support.tiny_models import D_TRANSCODER, N_LAYERS, prompt_tokens, tiny_model
 
 FROZEN = {
     "free": Frozen(attention=False),
@@ -110,6 +112,24 @@ def test_every_way_of_freezing_gives_other_numbers() -> None:
     rows = [run(model, [experiment], frozen)[1].logits[1] for frozen in FROZEN.values()]
     for one, other in product(rows, repeat=2):
         assert one is other or (one - other).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("dictionary", ["relu", "cross_layer_relu"])
+def test_lazy_dictionaries_give_what_eager_ones_give(dictionary: str, tmp_path: Path) -> None:
+    eager = tiny_model("gemma2", dictionary)
+    lazy = tiny_model("gemma2", dictionary, lazy_in=tmp_path)
+    experiments = experiments_on(active_features(eager))
+    for frozen in FROZEN.values():
+        one, other = (run(model, experiments, frozen)[1] for model in (eager, lazy))
+        assert torch.equal(one.logits, other.logits)
+        assert torch.equal(one.activations, other.activations)
+    others = (prompt_tokens(7, seed).tolist() for seed in range(2, 30))
+    for text in others:
+        found, from_files = (contrast(model, PROMPT, text, 3, 4) for model in (eager, lazy))
+        assert found.features == from_files.features
+        if found.features:
+            return
+    raise AssertionError("no two prompts have other predictions")
 
 
 def test_when_memory_runs_out_the_experiments_go_in_halves(

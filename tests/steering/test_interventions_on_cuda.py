@@ -75,7 +75,6 @@ def test_contrasts_have_the_cpus_numbers(
     which = next(n for n, features in enumerate(found) if features)
     on_device = contrast(on_cuda(model), PROMPT, OTHERS[which], 3, 4).features
     expected = {(f.layer, f.index): f for f in found[which]}
-    close = {"rel": CLOSE[dtype], "abs": CLOSE[dtype]}
     common = 0
     for feature in on_device:
         other = expected.get((feature.layer, feature.index))
@@ -83,10 +82,14 @@ def test_contrasts_have_the_cpus_numbers(
             assert dtype != torch.float32
             continue
         common += 1
-        assert feature.activation == pytest.approx(other.activation, **close)
-        assert feature.other_activation == pytest.approx(other.other_activation, **close)
-        assert feature.slope == pytest.approx(other.slope, **close)
+        assert feature.activation == close_to(other.activation, dtype)
+        assert feature.other_activation == close_to(other.other_activation, dtype)
+        assert feature.slope == close_to(other.slope, dtype)
     assert common >= 0.95 * len(expected)
+
+
+def close_to(number: float, dtype: torch.dtype) -> Any:
+    return pytest.approx(number, rel=CLOSE[dtype], abs=CLOSE[dtype])
 
 
 @emulated_only
