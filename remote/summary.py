@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from itertools import dropwhile
+from itertools import dropwhile, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -145,13 +145,13 @@ def print_intervene(console: Console, output: InterveneResponse) -> None:
     rows = [output.baseline, *output.experiments]
     names = ["", "baseline", *map(str, range(1, len(rows)))]
     table = Table(*names, title="Experiments", **_STYLE)
-    for n in range(len(output.baseline.top)):
-        table.add_row(
-            "next token" if n == 0 else "",
-            *(f"{quoted(row.top[n].token)} {row.top[n].probability:.4f}" for row in rows),
-        )
-    for n, target in enumerate(output.baseline.targets):
-        table.add_row(quoted(target.token), *(f"{row.targets[n].probability:.4f}" for row in rows))
+    # A worker that isn't trusted may send rows of other lengths.
+    likeliest = ([f"{quoted(t.token)} {t.probability:.4f}" for t in row.top] for row in rows)
+    for n, cells in enumerate(zip_longest(*likeliest, fillvalue="")):
+        table.add_row("next token" if n == 0 else "", *cells)
+    probabilities = [{t.token: f"{t.probability:.4f}" for t in row.targets} for row in rows]
+    for token in probabilities[0]:
+        table.add_row(quoted(token), *(row.get(token, "") for row in probabilities))
     for name in output.baseline.groups:
         shares = (row.groups.get(name) for row in rows)
         table.add_row(line(name), *("-" if share is None else f"{share:.0%}" for share in shares))
