@@ -165,19 +165,21 @@ class _LayerFeatures:
     ) -> None:
         device = passes.model.cfg.device
         _, positions, indices = zip(*features, strict=True)
-        distinct_positions, self._row = _distinct(positions)
-        distinct_indices, self._column = _distinct(indices)
+        distinct_positions, rows = _distinct(positions)
+        distinct_indices, columns_of = _distinct(indices)
         self._positions = torch.tensor(distinct_positions, device=device)
+        self._row = torch.tensor(rows, device=device)
+        self._column = torch.tensor(columns_of, device=device)
         self._silent = torch.tensor([position in silent for position in positions], device=device)
         transcoder = TranscoderLayer(passes.transcoders, layer)
         where = torch.tensor(distinct_indices, device=device)
         self._encode = transcoder.encoder(where)
         # What each feature writes, (n_layers_written, n_distinct, d_model), and where which.
         self._decoders = transcoder.decoders(where)
-        self._at = [
-            (position, [n for n, row in enumerate(self._row) if row == which])
-            for which, position in enumerate(distinct_positions)
-        ]
+        at: dict[int, list[int]] = defaultdict(list)
+        for n, position in enumerate(positions):
+            at[position].append(n)
+        self._at = [(position, torch.tensor(here, device=device)) for position, here in at.items()]
         self.layer, self.features, self.columns = layer, features, columns
         self.written = range(layer, layer + len(self._decoders))
 
@@ -193,7 +195,7 @@ class _LayerFeatures:
         decoders = self._decoders[layer - self.layer]
         added = deltas.new_zeros(len(deltas), n_pos, decoders.shape[-1])
         for position, features in self._at:
-            vectors = decoders[[self._column[n] for n in features]].float()
+            vectors = decoders[self._column[features]].float()
             added[:, position] = deltas[:, features] @ vectors
         return added
 
