@@ -22,6 +22,8 @@ NonEmpty = Annotated[str, Field(min_length=1)]
 MAX_ITEMS = 5_000
 MAX_FEATURES = 10_000  # all that a graph has by default: keeping a circuit ablates the others
 MAX_FIELDS = 100
+# Entries of each list of a trace: with many more, thousands of traces take gigabytes.
+MAX_QK_TOPK = 256
 MAX_URL_CHARACTERS = 16_384
 Whole = Annotated[int, Field(le=2**53)]  # what JSON's numbers hold exactly
 # Of a long list only the first fault is reported.
@@ -125,8 +127,11 @@ class GenerateGraphRequest(PromptRequest):
     qk_top_fraction: float = Field(
         0.6, gt=0, le=1, description="share of the attention features that are traced"
     )
-    qk_topk: Whole = Field(
-        10, ge=1, description="most contributors in each list: those of largest signed value"
+    qk_topk: int = Field(
+        10,
+        ge=1,
+        le=MAX_QK_TOPK,
+        description="most contributors in each list: those of largest signed value",
     )
 
     @model_validator(mode="after")
@@ -136,11 +141,19 @@ class GenerateGraphRequest(PromptRequest):
         return self
 
 
+FeatureKind = Literal["transcoder", "lorsa"]
+
+
 class SteerFeature(_Schema):
     """One feature, where its activation is read, and where and how it is changed."""
 
     layer: Whole = Field(ge=0)
     index: Whole = Field(ge=0)
+    kind: FeatureKind | None = Field(
+        None,
+        description="what it is a feature of; without it, of what is active at "
+        "token_active_position",
+    )
     token_active_position: Whole = Field(
         ge=0, description="position whose activation the new value starts from"
     )
@@ -204,9 +217,6 @@ class ParseChatPromptRequest(_Request):
 
     prompt: Text
     model_id: NonEmpty | None = None
-
-
-FeatureKind = Literal["transcoder", "lorsa"]
 
 
 class GroupFeature(_Schema):

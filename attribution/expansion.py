@@ -81,7 +81,16 @@ class Expansion:
         self._device = local.device
         self._layers, self._positions = local.feature_layers, local.feature_positions
 
-    def all_features(self) -> torch.Tensor:
+    def expand(self, n_features: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The features (n_features,) that influence the logits most, sorted, and their graph.
+
+        Its adjacency matrix (n_nodes, n_nodes) is on the CPU: features, errors, tokens, logits.
+        """
+        if n_features == self._shape.n_active:
+            return torch.arange(n_features), self._all_features()
+        return self._most_influential(n_features)
+
+    def _all_features(self) -> torch.Tensor:
         """The adjacency matrix (n_nodes, n_nodes) with every active feature, on the CPU."""
         n_sources = self._shape.n_sources
         n_nodes = n_sources + len(self._targets)
@@ -93,7 +102,7 @@ class Expansion:
                 self._feature_rows(features, adjacency[features[0] : features[-1] + 1, :n_sources])
         return adjacency
 
-    def most_influential(self, n_features: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _most_influential(self, n_features: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The `n_features` that influence the logits most, sorted, and their adjacency matrix."""
         n_logits, n_active = len(self._targets), self._shape.n_active
         rows = self._new_rows(n_logits + n_features)

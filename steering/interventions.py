@@ -19,8 +19,8 @@ from torch import Tensor
 from attribution.transcoder_layer import TranscoderLayer
 from errors import InvalidInput, NotFinite, OutOfMemory
 from steering.engine import HookPoint, Passes
-from steering.features import Feature, silent_positions
 from steering.passes import passes_of
+from steering.readers import Feature
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ def _layers(
     by_layer: dict[int, list[int]] = defaultdict(list)
     for column, (layer, _, _) in enumerate(features):
         by_layer[layer].append(column)
-    silent = silent_positions(passes.model, len(token_ids))
+    silent = passes.silent_positions(len(token_ids))
     return {
         layer: _LayerFeatures(passes, layer, columns, [features[n] for n in columns], silent)
         for layer, columns in sorted(by_layer.items())

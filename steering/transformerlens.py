@@ -1,4 +1,4 @@
-"""Forward passes of circuit-tracer's TransformerLens model."""
+"""Forward passes of a TransformerLens model."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache as _Cache
 
-from steering.engine import Hooks, Passes
+from steering.engine import HookPoint, Hooks, Passes
 
 
 class TransformerLensPasses(Passes):
@@ -28,7 +28,7 @@ class TransformerLensPasses(Passes):
     def logits(
         self, tokens: Tensor, cache: _Cache, hooks: Hooks, *, freeze_attention: bool = False
     ) -> Tensor:
-        named = self._named(hooks)
+        named = self._all_named(hooks)
         if freeze_attention:
             named += self._frozen("hook_pattern")
         with self.model.hooks(named):
@@ -43,7 +43,7 @@ class TransformerLensPasses(Passes):
         frozen = self._frozen("hook_pattern") if freeze_attention else []
         frozen += self._frozen("hook_scale") if freeze_norms else []
         model, cap = self.model, self.model.cfg.output_logits_soft_cap
-        with model.hooks([*self._named(hooks), *frozen]):
+        with model.hooks([*self._all_named(hooks), *frozen]):
             stream = model(tokens, stop_at_layer=model.cfg.n_layers)
             # Logits of all positions would take most of the memory.
             logits: Tensor = model.unembed(model.ln_final(stream[:, -1:]))[:, 0]
@@ -55,8 +55,8 @@ class TransformerLensPasses(Passes):
 
     def read(self, tokens: Tensor, hooks: Hooks) -> None:
         last, _ = max(hooks)
-        with self.model.hooks(self._named(hooks)):
-            self.model(tokens, stop_at_layer=last + 1)
+        with self.model.hooks(self._all_named(hooks)):
+            self.model(tokens, stop_at_layer=self._block(last) + 1)
 
     def _frozen(self, end: str) -> list[tuple[str, Callable[..., Tensor | None]]]:
         """Hooks by which the hook points of this name give every row what the first one has.
@@ -67,15 +67,22 @@ class TransformerLensPasses(Passes):
         names = (name for name in self.model.hook_dict if name.endswith(f".{end}"))
         return [(name, _first_rows) for name in names if "_norm.hook_scale" not in name]
 
-    def _named(self, hooks: Hooks) -> list[tuple[str, Callable[..., Tensor | None]]]:
-        names = {
-            "feature input": self.model.feature_input_hook,
-            "feature output": self.model.feature_output_hook,
-        }
-        return [
-            (f"blocks.{layer}.{names[side]}", _without_hook_point(function))
-            for (layer, side), function in hooks.items()
-        ]
+    def _all_named(self, hooks: Hooks) -> list[tuple[str, Callable[..., Tensor | None]]]:
+        named = [self._named(point, function) for point, function in hooks.items()]
+        return [(name, _without_hook_point(function)) for name, function in named]
+
+    def _block(self, layer: int) -> int:
+        """The model's block that has a layer of features."""
+        return layer
+
+    def _named(
+        self, point: HookPoint, function: Callable[[Tensor], Tensor | None]
+    ) -> tuple[str, Callable[[Tensor], Tensor | None]]:
+        """A hook as TransformerLens knows its point, for one pass."""
+        layer, side = point
+        reads = side == "feature input"
+        hook = self.model.feature_input_hook if reads else self.model.feature_output_hook
+        return f"blocks.{layer}.{hook}", function
 
 
 def _without_hook_point(

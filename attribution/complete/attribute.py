@@ -58,11 +58,7 @@ def attribute(
     )
     progress.start(local.shape.n_active)
     expansion = Expansion(local, attribution_rows, targets, batch_size, 1, progress)
-    if progress.total == local.shape.n_active:
-        selected = torch.arange(progress.total)
-        adjacency = expansion.all_features()
-    else:
-        selected, adjacency = expansion.most_influential(progress.total)
+    selected, adjacency = expansion.expand(progress.total)
     # One pass without a copy: a number that isn't finite is the least or the largest, or spreads.
     if not torch.stack(adjacency.aminmax()).isfinite().all():
         raise errors.NotFinite.of("the edges of this prompt's graph", model.cfg.dtype)

@@ -10,12 +10,14 @@ from transformer_lens import HookedTransformer
 from transformers import AutoConfig, AutoTokenizer
 
 from attribution import PrunedGraph
+from attribution.complete import attribute, freeze
 from attribution.complete.graph import CompleteGraph, Contributor, QKTraces
+from attribution.complete.local_model import LocalCompleteModel
 from attribution.complete.modules import CompleteModel, Decoder
 from loading import transformerlens_engine
 from loading.complete_files import read_module
 from loading.complete_modules import Placement, read_lorsa, read_transcoder
-from tests.support.complete_cases import Folders
+from tests.support.complete_cases import Case, Folders
 from tests.support.complete_graphs import Node, PlainGraph, Trace
 
 
@@ -60,6 +62,20 @@ def _widened(value: Any) -> Any:
     fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     widened: dict[str, Any] = {name: _widened(each) for name, each in fields.items()}
     return dataclasses.replace(value, **widened)
+
+
+def attributed(model: CompleteModel, case: Case) -> tuple[LocalCompleteModel, CompleteGraph]:
+    """A case's prompt in its model, and the graph of that."""
+    ids = model.tokenizer(case.prompt).input_ids
+    local = freeze(model, torch.tensor(ids))
+    graph = attribute(
+        local,
+        max_n_logits=case.max_n_logits,
+        desired_logit_prob=case.desired_logit_prob,
+        batch_size=case.batch_size,
+        max_feature_nodes=case.max_feature_nodes,
+    )
+    return local, graph
 
 
 def plain_graph(

@@ -1,11 +1,10 @@
 """Complete graphs on a CUDA device, emulated where there is none, against the CPU's numbers."""
 
 import pytest
-import torch
 
-from attribution.complete import attribute, freeze, prune, trace_attention
+from attribution.complete import prune, trace_attention
 from tests.support.complete_cases import CASES, write_case
-from tests.support.complete_engine import complete_model, plain_graph
+from tests.support.complete_engine import attributed, complete_model, plain_graph
 from tests.support.complete_graphs import assert_same_graph, fixture
 from tests.support.cuda_devices import DEVICES, cuda_device
 
@@ -21,14 +20,7 @@ def test_a_graph_on_the_device_is_llamascopiums(name, cuda, tmp_path):
     case, theirs = CASES[name], fixture(name)
     model = complete_model(write_case(tmp_path, case), device="cuda:0")
 
-    local = freeze(model, torch.tensor(theirs.input_ids))
-    graph = attribute(
-        local,
-        max_n_logits=case.max_n_logits,
-        desired_logit_prob=case.desired_logit_prob,
-        batch_size=case.batch_size,
-        max_feature_nodes=case.max_feature_nodes,
-    )
+    local, graph = attributed(model, case)
     pruned = prune(graph, case.node_threshold, case.edge_threshold)
     traces = trace_attention(graph, local, top_fraction=case.qk_top_fraction, topk=case.qk_topk)
 

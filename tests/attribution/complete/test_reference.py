@@ -1,11 +1,13 @@
 """Graphs of complete replacement models are those that llamascopium gives, in float32."""
 
 import pytest
-import torch
 
-from attribution.complete import attribute, freeze, prune, trace_attention
+import model_loader
+from attribution.complete import prune, trace_attention
+from settings import read_settings
 from tests.support.complete_cases import CASES, write_case
-from tests.support.complete_engine import complete_model, plain_graph
+from tests.support.complete_demo import DEMO_CASES
+from tests.support.complete_engine import attributed, complete_model, plain_graph
 from tests.support.complete_graphs import assert_same_graph, fixture
 
 
@@ -18,15 +20,17 @@ def directory(tmp_path_factory):
 def test_a_graph_is_llamascopiums(name, directory):
     case, theirs = CASES[name], fixture(name)
     model = complete_model(write_case(directory, case))
+    _assert_is(theirs, case, model)
 
-    local = freeze(model, torch.tensor(theirs.input_ids))
-    graph = attribute(
-        local,
-        max_n_logits=case.max_n_logits,
-        desired_logit_prob=case.desired_logit_prob,
-        batch_size=case.batch_size,
-        max_feature_nodes=case.max_feature_nodes,
-    )
+
+@pytest.mark.parametrize("name", DEMO_CASES)
+def test_a_graph_of_the_demo_is_llamascopiums(name):
+    loaded = model_loader.load(read_settings(model_id="demo", transcoder_set="demo-crm"))
+    _assert_is(fixture(name), DEMO_CASES[name], loaded.model)
+
+
+def _assert_is(theirs, case, model):
+    local, graph = attributed(model, case)
     pruned = prune(graph, case.node_threshold, case.edge_threshold)
     traces = trace_attention(graph, local, top_fraction=case.qk_top_fraction, topk=case.qk_topk)
 
