@@ -136,6 +136,8 @@ _SMALLER = {
     "SteerResponse": "lower top_k or n_tokens",
     "ForwardPassResponse": "lower max_n_logits, or shorten the prompt",
     "ParseChatPromptResponse": "shorten the prompt",
+    "InterveneResponse": "lower top_k, or send fewer targets or experiments",
+    "ContrastResponse": "lower top_k",
 }
 
 

@@ -29,6 +29,9 @@ Whole = Annotated[int, Field(le=2**53)]  # what JSON's numbers hold exactly
 # Of a long list only the first fault is reported.
 Many = Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)
 ManyFeatures = Field(max_length=MAX_FEATURES, fail_fast=True)
+MAX_GROUPS = 50
+MAX_EXPERIMENTS = 64
+MAX_TARGETS = 1_000  # each is reported for every experiment
 
 
 def _refuse_many_fields(data: Any) -> Any:
@@ -69,7 +72,9 @@ class _Request(_Schema):
     )
 
 
-class _PromptRequest(_Request):
+class PromptRequest(_Request):
+    """What every action on a prompt takes."""
+
     prompt: NonEmpty | None = Field(None, description="the text; or give `messages`")
     messages: Annotated[list[ChatMessage], Many] | None = Field(
         None,
@@ -85,7 +90,7 @@ class _PromptRequest(_Request):
         return self
 
 
-class GenerateGraphRequest(_PromptRequest):
+class GenerateGraphRequest(PromptRequest):
     """Attribute the next-token prediction of a prompt to features."""
 
     action: ClassVar = "generate-graph"
@@ -136,12 +141,15 @@ class GenerateGraphRequest(_PromptRequest):
         return self
 
 
+FeatureKind = Literal["transcoder", "lorsa"]
+
+
 class SteerFeature(_Schema):
     """One feature, where its activation is read, and where and how it is changed."""
 
     layer: Whole = Field(ge=0)
     index: Whole = Field(ge=0)
-    kind: Literal["transcoder", "lorsa"] | None = Field(
+    kind: FeatureKind | None = Field(
         None,
         description="what it is a feature of; without it, of what is active at "
         "token_active_position",
@@ -167,7 +175,7 @@ class SteerFeature(_Schema):
         return self
 
 
-class SteerRequest(_PromptRequest):
+class SteerRequest(PromptRequest):
     """Continue a prompt twice: as the model would, and with features changed."""
 
     action: ClassVar = "steer"
@@ -193,7 +201,7 @@ class SteerRequest(_PromptRequest):
     )
 
 
-class ForwardPassRequest(_PromptRequest):
+class ForwardPassRequest(PromptRequest):
     """The likeliest next tokens of a prompt."""
 
     action: ClassVar = "forward-pass"
@@ -211,7 +219,134 @@ class ParseChatPromptRequest(_Request):
     model_id: NonEmpty | None = None
 
 
-Request = GenerateGraphRequest | SteerRequest | ForwardPassRequest | ParseChatPromptRequest
+class GroupFeature(_Schema):
+    """One feature at one position of the prompt."""
+
+    layer: Whole = Field(ge=0)
+    index: Whole = Field(ge=0)
+    position: Whole = Field(ge=0, description="of the prompt, where 0 is the leading special token")
+    kind: FeatureKind | None = Field(None, description="`lorsa` for an attention feature")
+
+
+class GroupChange(_Schema):
+    """What an experiment sets the features of a group to."""
+
+    group: NonEmpty = Field(description="its name in `groups`")
+    scale: float | None = Field(None, description="times its activations on this prompt")
+    value: float | None = Field(None, description="every feature's activation")
+
+    @model_validator(mode="after")
+    def _one_change(self) -> Self:
+        if (self.scale is None) == (self.value is None):
+            given = "neither" if self.scale is None else "both"
+            raise ValueError(f"give exactly one of scale and value, got {given}")
+        return self
+
+
+def _layer_range(data: Any) -> Any:
+    """Refuse what is neither "all" nor two layers in their order."""
+    if data is None or data == "all":
+        return data
+    is_pair = isinstance(data, list) and len(data) == 2 and all(type(n) is int for n in data)
+    if not is_pair or not 0 <= data[0] <= data[1]:
+        raise ValueError(
+            f'give "all", or [first, last] with 0 <= first <= last, got {_quoted_list(data)}'
+        )
+    return data
+
+
+class InterveneRequest(PromptRequest):
+    """What the next token and other features become when groups of features are set."""
+
+    action: ClassVar = "intervene"
+
+    groups: Annotated[
+        dict[
+            Annotated[str, Field(min_length=1, max_length=200)],
+            Annotated[list[GroupFeature], Field(min_length=1, fail_fast=True)],
+        ],
+        BeforeValidator(_refuse_many_fields),
+    ] = Field(
+        min_length=1,
+        max_length=MAX_GROUPS,
+        description=f"features by name of their group; {MAX_FEATURES} in all",
+    )
+    experiments: Annotated[
+        list[Annotated[list[GroupChange], Field(max_length=MAX_FIELDS, fail_fast=True)]],
+        Field(min_length=1, max_length=MAX_EXPERIMENTS, fail_fast=True),
+    ] = Field(
+        description="each is a list of groups to scale or set; of two on a feature the last counts"
+    )
+    targets: Annotated[list[NonEmpty], Field(max_length=MAX_TARGETS, fail_fast=True)] = Field(
+        [], description="tokens whose logit and probability are reported, as documents show them"
+    )
+    top_k: Whole = Field(5, ge=0, description="likeliest next tokens that are reported")
+    constrained_layers: Annotated[
+        Literal["all"] | list[Whole] | None, BeforeValidator(_layer_range)
+    ] = Field(
+        None,
+        description='layers whose MLPs are frozen, `[first, last]` or `"all"`, which freezes norms '
+        "too",
+    )
+    freeze_attention: bool = Field(True, description="keep the prompt's attention patterns")
+
+    @model_validator(mode="after")
+    def _bounded_and_known(self) -> Self:
+        n_features = sum(map(len, self.groups.values()))
+        if n_features > MAX_FEATURES:
+            raise ValueError(f"groups have {n_features} features, there may be {MAX_FEATURES}")
+        for i, experiment in enumerate(self.experiments):
+            for j, change in enumerate(experiment):
+                if change.group not in self.groups:
+                    close = difflib.get_close_matches(change.group[:100], self.groups, n=1)
+                    known = [_quoted(name) for name in self.groups][:8]
+                    hint = f"did you mean {_quoted(close[0])}?" if close else f"known: {known}"
+                    raise ValueError(
+                        f"experiments[{i}][{j}].group {_quoted(change.group)} is no name in "
+                        f"groups; {hint}"
+                    )
+        return self
+
+
+class ContrastRequest(PromptRequest):
+    """Which features turn a prompt's prediction into another prompt's, and how to steer them."""
+
+    action: ClassVar = "contrast"
+
+    other_prompt: NonEmpty | None = Field(
+        None, description="the text with the other prediction; or give `other_messages`"
+    )
+    other_messages: Annotated[list[ChatMessage], Many] | None = Field(
+        None, description="chat turns instead of `other_prompt`"
+    )
+    position: Whole | None = Field(
+        None, ge=0, description="where features are compared; the last token when absent"
+    )
+    other_position: Whole | None = Field(None, ge=0, description="the same in the other prompt")
+    top_k: Whole = Field(20, ge=0, le=MAX_FEATURES, description="most features that are listed")
+    n_steer: Whole = Field(
+        3, ge=1, le=MAX_FEATURES // 2, description="most features to raise, and most to lower"
+    )
+    strength: float = Field(
+        4.0, gt=0, description="features are raised to this many times their other activation"
+    )
+
+    @model_validator(mode="after")
+    def _one_other_prompt(self) -> Self:
+        if (self.other_prompt is None) == (self.other_messages is None):
+            given = "neither" if self.other_prompt is None else "both"
+            raise ValueError(f"give exactly one of other_prompt and other_messages, got {given}")
+        return self
+
+
+Request = (
+    GenerateGraphRequest
+    | SteerRequest
+    | ForwardPassRequest
+    | ParseChatPromptRequest
+    | InterveneRequest
+    | ContrastRequest
+)
 
 REQUESTS: dict[str, type[Request]] = {model.action: model for model in get_args(Request)}
 
@@ -236,6 +371,53 @@ class ForwardPassResponse(BaseModel):
     salient_logits: list[SalientLogit]
     total_salient_tokens: int
     cumulative_probability: float
+
+
+class TargetLogit(BaseModel):
+    token: Token
+    token_id: int
+    logit: float
+    probability: float
+
+
+class InterventionOutcome(BaseModel):
+    """What comes after the prompt, and what is inside: by group the share of its baseline."""
+
+    top: list[SalientLogit]
+    targets: list[TargetLogit]
+    groups: dict[str, float | None]
+
+
+class InterveneResponse(BaseModel):
+    """The prompt as it is, and each experiment in the order of the request."""
+
+    baseline: InterventionOutcome
+    experiments: list[InterventionOutcome]
+
+
+class ContrastedFeature(BaseModel):
+    """A feature at `position`, and at `other_position` of the other prompt."""
+
+    layer: int
+    index: int
+    kind: FeatureKind
+    activation: float
+    other_activation: float
+    effect: float = Field(
+        description="how much its move to the other activation adds to the logit of the other "
+        "prediction, less that of the prompt's own; by the linear attribution"
+    )
+
+
+class ContrastResponse(BaseModel):
+    """What tells two prompts apart at one position of each."""
+
+    prediction: SalientLogit
+    other_prediction: SalientLogit
+    position: int
+    other_position: int
+    features: list[ContrastedFeature]
+    steer: list[SteerFeature] = Field(description="`features` for a steer of the first prompt")
 
 
 class ParseChatPromptResponse(BaseModel):
@@ -357,6 +539,16 @@ def canonical_action(value: str) -> str:
 
 # Values that carry a secret or a person's text are not repeated in an error.
 _PRIVATE = {"signed_url", "signed_headers", "prompt", "messages", "content"}
+_PRIVATE |= {"other_prompt", "other_messages"}
+
+# The fields of the objects in a field.
+_FIELDS_WITHIN: dict[str, type[BaseModel]] = {
+    "features": SteerFeature,
+    "groups": GroupFeature,
+    "experiments": GroupChange,
+    "messages": ChatMessage,
+    "other_messages": ChatMessage,
+}
 
 
 def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
@@ -374,7 +566,8 @@ def _explain(detail: Any, known: list[str]) -> str:
     where = where.removeprefix(".")[:100]
     message = str(detail["msg"]).removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":
-        scope = list(SteerFeature.model_fields) if path[0] == "features" else known
+        within = _FIELDS_WITHIN.get(path[0]) if len(path) > 1 else None
+        scope = known if within is None else list(within.model_fields)
         close = difflib.get_close_matches(path[-1][:100], scope, n=1)
         hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(scope)}"
         return f"{where or repr(where)} is no field of this action{hint}"
@@ -388,6 +581,13 @@ def _explain(detail: Any, known: list[str]) -> str:
     if _PRIVATE & set(path):
         return f"{where}: {message}"
     return f"{where}: {message}, got {_quoted(detail['input'])}"
+
+
+def _quoted_list(value: object) -> str:
+    """The same, where a short list of numbers says more than its length."""
+    if isinstance(value, list) and len(value) <= 4 and all(type(item) is int for item in value):
+        return f"[{', '.join(map(_quoted, value))}]"
+    return _quoted(value)
 
 
 def _quoted(value: object) -> str:

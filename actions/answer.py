@@ -10,7 +10,15 @@ import torch
 from pydantic import BaseModel
 
 import schemas
-from actions import device_errors, forward_pass, generate_graph, parse_chat_prompt, steer
+from actions import (
+    contrast,
+    device_errors,
+    forward_pass,
+    generate_graph,
+    intervene,
+    parse_chat_prompt,
+    steer,
+)
 from actions.job import Job, OnPart, OnProgress
 from delivery import Spooled
 from errors import DeviceBroken, Internal, OutOfMemory, WorkerError
@@ -29,12 +37,15 @@ ACTIONS: dict[type[schemas.Request], Callable[[Any, LoadedModel, Job], Response]
     schemas.SteerRequest: steer.run,
     schemas.ForwardPassRequest: forward_pass.run,
     schemas.ParseChatPromptRequest: parse_chat_prompt.run,
+    schemas.InterveneRequest: intervene.run,
+    schemas.ContrastRequest: contrast.run,
 }
 
 # What a caller can do when an action runs out of memory.
 _LIGHTER = {
     "generate-graph": "lower batch_size or max_feature_nodes, or shorten the prompt",
     "steer": "lower n_tokens, or shorten the prompt",
+    "intervene": "name fewer features, or shorten the prompt",
 }
 
 

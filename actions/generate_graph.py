@@ -1,18 +1,17 @@
 """generate-graph: attribute a prompt's next-token prediction, prune, write it out, upload it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import delivery
 from actions.attributions import Attributed, attributed, attribution_settings, prune
 from actions.graph_metadata import metadata
 from actions.job import Job, check_max_n_logits, prepare_prompt
+from actions.tokens import token_ids
 from delivery import Spooled, spool
 from errors import InvalidInput, UploadFailed
 from graphs import document as graph_document
 from loading.loaded_model import LoadedModel
-from prompting.prompts import MAX_CHARACTERS_PER_TOKEN
-from prompting.token_text import joined
 from schemas import GenerateGraphRequest, UploadReceipt
 
 if TYPE_CHECKING:
@@ -38,7 +37,8 @@ def run(request: GenerateGraphRequest, loaded: LoadedModel, job: Job) -> Spooled
     check_max_n_logits(request.max_n_logits, loaded)
     with job.stage("tokenise"):
         prompt = prepare_prompt(request, loaded, job)
-        targets = _target_ids(request.attribution_targets, loaded)
+        asked = request.attribution_targets
+        targets = None if asked is None else token_ids("attribution_targets", asked, loaded)
     settings = attribution_settings(request, loaded, job)
     made = attributed(request, prompt, targets, settings, loaded, job)
     job.counts["active_features"] = len(made.graph.active_features)
@@ -83,40 +83,6 @@ def _shares(request: GenerateGraphRequest) -> Mapping[str, float]:
     """The usual shares of the stages that this job has, in their order."""
     shares = _TRACED_SHARES if request.enable_qk_tracing else _SHARES
     return shares if request.signed_url is None else {**shares, "upload": 20.0}
-
-
-def _target_ids(targets: Sequence[str] | None, loaded: LoadedModel) -> list[int] | None:
-    """The id of each attribution target, which is given as a token string of a document."""
-    if targets is None:
-        return None
-    ids: dict[int, None] = {}
-    for i, target in enumerate(targets):
-        n_characters = len(joined([target]))
-        if n_characters > MAX_CHARACTERS_PER_TOKEN:
-            raise InvalidInput(
-                f"attribution_targets[{i}] has {n_characters} characters, a token has at most "
-                f"{MAX_CHARACTERS_PER_TOKEN}"
-            )
-        found = loaded.token_text.id_of(target)
-        if found is None:
-            raise InvalidInput(_no_token(f"attribution_targets[{i}]", target, loaded))
-        if found in ids:
-            raise InvalidInput(f"attribution_targets[{i}] names {target!r} twice; name it once")
-        ids[found] = None
-    return list(ids)
-
-
-def _no_token(field: str, target: str, loaded: LoadedModel) -> str:
-    """Why a target is no token, and what the model reads instead."""
-    read = loaded.token_text.read_as(target)
-    if len(read) == 1:
-        return f"{field} is {target[:60]!r}, for which the model has no token of its own"
-    listed = ", ".join(repr(token) for token in read[:8])
-    more = ", ..." if len(read) > 8 else ""
-    return (
-        f"{field} is {target[:60]!r}, which the model reads as {len(read)} tokens "
-        f"({listed}{more}); each target must be one (mind the leading space)"
-    )
 
 
 def _document(

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from settings import Settings
 
 if TYPE_CHECKING:
     from loading.loaded_model import LoadedModel
-    from schemas import ForwardPassRequest, GenerateGraphRequest, SteerPart, SteerRequest
+    from schemas import ChatMessage, PromptRequest, SteerPart
 
 _LOCK_POLL_S = 0.1
 
@@ -93,7 +93,7 @@ def check_model(model_id: str | None, loaded: "LoadedModel") -> None:
 
 
 def prepare_prompt(
-    request: "GenerateGraphRequest | SteerRequest | ForwardPassRequest",
+    request: "PromptRequest",
     loaded: "LoadedModel",
     job: Job,
     *,
@@ -104,18 +104,30 @@ def prepare_prompt(
     A prompt may have TOKEN_LIMIT tokens; with `up_to_context`, as many as the model takes.
     """
     check_model(request.model_id, loaded)
+    return prepare_text(request.prompt, request.messages, loaded, job, up_to_context=up_to_context)
+
+
+def prepare_text(
+    prompt: str | None,
+    messages: "Sequence[ChatMessage] | None",
+    loaded: "LoadedModel",
+    job: Job,
+    *,
+    up_to_context: bool = False,
+) -> prompts.Prompt:
+    """The same for a prompt or messages, whichever is given."""
     context = loaded.n_context
     token_limit = context if up_to_context else min(job.settings.token_limit, context)
-    prompt = prompts.prepare(
-        request.prompt or [message.model_dump() for message in request.messages or ()],
+    prepared = prompts.prepare(
+        prompt or [message.model_dump() for message in messages or ()],
         loaded.tokenizer,
         token_limit=token_limit,
         limit_name="the model's context" if token_limit == context else "the limit",
         model_name=loaded.name,
         leading_token=not loaded.is_complete,
     )
-    job.counts["tokens"] = len(prompt.ids)
-    return prompt
+    job.counts["tokens"] = job.counts.get("tokens", 0) + len(prepared.ids)
+    return prepared
 
 
 def check_max_n_logits(max_n_logits: int, loaded: "LoadedModel") -> None:

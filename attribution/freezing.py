@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from attribution.patterns import FrozenPattern
 from attribution.support import INPUT_HOOKS, OUTPUT_HOOKS
 from attribution.transcoder_layer import TranscoderLayer
 
+_NORMS = ("ln1", "ln1_post", "ln2", "ln2_post")
+
 
 @torch.no_grad()
 def build_local_replacement_model(model: Any, tokens: torch.Tensor) -> LocalReplacementModel:
@@ -27,22 +29,17 @@ def build_local_replacement_model(model: Any, tokens: torch.Tensor) -> LocalRepl
 
     `model` must not be `unsupported`. It is left as it came.
     """
-    norms_seen = ("ln1", "ln1_post", "ln2", "ln2_post")
-    wanted = {model.feature_input_hook, model.feature_output_hook, "attn.hook_pattern"}
-    wanted |= {f"{norm}.hook_scale" for norm in norms_seen}
-    names = ["ln_final.hook_scale"]
-    names += [
-        name for name in model.hook_dict if name.partition(".")[2].partition(".")[2] in wanted
-    ]
+    own = {model.feature_input_hook, model.feature_output_hook}
+    names = [*recorded_hooks(model), *layer_hooks(model, own)]
     logits, seen = run_and_record(model, tokens, names)
     n_layers, n_pos = model.cfg.n_layers, len(tokens)
 
     def stacked(hook: str) -> torch.Tensor:
         return torch.cat([seen.pop(f"blocks.{layer}.{hook}") for layer in range(n_layers)])
 
-    norms = [_layer_norms(model, layer, seen, n_pos) for layer in range(n_layers)]
+    norms = [layer_norms(model, layer, seen, n_pos) for layer in range(n_layers)]
     attention = [
-        _freeze_attention(block.attn, seen.pop(block.attn.hook_pattern.name)[0], norm)
+        freeze_attention(block.attn, seen.pop(block.attn.hook_pattern.name)[0], norm)
         for block, norm in zip(model.blocks, norms, strict=True)
     ]
 
@@ -64,7 +61,7 @@ def build_local_replacement_model(model: Any, tokens: torch.Tensor) -> LocalRepl
     return LocalReplacementModel(
         attention=attention,
         skips=[
-            _freeze_skip(TranscoderLayer(model.transcoders, layer).skip, norm)
+            freeze_skip(TranscoderLayer(model.transcoders, layer).skip, norm)
             for layer, norm in enumerate(norms)
         ],
         features=features,
@@ -97,7 +94,7 @@ def run_and_record(
 
 
 @dataclass(frozen=True)
-class _LayerNorms:
+class LayerNorms:
     """The frozen norms that influence passes in a layer, identities where there is none."""
 
     before_attention: FrozenNorm
@@ -106,7 +103,19 @@ class _LayerNorms:
     output: FrozenNorm  # from where features write to the residual stream
 
 
-def _layer_norms(model: Any, layer: int, seen: dict[str, torch.Tensor], n_pos: int) -> _LayerNorms:
+def recorded_hooks(model: Any) -> list[str]:
+    """The hooks of a pass whose activations attention and norms are frozen at."""
+    wanted = {"attn.hook_pattern", *(f"{norm}.hook_scale" for norm in _NORMS)}
+    return ["ln_final.hook_scale", *layer_hooks(model, wanted)]
+
+
+def layer_hooks(model: Any, wanted: Collection[str]) -> list[str]:
+    """The full names of these hooks in all layers."""
+    return [name for name in model.hook_dict if name.partition(".")[2].partition(".")[2] in wanted]
+
+
+def layer_norms(model: Any, layer: int, seen: dict[str, torch.Tensor], n_pos: int) -> LayerNorms:
+    """A layer's norms, frozen at the scales that were `seen` at `n_pos` positions."""
     block = model.blocks[layer]
     identity = FrozenNorm.identity(n_pos, model.W_E.device)
     after = model.cfg.use_normalization_before_and_after
@@ -117,7 +126,7 @@ def _layer_norms(model: Any, layer: int, seen: dict[str, torch.Tensor], n_pos: i
 
     through_norm, weighted = INPUT_HOOKS[model.feature_input_hook]
     writes_before_norm = after and OUTPUT_HOOKS[model.original_feature_output_hook]
-    return _LayerNorms(
+    return LayerNorms(
         before_attention=norm("ln1"),
         after_attention=norm("ln1_post") if after else identity,
         input=norm("ln2", weighted) if through_norm else identity,
@@ -125,7 +134,7 @@ def _layer_norms(model: Any, layer: int, seen: dict[str, torch.Tensor], n_pos: i
     )
 
 
-def _freeze_attention(attn: Any, pattern: torch.Tensor, norms: _LayerNorms) -> FrozenAttention:
+def freeze_attention(attn: Any, pattern: torch.Tensor, norms: LayerNorms) -> FrozenAttention:
     """Fold a layer's norms into its attention's weights and pattern (n_heads, n_pos, n_pos)."""
     W_V = attn._W_V if isinstance(attn, GroupedQueryAttention) else attn.W_V
     to_scale = norms.after_attention.inverse_scale[:, None]
@@ -139,7 +148,7 @@ def _freeze_attention(attn: Any, pattern: torch.Tensor, norms: _LayerNorms) -> F
     )
 
 
-def _freeze_skip(W_skip: torch.Tensor | None, norms: _LayerNorms) -> FrozenSkip | None:
+def freeze_skip(W_skip: torch.Tensor | None, norms: LayerNorms) -> FrozenSkip | None:
     """Fold the norms between a skip connection and the residual stream into its weights."""
     if W_skip is None:
         return None

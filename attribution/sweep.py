@@ -130,19 +130,19 @@ def _values(
     """
     if gradients.device.type == "cuda":
         # A few launches would take longer than the arithmetic they save.
-        return _values_of_spread(attention, gradients[chunk], dtype)
+        return values_of_spread(attention, gradients[chunk], dtype)
     n_spread = min(max(spread - chunk.start, 0), chunk.stop - chunk.start)
     middle = chunk.start + n_spread
     parts = []
     if n_spread:
-        parts.append(_values_of_spread(attention, gradients[chunk.start : middle]))
+        parts.append(values_of_spread(attention, gradients[chunk.start : middle]))
     if middle < chunk.stop:
         new = slice(middle, chunk.stop)
         parts.append(_values_of_single(attention, gradients[new], where[new]))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _values_of_spread(
+def values_of_spread(
     attention: FrozenAttention, gradients: torch.Tensor, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
     """For gradients (n, n_pos, d_model) of any kind."""

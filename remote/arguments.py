@@ -11,6 +11,7 @@ from typing import Any, get_args
 import orjson
 
 import schemas
+from remote.graph_groups import groups_of
 
 DEFAULT_URL = "http://localhost:5004"
 
@@ -42,8 +43,21 @@ _FEATURE = re.compile(
     r"=(?P<change>0|[+-]\d*\.?\d+([eE][+-]?\d+)?)"
 )
 
-# Fields of a request without an option of their own name: PROMPT and --timeout set them.
-_NOT_OPTIONS = {"prompt", "deadline"}
+_GROUP_HELP = """\
+NAME=LAYER:INDEX:POSITION,..., as often as needed: features that are set together
+"""
+_EXPERIMENT_HELP = """\
+GROUP*SCALE or GROUP=VALUE, several with commas, as often as needed. 'French*0' turns a group off,
+'French*-2' reverses and doubles it, 'Spanish=10.8' sets each of its features.
+"""
+
+_SITE = re.compile(r"(\d+):(\d+):(\d+)")
+_NUMBER = r"[+-]?\d*\.?\d+(?:[eE][+-]?\d+)?"
+_CHANGE = re.compile(rf"(?P<group>.+)(?P<how>[*=])(?P<number>{_NUMBER})")
+
+# Fields of a request without an option of their own name: PROMPT, OTHER_PROMPT and --timeout
+# set them.
+_NOT_OPTIONS = {"prompt", "other_prompt", "deadline"}
 
 
 _formatter = partial(RawDescriptionHelpFormatter, max_help_position=28)
@@ -59,6 +73,8 @@ def parse(arguments: Sequence[str] | None = None) -> Namespace:
     args = parser.parse_args(arguments)
     if _is_action(args.command):
         args.job = _job(args)
+        if args.command == "intervene" and not args.job["groups"]:
+            parser.error("name features with --group or --groups-of")
     if args.command == "graph" and args.download_url is not None and args.signed_url is None:
         parser.error("--download-url is given without --signed-url")
     return args
@@ -121,6 +137,11 @@ def _add_fields(parser: ArgumentParser, command: str) -> None:
             continue
         flag = "--" + name.replace("_", "-")
         words = (field.description or name.replace("_", " ")).replace("%", "%%")
+        if kind is bool and field.default is True:
+            flag = flag.replace("--", "--no-", 1)
+            words = f"don't {words}"
+            parser.add_argument(flag, action="store_false", default=None, dest=name, help=words)
+            continue
         if kind is bool:
             parser.add_argument(flag, action="store_true", default=None, help=words)
             continue
@@ -144,6 +165,8 @@ def _job(args: Namespace) -> dict[str, Any]:
     given = {name: getattr(args, name, None) for name in schemas.REQUESTS[action].model_fields}
     if given.get("signed_headers") is not None:
         given["signed_headers"] = dict(args.signed_headers)
+    if args.command == "intervene":
+        given["groups"] = {**args.groups_of, **dict(args.groups or [])}
     return {"action": action, **{name: v for name, v in given.items() if v is not None}}
 
 
@@ -169,13 +192,55 @@ def _feature(text: str) -> dict[str, Any]:
     }
 
 
-def _messages(name: str) -> Any:
+def _group(text: str) -> tuple[str, list[dict[str, int]]]:
+    name, equals, sites = text.partition("=")
+    found = [_SITE.fullmatch(site.strip()) for site in sites.split(",")]
+    if not (name and equals) or None in found:
+        raise ArgumentTypeError(
+            f"{text!r} is not NAME=LAYER:INDEX:POSITION,...; such as French=2:157:4,1:120:4"
+        )
+    fields = ("layer", "index", "position")
+    return name, [dict(zip(fields, map(int, site.groups()), strict=True)) for site in found if site]
+
+
+def _experiment(text: str) -> list[dict[str, Any]]:
+    changes = []
+    for part in text.split(","):
+        found = _CHANGE.fullmatch(part.strip())
+        if found is None:
+            raise ArgumentTypeError(
+                f"{part!r} is not GROUP*SCALE or GROUP=VALUE; such as French*0 or Spanish=10.8"
+            )
+        how = "scale" if found["how"] == "*" else "value"
+        changes.append({"group": found["group"], how: float(found["number"])})
+    return changes
+
+
+def _layers(text: str) -> str | list[int]:
+    found = re.fullmatch(r"(\d+)-(\d+)", text)
+    if found is None and text != "all":
+        raise ArgumentTypeError(f"{text!r} is not all or FIRST-LAST, such as 0-3")
+    return "all" if found is None else [int(found[1]), int(found[2])]
+
+
+def _groups_of(name: str) -> dict[str, list[dict[str, int]]]:
     try:
-        messages = orjson.loads(Path(name).read_bytes())
+        return groups_of(_json_of(name))
+    except ValueError as error:
+        raise ArgumentTypeError(f"{name}: {error}") from None
+
+
+def _json_of(name: str) -> Any:
+    try:
+        return orjson.loads(Path(name).read_bytes())
     except OSError as error:
         raise ArgumentTypeError(f"{name}: {error.strerror}") from None
     except orjson.JSONDecodeError as error:
         raise ArgumentTypeError(f"{name} is no JSON: {error}") from None
+
+
+def _messages(name: str) -> Any:
+    messages = _json_of(name)
     return messages.get("messages") if isinstance(messages, dict) else messages
 
 
@@ -245,6 +310,49 @@ _FEATURES = [
         metavar="FEATURE",
     )
 ]
+_GROUPS = [
+    _option(
+        "--group",
+        _GROUP_HELP,
+        dest="groups",
+        action="append",
+        type=_group,
+        metavar="GROUP",
+    ),
+    _option(
+        "--groups-of",
+        "take the groups of this graph, as the viewer or the worker made them",
+        type=_groups_of,
+        default={},
+        metavar="FILE",
+    ),
+    _option(
+        "--experiment",
+        _EXPERIMENT_HELP,
+        dest="experiments",
+        action="append",
+        type=_experiment,
+        required=True,
+        metavar="EXPERIMENT",
+    ),
+    _option(
+        "--target",
+        "report this token's logit and probability, such as ' basket'",
+        dest="targets",
+        action="append",
+        metavar="TOKEN",
+    ),
+    _option(
+        "--constrained-layers",
+        "freeze the MLPs of these layers: FIRST-LAST, or all, which freezes norms too",
+        type=_layers,
+        metavar="LAYERS",
+    ),
+]
+_OTHER = [
+    _option("other_prompt", "or --other-messages", metavar="OTHER_PROMPT", nargs="?"),
+    _option("--other-messages", "chat turns, as JSON", type=_messages, metavar="FILE"),
+]
 _LIMIT = "wait no longer, and stop the job (`wait` lets it go on)"
 _TIMEOUT = [_option("--timeout", _LIMIT, type=_seconds, metavar="SECONDS")]
 _JSON = [_option("--json", "print the output as JSON", action="store_true")]
@@ -261,6 +369,14 @@ _COMMANDS: dict[str, tuple[str, list[_Option]]] = {
     "steer": ("a prompt continued with features changed", _PROMPT + _FEATURES + _TIMEOUT + _JSON),
     "forward-pass": ("a prompt's tokens and likeliest next tokens", _PROMPT + _TIMEOUT + _JSON),
     "parse-chat-prompt": ("a rendered prompt as messages", _RENDERED + _TIMEOUT + _JSON),
+    "intervene": (
+        "a prompt's next tokens with groups of features off, scaled or set",
+        _PROMPT + _GROUPS + _TIMEOUT + _JSON,
+    ),
+    "contrast": (
+        "the features that tell two prompts apart, and a steer from one to the other",
+        _PROMPT + _OTHER + _TIMEOUT + _JSON,
+    ),
     "wait": ("wait for a job on Runpod that was sent before", _ID + _FILE + _TIMEOUT + _JSON),
     "status": ("the state of a job on Runpod", _ID + _JSON),
     "cancel": ("stop a job on Runpod", _ID),

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Self, TypeVar, overload
 
 from pydantic import BaseModel, ValidationError
@@ -153,6 +153,31 @@ class Client:
         """The messages of which a prompt was rendered."""
         output = self._act("parse-chat-prompt", prompt=prompt, **arguments)
         return self._read(output, schemas.ParseChatPromptResponse)
+
+    def intervene(
+        self,
+        prompt: str | None = None,
+        *,
+        groups: Mapping[str, Sequence[schemas.GroupFeature | dict[str, Any]]],
+        experiments: Sequence[Sequence[schemas.GroupChange | dict[str, Any]]],
+        **arguments: Any,
+    ) -> schemas.InterveneResponse:
+        """The next token and the groups' activations, as they are and under each experiment."""
+        output = self._act(
+            "intervene",
+            prompt=prompt,
+            groups={name: list(group) for name, group in groups.items()},
+            experiments=[list(changes) for changes in experiments],
+            **arguments,
+        )
+        return self._read(output, schemas.InterveneResponse)
+
+    def contrast(
+        self, prompt: str | None = None, other_prompt: str | None = None, **arguments: Any
+    ) -> schemas.ContrastResponse:
+        """The features that turn the prompt's prediction into the other's, and a steer of them."""
+        output = self._act("contrast", prompt=prompt, other_prompt=other_prompt, **arguments)
+        return self._read(output, schemas.ContrastResponse)
 
     def _act(
         self,

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from itertools import dropwhile
+from itertools import dropwhile, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from rich.text import Text
 from remote.graph_summary import print_graph
 from remote.terminal_text import TABLE_STYLE, line, quoted, shown, size, stages
 from schemas import (
+    ContrastResponse,
     ForwardPassResponse,
+    InterveneResponse,
     LogitsOfToken,
     LogitsPair,
     ParseChatPromptResponse,
@@ -38,6 +40,10 @@ def print_output(console: Console, output: dict[str, Any], path: Path | None = N
         print_receipt(console, UploadReceipt.model_validate(output))
     elif "STEERED_GENERATION" in output:
         print_steer(console, SteerResponse.model_validate(output))
+    elif "baseline" in output:
+        print_intervene(console, InterveneResponse.model_validate(output))
+    elif "other_prediction" in output:
+        print_contrast(console, ContrastResponse.model_validate(output))
     elif "salient_logits" in output:
         print_forward_pass(console, ForwardPassResponse.model_validate(output))
     elif "is_chat" in output:
@@ -99,6 +105,50 @@ def print_forward_pass(console: Console, output: ForwardPassResponse) -> None:
         table.add_row(quoted(logit.token), str(logit.token_id), f"{logit.probability:.4f}")
     console.print(Group("", tokens, "", table))
     console.print(f"\ntogether {output.cumulative_probability:.4f} of the probability")
+
+
+def print_intervene(console: Console, output: InterveneResponse) -> None:
+    """A column of each experiment: its likeliest tokens, its targets, its groups in per cent."""
+    rows = [output.baseline, *output.experiments]
+    names = ["", "baseline", *map(str, range(1, len(rows)))]
+    table = Table(*names, title="Experiments", **TABLE_STYLE)
+    # A worker that isn't trusted may send rows of other lengths.
+    likeliest = ([f"{quoted(t.token)} {t.probability:.4f}" for t in row.top] for row in rows)
+    for n, cells in enumerate(zip_longest(*likeliest, fillvalue="")):
+        table.add_row("next token" if n == 0 else "", *cells)
+    probabilities = [{t.token: f"{t.probability:.4f}" for t in row.targets} for row in rows]
+    for token in probabilities[0]:
+        table.add_row(quoted(token), *(row.get(token, "") for row in probabilities))
+    for name in output.baseline.groups:
+        shares = (row.groups.get(name) for row in rows)
+        table.add_row(line(name), *("-" if share is None else f"{share:.0%}" for share in shares))
+    console.print(Group("", table))
+
+
+def print_contrast(console: Console, output: ContrastResponse) -> None:
+    """Both predictions, the features between them, and the options that steer."""
+    predictions = Table("prompt", "position", "likeliest next token", "probability", **TABLE_STYLE)
+    for name, position, likeliest in (
+        ("this", output.position, output.prediction),
+        ("the other", output.other_position, output.other_prediction),
+    ):
+        predictions.add_row(
+            *(name, str(position), quoted(likeliest.token), f"{likeliest.probability:.4f}")
+        )
+    columns = ("layer", "feature", "activation", "in the other", "effect")
+    features = Table(*columns, title="Features by effect", **TABLE_STYLE)
+    for feature in output.features:
+        features.add_row(
+            *(str(feature.layer), str(feature.index), f"{feature.activation:.2f}"),
+            *(f"{feature.other_activation:.2f}", f"{feature.effect:+.3f}"),
+        )
+    console.print(Group("", predictions, "", features))
+    options = (
+        f"--feature {f.layer}:{f.index}:{f.token_active_position}="
+        + ("0" if f.delta is None else f"{f.delta:+.4g}")
+        for f in output.steer
+    )
+    console.print(f"\nsteer   {' '.join(options)}", soft_wrap=True)
 
 
 def print_messages(console: Console, output: ParseChatPromptResponse) -> None:

@@ -47,6 +47,23 @@ EXAMPLES: Mapping[str, dict[str, Any]] = {
     },
     "forward-pass": {"prompt": PROMPT, "max_n_logits": 5, "desired_logit_prob": 0.9},
     "parse-chat-prompt": {"prompt": PROMPT},
+    "intervene": {
+        "prompt": PROMPT,
+        "groups": {
+            "French": [
+                {"layer": 2, "index": 157, "position": 4},
+                {"layer": 1, "index": 120, "position": 4},
+            ],
+            "Spanish": [{"layer": 2, "index": 146, "position": 4}],
+        },
+        "experiments": [
+            [{"group": "French", "scale": 0}],
+            [{"group": "French", "scale": 0}, {"group": "Spanish", "value": 10.8}],
+        ],
+        "targets": [" basket", " baloncesto"],
+        "top_k": 3,
+    },
+    "contrast": {"prompt": PROMPT, "other_prompt": "Michael Jordan juega al", "top_k": 5},
 }
 
 ERRORS = {
@@ -116,6 +133,8 @@ RESPONSES: Mapping[str, tuple[type[BaseModel], ...]] = {
     "steer": (schemas.SteerResponse,),
     "forward-pass": (schemas.ForwardPassResponse,),
     "parse-chat-prompt": (schemas.ParseChatPromptResponse,),
+    "intervene": (schemas.InterveneResponse,),
+    "contrast": (schemas.ContrastResponse,),
 }
 _STATUS: Mapping[str, type[BaseModel]] = {"check-busy": CheckBusyResponse, "health": HealthResponse}
 

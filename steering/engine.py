@@ -66,6 +66,15 @@ class Passes(Protocol):
         of the first.
         """
 
+    def last_logits(
+        self, tokens: Tensor, hooks: Hooks, *, freeze_attention: bool, freeze_norms: bool
+    ) -> Tensor:
+        """Logits (n_rows, d_vocab) after the last of `tokens`, (n_rows, n_positions), no cache.
+
+        With `freeze_attention` every row has the attention patterns of the first, with
+        `freeze_norms`, which TransformerLens alone can, its norms' scales.
+        """
+
     def plain_logits(self, tokens: Tensor) -> Tensor:
         """Logits (d_vocab,) after the last of `tokens`, (1, n_positions), without a cache.
 

@@ -48,6 +48,17 @@ class HuggingFacePasses(Passes):
             )
         return output.logits[:, -1]
 
+    def last_logits(
+        self,
+        tokens: Tensor,
+        hooks: Hooks,
+        *,
+        freeze_attention: bool,
+        freeze_norms: bool,  # noqa: ARG002 - what needs it is refused before
+    ) -> Tensor:
+        cache = self.new_cache(len(tokens))
+        return self.logits(tokens, cache, hooks, freeze_attention=freeze_attention)
+
     def plain_logits(self, tokens: Tensor) -> Tensor:
         # Logits of one position come from another kernel than those of all, and round otherwise.
         return self._hf_model(input_ids=tokens, use_cache=False).logits[0, -1]

@@ -30,13 +30,24 @@ class TransformerLensPasses(Passes):
     ) -> Tensor:
         named = self._all_named(hooks)
         if freeze_attention:
-            for layer in range(self.model.cfg.n_layers):
-                named.append((f"blocks.{layer}.attn.hook_pattern", _first_rows_pattern))
+            named += self._frozen("hook_pattern")
         with self.model.hooks(named):
             # Without a mask TransformerLens makes one in which a pad token, often the EOS token
             # or BOS, isn't attended to.
             mask = torch.ones_like(tokens)
             return self.model(tokens, attention_mask=mask, past_kv_cache=cache)[:, -1]
+
+    def last_logits(
+        self, tokens: Tensor, hooks: Hooks, *, freeze_attention: bool, freeze_norms: bool
+    ) -> Tensor:
+        frozen = self._frozen("hook_pattern") if freeze_attention else []
+        frozen += self._frozen("hook_scale") if freeze_norms else []
+        model, cap = self.model, self.model.cfg.output_logits_soft_cap
+        with model.hooks([*self._all_named(hooks), *frozen]):
+            stream = model(tokens, stop_at_layer=model.cfg.n_layers)
+            # Logits of all positions would take most of the memory.
+            logits: Tensor = model.unembed(model.ln_final(stream[:, -1:]))[:, 0]
+        return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
     def plain_logits(self, tokens: Tensor) -> Tensor:
         logits: Tensor = self.model(tokens)
@@ -46,6 +57,15 @@ class TransformerLensPasses(Passes):
         last, _ = max(hooks)
         with self.model.hooks(self._all_named(hooks)):
             self.model(tokens, stop_at_layer=self._block(last) + 1)
+
+    def _frozen(self, end: str) -> list[tuple[str, Callable[..., Tensor | None]]]:
+        """Hooks by which the hook points of this name give every row what the first one has.
+
+        The norms of queries and keys, whose scales have no dimension of rows, act on attention
+        patterns alone.
+        """
+        names = (name for name in self.model.hook_dict if name.endswith(f".{end}"))
+        return [(name, _first_rows) for name in names if "_norm.hook_scale" not in name]
 
     def _all_named(self, hooks: Hooks) -> list[tuple[str, Callable[..., Tensor | None]]]:
         named = [self._named(point, function) for point, function in hooks.items()]
@@ -71,5 +91,5 @@ def _without_hook_point(
     return lambda acts, hook: function(acts)  # noqa: ARG005 - TransformerLens names it
 
 
-def _first_rows_pattern(pattern: Tensor, **_: Any) -> Tensor:
-    return pattern[:1].expand_as(pattern)
+def _first_rows(values: Tensor, **_: Any) -> Tensor:
+    return values[:1].expand_as(values)

@@ -363,6 +363,68 @@ def test_logits_are_objects_where_the_body_says_request_type_whatever_the_door(b
     assert request.logits_format == (body.get("logits_format") or by_dialect)
 
 
+SITES = st.fixed_dictionaries(
+    {name: st.integers(0, 2**53) for name in ("layer", "index", "position")},
+    optional={"kind": st.sampled_from(["transcoder", "lorsa"])},
+)
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+GROUP_NAMES = ["French", "Spanish", "0"]
+CHANGES = st.one_of(
+    st.fixed_dictionaries({"group": st.sampled_from(GROUP_NAMES), "scale": FINITE}),
+    st.fixed_dictionaries({"group": st.sampled_from(GROUP_NAMES), "value": FINITE}),
+)
+INTERVENTIONS = st.fixed_dictionaries(
+    {
+        "action": st.just("intervene"),
+        "prompt": st.just("a"),
+        "groups": st.fixed_dictionaries(
+            {name: st.lists(SITES, min_size=1, max_size=3) for name in GROUP_NAMES}
+        ),
+        "experiments": st.lists(st.lists(CHANGES, max_size=3), min_size=1, max_size=64),
+    },
+    optional={
+        "targets": st.lists(st.sampled_from([" a", "b"]), max_size=2),
+        "top_k": st.integers(0, 100),
+        "constrained_layers": st.none()
+        | st.just("all")
+        | st.tuples(st.integers(0, 9), st.integers(0, 9)).map(sorted),
+        "freeze_attention": st.booleans(),
+    },
+)
+CONTRASTS = st.fixed_dictionaries(
+    {"action": st.just("contrast"), "prompt": st.just("a"), "other_prompt": st.just("b")},
+    optional={
+        "position": st.integers(0, 2**53),
+        "other_position": st.none() | st.integers(0, 2**53),
+        "top_k": st.integers(0, schemas.MAX_FEATURES),
+        "n_steer": st.integers(1, schemas.MAX_FEATURES // 2),
+        "strength": st.floats(0, exclude_min=True, allow_infinity=False),
+    },
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(body=INTERVENTIONS | CONTRASTS)
+def test_what_a_valid_intervention_or_contrast_says_is_what_is_read(body):
+    request = parse_request(body)
+    given = {name: value for name, value in body.items() if value is not None}
+    read = request.model_dump(mode="json", exclude_unset=True)
+    assert {"action": request.action, **read} == given
+    assert parse_request({"action": request.action, **read}) == request
+
+
+@settings(max_examples=100, deadline=None)
+@given(body=INTERVENTIONS, name=st.text(min_size=1, max_size=20), data=st.data())
+def test_an_experiment_on_a_group_that_is_not_there_is_refused(body, name, data):
+    assume(name not in GROUP_NAMES)
+    which = data.draw(st.integers(0, len(body["experiments"]) - 1))
+    changes = [*body["experiments"][which], {"group": name, "scale": 0}]
+    experiments = [*body["experiments"]]
+    experiments[which] = changes
+    words = f"experiments[{which}][{len(changes) - 1}].group"
+    assert words in str(refusal({**body, "experiments": experiments}))
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),

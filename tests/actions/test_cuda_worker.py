@@ -1,4 +1,4 @@
-"""The worker with DEVICE=cuda: weights read onto the device, and all four actions answered there.
+"""The worker with DEVICE=cuda: weights read onto the device, and every action answered there.
 
 Without a GPU the device is emulated; what is loaded, asked and answered is the worker's own.
 """
@@ -18,6 +18,7 @@ import model_loader
 from errors import OutOfMemory
 from graphs.cache import GraphCache
 from serving import fitness
+from serving.http_docs import EXAMPLES
 from settings import Settings
 from tests.support.chat_messages import user
 from tests.support.cuda_devices import DEVICES, cuda_device, emulated_only
@@ -37,7 +38,16 @@ STEER = {
     "seed": 5,
     "temperature": 0.7,
 }
-ACTIONS = {"generate-graph": GRAPH, "steer": STEER, "forward-pass": FORWARD, "parse": PARSE}
+INTERVENE = {"action": "intervene", **EXAMPLES["intervene"]}
+CONTRAST = {"action": "contrast", **EXAMPLES["contrast"]}
+ACTIONS = {
+    "generate-graph": GRAPH,
+    "steer": STEER,
+    "forward-pass": FORWARD,
+    "parse": PARSE,
+    "intervene": INTERVENE,
+    "contrast": CONTRAST,
+}
 # Of numbers, between the device and a CPU: float32's rounding, and that of 16 bits.
 CLOSE = {"float32": 1e-4, "bfloat16": 0.06, "float16": 0.02}
 
@@ -73,7 +83,7 @@ def assert_like(found, expected, close, at="output"):
         assert found == expected, at
 
 
-def test_the_demo_answers_all_four_actions_as_on_a_cpu(cuda, monkeypatch):
+def test_the_demo_answers_every_action_as_on_a_cpu(cuda, monkeypatch):
     served(demo_settings(), monkeypatch)
     expected = {name: ask(body) for name, body in ACTIONS.items()}
     settings = Settings(_env_file=None, device="cuda", model_dtype="float32")
@@ -84,7 +94,7 @@ def test_the_demo_answers_all_four_actions_as_on_a_cpu(cuda, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_the_demo_answers_all_four_actions_in_16_bits(dtype, cuda, monkeypatch):
+def test_the_demo_answers_every_action_in_16_bits(dtype, cuda, monkeypatch):
     settings = Settings(_env_file=None, device="cuda", model_dtype=dtype)
     loaded = served(settings, monkeypatch)
     assert {p.dtype for p in loaded.model.parameters()} == {getattr(torch, dtype)}
@@ -100,6 +110,12 @@ def test_the_demo_answers_all_four_actions_in_16_bits(dtype, cuda, monkeypatch):
     assert share_of_nodes(graph, expected["generate-graph"]) >= 0.8
     assert answers["steer"]["STEERED_GENERATION"].startswith(PROMPT)
     assert answers["parse"] == expected["parse"]
+    for n in range(2):
+        found, wanted = (a["intervene"]["experiments"][n] for a in (answers, expected))
+        assert_like(found["targets"], wanted["targets"], 0.2)
+    found, wanted = (a["contrast"] for a in (answers, expected))
+    assert found["other_prediction"]["token"] == wanted["other_prediction"]["token"]
+    assert found["features"][0]["index"] == wanted["features"][0]["index"]
 
 
 def test_the_fitness_checks_pass(cuda, monkeypatch):

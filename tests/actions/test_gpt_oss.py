@@ -23,7 +23,7 @@ from prompting import chat_prompt, prompts
 from prompting.chat_template import render_messages
 from serving import fitness
 from settings import Settings
-from steering import Intervention, Options
+from steering import Experiment, Frozen, Intervention, Options
 from tests.support import gpt_oss
 from tests.support.chat_messages import assistant, system, user
 from tests.support.demo_worker import ask, settings_at
@@ -135,6 +135,28 @@ def test_steering_is_the_library_s_intervention(loaded: LoadedModel, frozen: boo
     expected = logits[0, -1].softmax(-1).topk(5)
     assert steered.top_ids[0].tolist() == expected.indices.tolist()
     torch.testing.assert_close(steered.top_probs[0], expected.values, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "frozen", [Frozen(attention=False), Frozen(), Frozen(range(1, 2))], ids=str
+)
+def test_experiments_are_the_library_s_interventions(loaded: LoadedModel, frozen: Frozen) -> None:
+    model, ids, text = loaded.model, tokens_of(loaded), text_of(loaded)
+    _, activations = model.get_activations(torch.tensor(ids))
+    experiments: list[Experiment] = []
+    for layer in range(gpt_oss.N_LAYERS):
+        value, index = activations[layer, 1 + layer].max(dim=0)
+        experiments.append({(layer, 1 + layer, int(index)): 3 * float(value)})
+    features = [feature for experiment in experiments for feature in experiment]
+    outcomes = steering.intervene(model, ids, features, experiments, frozen)
+    for row, experiment in enumerate(experiments, start=1):
+        logits, _ = model.feature_intervention(
+            text,
+            [(*feature, value) for feature, value in experiment.items()],
+            constrained_layers=frozen.layers or None,
+            freeze_attention=frozen.attention,
+        )
+        torch.testing.assert_close(outcomes.logits[row], logits[0, -1], atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("body", [{"prompt": TEXT}, {"messages": [user(TEXT)]}], ids=str)

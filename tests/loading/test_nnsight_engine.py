@@ -1,4 +1,4 @@
-"""The worker on the nnsight engine: its start, the four actions, refusals, and stopping."""
+"""The worker on the nnsight engine: its start, the actions, refusals, and stopping."""
 
 import os
 import threading
@@ -19,11 +19,12 @@ from transformers import (
 
 import model_loader
 from actions.answer import answer
-from errors import Cancelled
+from errors import Cancelled, InvalidInput
 from loading import UnsupportedArchitectureError
 from loading.loaded_model import LoadedModel
 from loading.nnsight_engine import replacement_model
 from model_loader import ModelLoadError
+from serving.http_docs import EXAMPLES
 from tests.support.chat_messages import assistant, user
 from tests.support.demo_worker import (
     FORWARD,
@@ -148,6 +149,27 @@ def test_a_chat_model_with_a_vision_part_answers_every_action_by_its_name(tmp_pa
     parsed = ask({"action": "parse-chat-prompt", "prompt": graph["metadata"]["prompt"]}, settings)
     assert parsed["messages"] == messages
     assert parsed["unsteerable_positions"] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"freeze_attention": False}, {"constrained_layers": [1, 2]}], ids=str
+)
+def test_interventions_have_the_numbers_of_the_other_engine(demo, serve, fields) -> None:
+    serve(demo)
+    body = {"action": "intervene", **EXAMPLES["intervene"], **fields}
+    ours = ask(body, NNSIGHT)
+    serve(model_loader.load(demo_settings()))
+    expected = ask(body)
+    assert without_numbers(ours) == without_numbers(expected)
+    assert list(numbers(ours)) == pytest.approx(list(numbers(expected)), rel=1e-3, abs=1e-4)
+
+
+def test_what_interventions_and_contrasts_need_of_the_other_engine_is_refused(demo, serve) -> None:
+    serve(demo)
+    whole = {"action": "intervene", **EXAMPLES["intervene"], "constrained_layers": "all"}
+    for body in (whole, {"action": "contrast", **EXAMPLES["contrast"]}):
+        with pytest.raises(InvalidInput, match="MODEL_ENGINE=transformerlens"):
+            ask(body, NNSIGHT)
 
 
 def save_transcoders(directory: Path, input_hook: str, n_layers: int = 3) -> Path:

@@ -52,6 +52,8 @@ def test_the_page_s_commands_do_what_they_say(command, server, workplace, capsys
         "steer": '" baloncesto"',
         "forward-pass": '4         " au"',
         "parse-chat-prompt": "positions that can't be steered: 0",
+        "contrast": "--feature 2:146:4=+10.79",
+        "intervene": '" baloncesto" 0.7024',
         "health": "model        demo",
     }
     assert expected[command.split()[0]] in said

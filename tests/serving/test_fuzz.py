@@ -96,6 +96,16 @@ ANY_FEATURE = st.fixed_dictionaries(
         "delta": NUMBER,
     },
 )
+GROUP = st.lists(
+    st.fixed_dictionaries(
+        {"layer": st.integers(0, 4), "index": st.integers(0, 1024), "position": SMALL},
+        optional={"kind": st.sampled_from(["transcoder", "lorsa", ""])},
+    ),
+    max_size=3,
+)
+CHANGE = st.fixed_dictionaries(
+    {"group": st.sampled_from("ab") | TEXT}, optional={"scale": NUMBER, "value": NUMBER}
+)
 PROMPT = {"prompt": TEXT, "messages": MESSAGES}
 BORDERLINE = st.one_of(
     st.fixed_dictionaries(
@@ -133,6 +143,34 @@ BORDERLINE = st.one_of(
         optional={**PROMPT, "max_n_logits": NUMBER, "desired_logit_prob": UNIT},
     ),
     st.fixed_dictionaries({"action": st.just("parse-chat-prompt")}, optional={"prompt": TEXT}),
+    st.fixed_dictionaries(
+        {
+            "action": st.just("intervene"),
+            "groups": st.dictionaries(st.sampled_from("ab") | TEXT, GROUP, max_size=3),
+            "experiments": st.lists(st.lists(CHANGE, max_size=3), max_size=3),
+        },
+        optional={
+            **PROMPT,
+            "targets": st.lists(TEXT, max_size=3),
+            "top_k": NUMBER,
+            "constrained_layers": st.sampled_from(["all", "", None])
+            | st.lists(SMALL | NUMBER, max_size=3),
+            "freeze_attention": st.booleans(),
+        },
+    ),
+    st.fixed_dictionaries(
+        {"action": st.just("contrast")},
+        optional={
+            **PROMPT,
+            "other_prompt": TEXT,
+            "other_messages": MESSAGES,
+            "position": NUMBER,
+            "other_position": NUMBER,
+            "top_k": NUMBER,
+            "n_steer": NUMBER,
+            "strength": NUMBER,
+        },
+    ),
 )
 
 

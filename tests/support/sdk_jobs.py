@@ -7,6 +7,18 @@ from tests.support.polling import until
 
 FEATURE = {"layer": 2, "index": 5, "token_active_position": 4, "steer_position": 4, "delta": 20.0}
 STEER = {"action": "steer", "prompt": "Michael Jordan joue au", "features": [FEATURE]}
+INTERVENE = {
+    "action": "intervene",
+    "prompt": "Michael Jordan joue au",
+    "groups": {"a": [{"layer": 2, "index": 157, "position": 4}]},
+    "experiments": [[{"group": "a", "scale": 0}]],
+    "constrained_layers": [1, 2],
+}
+CONTRAST = {
+    "action": "contrast",
+    "prompt": "Michael Jordan joue au",
+    "other_prompt": "Michael Jordan juega al",
+}
 # Seconds of attribution: a batch for each of thousands of feature nodes.
 LONG_GRAPH = {
     **GRAPH,
@@ -23,6 +35,8 @@ GOOD = [
     {**GRAPH, "prompt": "Rafael Nadal juega al", "max_n_logits": 3},
     {**FORWARD, "prompt": "Rafael Nadal juega al", "max_n_logits": 2},
     {**STEER, "n_tokens": 3, "steered_output_only": True},
+    INTERVENE,
+    CONTRAST,
 ]
 BAD = [
     ({"action": "fly"}, "unknown_action"),

@@ -1,0 +1,176 @@
+"""Interventions and contrasts: this worker's way beside the library's, both in one run.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.intervene
+    python -m benchmarks.intervene --device cuda --synthetic
+
+On the demo model: 16 experiments on three groups of four features each, as one batch, beside
+circuit-tracer's `feature_intervention` once for each of them (with the activations, of which the
+groups' shares are made, and "lean", without). A contrast of two prompts is measured beside
+`get_activations` of both. With `--synthetic` the model is that of `benchmarks.steer`. Seconds are
+those of the CPU, of the clock on a GPU; medians, in turns.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+import model_loader
+import steering
+from attribution.contrast import contrast
+from benchmarks import steer
+from benchmarks.measure import Cost, machine, measure, medians
+from settings import Settings
+from steering import Experiment, Feature, Frozen
+
+N_EXPERIMENTS = 16
+PROMPTS = ("Michael Jordan joue au", "Michael Jordan juega al")
+FROZEN = {
+    "attention frozen": Frozen(),
+    "nothing frozen": Frozen(attention=False),
+    "all layers constrained": None,  # as many as the model has
+}
+
+
+def experiments_of(model: Any, ids: list[int]) -> tuple[list[Feature], list[Experiment]]:
+    """Twelve active features, and sixteen ways to scale groups of four of them."""
+    _, activations = model.get_activations(torch.tensor(ids, device=model.cfg.device))
+    strongest = activations[:, 1:].flatten().topk(12).indices.tolist()
+    _, n_pos, n_features = activations.shape
+    features: list[Feature] = []
+    for place in strongest:
+        layer, rest = divmod(place, (n_pos - 1) * n_features)
+        features.append((layer, 1 + rest // n_features, rest % n_features))
+    experiments: list[Experiment] = []
+    for n in range(N_EXPERIMENTS):
+        group = features[4 * (n % 3) : 4 * (n % 3) + 4]
+        scale = (n - N_EXPERIMENTS // 2) / 4
+        experiments.append({feature: scale * float(activations[feature]) for feature in group})
+    return features, experiments
+
+
+def library_way(
+    model: Any, ids: list[int], experiments: list[Experiment], frozen: Frozen, **options: Any
+) -> torch.Tensor:
+    tokens = torch.tensor(ids, device=model.cfg.device)
+    rows = []
+    for experiment in experiments:
+        interventions = [(*feature, value) for feature, value in experiment.items()]
+        logits, _ = model.feature_intervention(
+            tokens,
+            interventions,
+            constrained_layers=frozen.layers or None,
+            freeze_attention=frozen.attention,
+            **options,
+        )
+        rows.append(logits[0, -1])
+    return torch.stack(rows)
+
+
+def our_way(
+    model: Any,
+    ids: list[int],
+    features: list[Feature],
+    experiments: list[Experiment],
+    frozen: Frozen,
+) -> torch.Tensor:
+    # As the action does: the activations that groups are scaled from, then the batch.
+    steering.feature_activations(model, ids, features)
+    return steering.intervene(model, ids, features, experiments, frozen).logits[1:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--synthetic", action="store_true", help="12 random layers, 32 tokens")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+
+    model, prompts = _model_and_prompts(args)
+    on_gpu = args.device.startswith("cuda")
+    print(f"{args.dtype}, {machine(args.device)}; medians of {args.repeats}\n")
+    print(f"| {N_EXPERIMENTS} experiments | library | lean | ours | faster | than lean |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    features, experiments = experiments_of(model, prompts[0])
+    for name, chosen in FROZEN.items():
+        frozen = chosen or Frozen(range(model.cfg.n_layers))
+        asked = (experiments, frozen)
+        ways: dict[str, Callable[[], Any]] = {
+            "library": partial(library_way, model, prompts[0], *asked),
+            "lean": partial(library_way, model, prompts[0], *asked, return_activations=False),
+            "ours": partial(our_way, model, prompts[0], features, *asked),
+        }
+        if args.dtype == "float32":
+            theirs, ours = ways["library"]().detach(), ways["ours"]()
+            torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
+        took = _medians(ways, args)
+        times = [_seconds(cost, on_gpu=on_gpu) for cost in took]
+        print(
+            f"| {name} | "
+            + " | ".join(f"{1000 * seconds:.1f} ms" for seconds in times)
+            + f" | {times[0] / times[2]:.1f}× | {times[1] / times[2]:.1f}× |",
+            flush=True,
+        )
+    _contrast(model, prompts, args, on_gpu=on_gpu)
+
+
+def _model_and_prompts(args: argparse.Namespace) -> tuple[Any, list[list[int]]]:
+    if args.synthetic:
+        shape = argparse.Namespace(
+            layers=12, d_model=512, features=8192, device=args.device, dtype=args.dtype
+        )
+        words = torch.randint(2, steer.D_VOCAB, (2, 31)).tolist()
+        return steer.build(shape), [[0, *row] for row in words]
+    settings = Settings(_env_file=None, device=args.device, model_dtype=args.dtype)
+    loaded = model_loader.load(settings)
+    return loaded.model, [loaded.tokenizer(text).input_ids for text in PROMPTS]
+
+
+def _contrast(
+    model: Any, prompts: list[list[int]], args: argparse.Namespace, *, on_gpu: bool
+) -> None:
+    one, other = prompts
+    tokens = [torch.tensor(ids, device=model.cfg.device) for ids in prompts]
+    assert contrast(model, one, other, len(one) - 1, len(other) - 1).features
+    activations, contrasted, farther = (
+        _seconds(cost, on_gpu=on_gpu)
+        for cost in _medians(
+            {
+                "get_activations": lambda: [model.get_activations(ids) for ids in tokens],
+                "at the last token": lambda: contrast(
+                    model, one, other, len(one) - 1, len(other) - 1
+                ),
+                "at the first": lambda: contrast(model, one, other, 1, 1),
+            },
+            args,
+        )
+    )
+    print("\n| contrast | two get_activations | ours | ratio |")
+    print("| --- | ---: | ---: | ---: |")
+    for name, ours in (("at the last token", contrasted), ("at the first", farther)):
+        print(
+            f"| {name} | {1000 * activations:.1f} ms | {1000 * ours:.1f} ms "
+            f"| {ours / activations:.2f} |"
+        )
+
+
+def _medians(ways: dict[str, Callable[[], Any]], args: argparse.Namespace) -> list[Cost]:
+    costs: dict[str, list[Cost]] = {name: [] for name in ways}
+    for run in ways.values():
+        run()
+    for _ in range(args.repeats):  # in turns, so that a slow moment of the machine hits all
+        for name, run in ways.items():
+            costs[name].append(measure(run, args.device))
+    return [medians(runs) for runs in costs.values()]
+
+
+def _seconds(cost: Cost, *, on_gpu: bool) -> float:
+    return cost.seconds if on_gpu else cost.cpu_seconds
+
+
+if __name__ == "__main__":
+    main()

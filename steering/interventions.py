@@ -1,0 +1,297 @@
+"""What features set to chosen activations change after a prompt and inside, without generating.
+
+The numbers are those of circuit-tracer's `feature_intervention`. All experiments go through the
+model as rows of one batch, whose first row is the prompt without any: what an experiment keeps
+frozen is what that row has at the same place, in the same pass.
+"""
+
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attribution.transcoder_layer import TranscoderLayer
+from errors import InvalidInput, NotFinite, OutOfMemory
+from steering.engine import HookPoint, Passes
+from steering.passes import passes_of
+from steering.readers import Feature
+
+logger = logging.getLogger(__name__)
+
+# What an experiment sets features to: (layer, position, index) to activation.
+Experiment = Mapping[Feature, float]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What stays as it is on the prompt without experiments.
+
+    In `layers` the MLPs stay as they are, and only what is set is added to them; the deltas then
+    start from the prompt's own activations, and features write to these layers alone. Where there
+    are any, attention patterns are frozen too, and where they are all the layers, so are norms.
+    """
+
+    layers: range = range(0)
+    attention: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Outcomes:
+    """The prompt without experiments, then each of them: n_rows of each.
+
+    An activation is the one in force: what a feature is set to, or else what it reads.
+    """
+
+    logits: Tensor  # (n_rows, d_vocab) after the last token, on the model's device
+    activations: Tensor  # (n_rows, n_features) float32, on the CPU
+
+
+def intervene(
+    model: Any,
+    token_ids: Sequence[int],
+    features: Sequence[Feature],
+    experiments: Sequence[Experiment],
+    frozen: Frozen,
+    *,
+    check: Callable[[], None] = lambda: None,
+    on_done: Callable[[int, int], None] = lambda *_: None,
+) -> Outcomes:
+    """Run a prompt under each of the experiments. The model is left as it came.
+
+    Args:
+        features: distinct, with all that an experiment sets, within the bounds of the model.
+        check: called at each layer that has features; raises to stop.
+        on_done: called with (experiments done, experiments in all) after each batch.
+
+    Raises:
+        InvalidInput: the model can't hold what `frozen` names.
+        OutOfMemory: not even one experiment fits.
+        NotFinite: the numbers of the prompt, or those of an experiment, are not all finite.
+    """
+    check_frozen(model, frozen)
+    passes, total = passes_of(model), len(experiments)
+    with torch.inference_mode():
+        layers = _layers(passes, token_ids, features)
+        logits, activations, done, at_once = [], [], 0, total
+        while done < total:
+            batch = experiments[done : done + at_once]
+            run = _attempt(_Batch(passes, layers, batch, frozen, check), token_ids)
+            if run is None:
+                if len(batch) == 1:
+                    raise OutOfMemory(
+                        "the device has no room for a single experiment; name fewer features, or "
+                        "shorten the prompt"
+                    )
+                at_once = max(1, len(batch) // 2)
+                logger.warning("out of memory: running %d experiments at once", at_once)
+                continue
+            new_logits, new_activations = run
+            _check_finite(model, new_logits, new_activations, done)
+            # Each batch has the prompt without experiments, which is kept once.
+            logits.append(new_logits[min(done, 1) :])
+            activations.append(new_activations[min(done, 1) :])
+            done += len(batch)
+            on_done(done, total)
+    return Outcomes(torch.cat(logits), torch.cat(activations))
+
+
+def check_frozen(model: Any, frozen: Frozen) -> None:
+    """Raise InvalidInput, naming the bound, for layers that can't be held on this model."""
+    n_layers, layers = model.cfg.n_layers, frozen.layers
+    if layers and layers[-1] >= n_layers:
+        raise InvalidInput(
+            f"constrained_layers ends at {layers[-1]}, the model has {n_layers} layers "
+            f"(0 to {n_layers - 1})"
+        )
+    if len(layers) == n_layers and model.backend == "nnsight":
+        raise InvalidInput(
+            "constrained_layers names all layers, whose norms would be frozen too, and the nnsight "
+            "engine can't do that; leave a layer out, or ask a worker with "
+            "MODEL_ENGINE=transformerlens"
+        )
+
+
+def _attempt(batch: "_Batch", token_ids: Sequence[int]) -> tuple[Tensor, Tensor] | None:
+    """A batch's logits and activations; None where memory runs out, with nothing kept of it."""
+    try:
+        return batch.run(token_ids)
+    except torch.OutOfMemoryError:
+        return None
+
+
+def _check_finite(model: Any, logits: Tensor, activations: Tensor, done: int) -> None:
+    """Raise NotFinite for the prompt or the first experiment that has other numbers."""
+    finite = logits.isfinite().all(1).cpu() & activations.isfinite().all(1)
+    if finite.all():
+        return
+    if not finite[0]:
+        raise NotFinite.of("the model's numbers on this prompt", model.cfg.dtype)
+    name = str(model.cfg.dtype).removeprefix("torch.")
+    raise NotFinite(
+        f"experiments[{done + int(finite.int().argmin()) - 1}]: the activations that it sets drive "
+        f"the model's numbers out of the range of {name}; use smaller scales or values"
+    )
+
+
+def _layers(
+    passes: Passes, token_ids: Sequence[int], features: Sequence[Feature]
+) -> dict[int, "_LayerFeatures"]:
+    by_layer: dict[int, list[int]] = defaultdict(list)
+    for column, (layer, _, _) in enumerate(features):
+        by_layer[layer].append(column)
+    silent = passes.silent_positions(len(token_ids))
+    return {
+        layer: _LayerFeatures(passes, layer, columns, [features[n] for n in columns], silent)
+        for layer, columns in sorted(by_layer.items())
+    }
+
+
+class _LayerFeatures:
+    """Features of one layer, read and written in every row. The transcoder's rows are read once."""
+
+    def __init__(
+        self,
+        passes: Passes,
+        layer: int,
+        columns: Sequence[int],
+        features: Sequence[Feature],
+        silent: range,
+    ) -> None:
+        device = passes.model.cfg.device
+        _, positions, indices = zip(*features, strict=True)
+        distinct_positions, rows = _distinct(positions)
+        distinct_indices, columns_of = _distinct(indices)
+        self._positions = torch.tensor(distinct_positions, device=device)
+        self._row = torch.tensor(rows, device=device)
+        self._column = torch.tensor(columns_of, device=device)
+        self._silent = torch.tensor([position in silent for position in positions], device=device)
+        transcoder = TranscoderLayer(passes.transcoders, layer)
+        where = torch.tensor(distinct_indices, device=device)
+        self._encode = transcoder.encoder(where)
+        # What each feature writes, (n_layers_written, n_distinct, d_model), and where which.
+        self._decoders = transcoder.decoders(where)
+        at: dict[int, list[int]] = defaultdict(list)
+        for n, position in enumerate(positions):
+            at[position].append(n)
+        self._at = [(position, torch.tensor(here, device=device)) for position, here in at.items()]
+        self.layer, self.features, self.columns = layer, features, columns
+        self.written = range(layer, layer + len(self._decoders))
+
+    def read(self, acts: Tensor) -> Tensor:
+        """Activations (n_rows, n_features) float32 at the feature input (n_rows, n_pos, d)."""
+        at_positions = acts[:, self._positions]
+        activations = self._encode(at_positions.flatten(0, 1)).float()
+        by_position = activations.unflatten(0, at_positions.shape[:2])
+        return by_position[:, self._row, self._column].masked_fill(self._silent, 0)
+
+    def writes(self, deltas: Tensor, layer: int, n_pos: int) -> Tensor:
+        """What deltas (n_rows, n_features) add at a layer's output: (n_rows, n_pos, d) float32."""
+        decoders = self._decoders[layer - self.layer]
+        added = deltas.new_zeros(len(deltas), n_pos, decoders.shape[-1])
+        for position, features in self._at:
+            vectors = decoders[self._column[features]].float()
+            added[:, position] = deltas[:, features] @ vectors
+        return added
+
+
+class _Batch:
+    """One pass over the prompt: a row without experiments, and a row for each of some."""
+
+    def __init__(
+        self,
+        passes: Passes,
+        layers: Mapping[int, _LayerFeatures],
+        experiments: Sequence[Experiment],
+        frozen: Frozen,
+        check: Callable[[], None],
+    ) -> None:
+        self._passes, self._layers, self._frozen, self._check = passes, layers, frozen, check
+        self._experiments = experiments
+        self._acts_into: dict[int, Tensor] = {}  # layer -> activations of its features
+        self._pending: dict[int, Tensor] = {}  # layer -> what is to be added at its output
+        self._through_skip: dict[int, Tensor] = {}  # layer -> what changes there behind a freeze
+
+    def run(self, token_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Logits (n_rows, d_vocab), and activations (n_rows, n_features) on the CPU."""
+        n_rows, frozen = 1 + len(self._experiments), self._frozen
+        n_layers = self._passes.model.cfg.n_layers
+        logits = self._passes.last_logits(
+            self._passes.tokens([token_ids] * n_rows),
+            self._hooks(),
+            freeze_attention=frozen.attention or bool(frozen.layers),
+            freeze_norms=len(frozen.layers) == n_layers,
+        )
+        n_features = sum(len(layer.columns) for layer in self._layers.values())
+        activations = torch.zeros(n_rows, n_features)
+        for number, seen in self._acts_into.items():
+            activations[:, self._layers[number].columns] = seen.cpu()
+        return logits, activations
+
+    def _hooks(self) -> dict[HookPoint, Callable[[Tensor], Tensor | None]]:
+        hooks: dict[HookPoint, Callable[[Tensor], Tensor | None]] = {}
+        written = set(self._frozen.layers)
+        for number, layer in self._layers.items():
+            hooks[number, "feature input"] = partial(self._read, number)
+            written |= set(self._written(layer))
+        for number in self._frozen.layers:
+            hooks[number, "feature input"] = partial(self._read, number)
+        for number in written:
+            hooks[number, "feature output"] = partial(self._write, number)
+        return hooks
+
+    def _written(self, layer: _LayerFeatures) -> list[int]:
+        """The layers to which a layer's features write here."""
+        frozen = self._frozen.layers
+        return [number for number in layer.written if not frozen or number in frozen]
+
+    def _read(self, number: int, acts: Tensor) -> None:
+        self._check()
+        if number in self._frozen.layers:
+            skip = TranscoderLayer(self._passes.transcoders, number).skip
+            if skip is not None:
+                changed = (acts - acts[:1]).float()
+                self._through_skip[number] = changed @ skip.float().T
+        layer = self._layers.get(number)
+        if layer is None:
+            return
+        read = layer.read(acts)
+        targets, is_set = self._targets(layer, read)
+        own = read[:1] if self._frozen.layers else read
+        written = self._written(layer)
+        if not written:  # as if nothing were set
+            is_set = torch.zeros_like(is_set)
+        deltas = torch.where(is_set, targets - own, 0.0)
+        self._acts_into[number] = torch.where(is_set, targets, read)
+        for to in written:
+            added = layer.writes(deltas, to, acts.shape[1])
+            self._pending[to] = self._pending[to] + added if to in self._pending else added
+
+    def _targets(self, layer: _LayerFeatures, read: Tensor) -> tuple[Tensor, Tensor]:
+        """What each row sets the features to, and whether it does, both (n_rows, n_features)."""
+        rows = [[math.nan] * len(layer.features)]
+        for experiment in self._experiments:
+            rows.append([experiment.get(feature, math.nan) for feature in layer.features])
+        values = torch.tensor(rows, dtype=torch.float32, device=read.device)
+        return values, ~values.isnan()
+
+    def _write(self, number: int, acts: Tensor) -> Tensor:
+        added = acts
+        if number in self._frozen.layers:
+            added = acts[:1].expand_as(acts)
+        if number in self._through_skip:
+            added = added + self._through_skip.pop(number)
+        if number in self._pending:
+            added = added + self._pending.pop(number)
+        return added.to(acts.dtype)
+
+
+def _distinct(values: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The distinct values, and for each value which of them it is."""
+    numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
+    return list(numbers), [numbers[value] for value in values]
