@@ -184,7 +184,8 @@ def _export(args: Namespace, out: Console, _err: Console) -> None:
     from remote.export import export
 
     for path in export(args.graph, args.to, args.output):
-        out.print(f"file    {summary.line(str(path))} ({summary.size(path.stat().st_size)})")
+        size = summary.size(path.stat().st_size)
+        out.print(f"file    {summary.line(str(path))} ({size})", soft_wrap=True)
 
 
 def _write_graph(args: Namespace, output: dict[str, Any], display: Display) -> Path | None:

@@ -45,7 +45,6 @@ JOBS_ON_RUNPOD = 16
 _MOST_ATTEMPTS = 3
 # A worker that has to end fails its job with this code, and says that it may be sent again.
 _SHUT_DOWN = "cancelled"
-# So many rows one after the other to which nothing usable came: the server is gone, not a row odd.
 _MOST_UNREACHED = 3
 _LOOK_S = 0.2
 # For the threads to notice that they shall stop, and to cancel their jobs.
@@ -106,6 +105,8 @@ class Batch:
         self._events: queue.SimpleQueue[Event | BaseException] = queue.SimpleQueue()
         self._stops = threading.Event()
         self._cancels = False  # the jobs in flight, when the batch stops
+        self._unreached = 0  # rows one after the other to which nothing usable came
+        self._counting = threading.Lock()
 
     def run(
         self, rows: Iterable[PromptRow], known: Mapping[str, Record], on_event: OnEvent
@@ -144,24 +145,21 @@ class Batch:
                     thread.join(max(end - time.monotonic(), 0.0))
 
     def _follow(self, threads: list[threading.Thread], on_event: OnEvent) -> None:
-        unreached = 0
+        """Hand the threads' events on until they are over, or one of them can't go on."""
         last_error: BaseException | None = None
         while any(thread.is_alive() for thread in threads) or not self._events.empty():
             try:
                 event = self._events.get(timeout=_LOOK_S)
             except queue.Empty:
+                if self._stops.is_set():
+                    break
                 continue
             if isinstance(event, BaseException):
                 raise event
             if event.record is not None:
                 self.records[event.row.name] = event.record
             on_event(event)
-            if event.state == "open":
-                unreached, last_error = unreached + 1, event.error
-            elif event.state != "running":
-                unreached = 0
-            if unreached >= _MOST_UNREACHED:
-                break
+            last_error = event.error or last_error
         if last_error is not None:
             raise last_error
 
@@ -188,6 +186,7 @@ class Batch:
                 output, job_id = self._output(client, row)
                 record = self._kept(row, output, job_id)
             except Unreachable as error:
+                self._count(reached=False)
                 self._events.put(Event(row, "open", error=error))
                 return
             except (WorkerFailure, JobEnded, NotTheGraph) as error:
@@ -195,11 +194,19 @@ class Batch:
                 if attempt < _MOST_ATTEMPTS and (isinstance(error, JobGone) or code == _SHUT_DOWN):
                     continue
                 record = Record(state="failed", code=code, error=_sentence(error))
+            self._count(reached=True)
             record = record.model_copy(update={"seconds": round(time.monotonic() - started, 3)})
             self._folder.write(row.name, record)
             state: Literal["done", "failed"] = "failed" if record.state == "failed" else "done"
             self._events.put(Event(row, state, record=record))
             return
+
+    def _count(self, *, reached: bool) -> None:
+        """Stop the batch where the server is gone, not one row's answer odd."""
+        with self._counting:
+            self._unreached = 0 if reached else self._unreached + 1
+            if self._unreached >= _MOST_UNREACHED:
+                self._stops.set()
 
     def _output(self, client: Client, row: PromptRow) -> tuple[Any, str | None]:
         """The output of a row's job, and the job's id where it has one."""
