@@ -181,11 +181,28 @@ def _compare(args: Namespace, out: Console, _err: Console) -> None:
 
 
 def _export(args: Namespace, out: Console, _err: Console) -> None:
-    from remote.export import export
+    from remote.export import beside, export
 
-    for path in export(args.graph, args.to, args.output):
+    if args.to == "png":
+        paths = [args.output or beside(args.graph, ".png")]
+        picture = _picture(args.graph)
+        with replacing(paths[0]) as file:
+            file.write(picture)
+    else:
+        paths = export(args.graph, args.to, args.output)
+    for path in paths:
         size = summary.size(path.stat().st_size)
         out.print(f"file    {summary.line(str(path))} ({size})", soft_wrap=True)
+
+
+def _picture(graph: Path) -> bytes:
+    from viewer.graph_files import ViewerError
+    from viewer.picture import take_picture
+
+    try:
+        return take_picture(graph)
+    except ViewerError as error:
+        raise WrongTarget(str(error)) from None
 
 
 def _write_graph(args: Namespace, output: dict[str, Any], display: Display) -> Path | None:

@@ -293,9 +293,15 @@ _COMPARE = [
     _option("graphs", "files, or folders of batches", nargs="+", type=Path, metavar="GRAPH"),
     _TOP,
 ]
+_FORM = "the form; png needs Chromium or Chrome"
 _EXPORT = [
     _option("graph", type=Path, metavar="FILE"),
-    _option("--to", "the form", choices=["graphml", "csv"], required=True),
+    _option(
+        "--to",
+        "the form; png needs Chromium or Chrome",
+        choices=["graphml", "csv", "png"],
+        required=True,
+    ),
     _option("-o --output", "the file; of csv the folder", type=Path, metavar="PATH"),
 ]
 _VIEW = [
@@ -317,5 +323,5 @@ _COMMANDS: dict[str, tuple[str, list[_Option]]] = {
     "view": ("look at graphs in the browser", _VIEW),
     "batch": ("the graphs of many prompts, and an index of them", _BATCH),
     "compare": ("features that graphs share, or that recur over a batch", _COMPARE + _JSON),
-    "export": ("a graph as GraphML, or as CSV of its nodes and links", _EXPORT),
+    "export": ("a graph as GraphML, as CSV of its nodes and links, or as a picture", _EXPORT),
 }

@@ -43,12 +43,16 @@ def export(graph: Path, form: Literal["graphml", "csv"], path: Path | None = Non
         OSError: what is written can't be.
     """
     read = read_graph(graph)
-    stem = graph.with_name(graph.name.removesuffix(".gz").removesuffix(".json"))
     if form == "csv":
-        return write_csv(read, path or stem.with_name(f"{stem.name}-csv"))
-    path = path or stem.with_name(f"{stem.name}.graphml")
+        return write_csv(read, path or beside(graph, "-csv"))
+    path = path or beside(graph, ".graphml")
     write_graphml(read, path)
     return [path]
+
+
+def beside(graph: Path, ending: str) -> Path:
+    """A path beside a graph's file, with another ending."""
+    return graph.with_name(graph.name.removesuffix(".gz").removesuffix(".json") + ending)
 
 
 def write_graphml(graph: GraphFile, path: Path) -> None:
