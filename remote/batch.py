@@ -50,7 +50,7 @@ _LOOK_S = 0.2
 # For the threads to notice that they shall stop, and to cancel their jobs.
 _STOPPING_S = 15.0
 _ASKING_S = 5.0
-_LONGEST_ERROR = 2_000
+_LONGEST_TEXT = 2_000
 # The code of a row's error that is not the worker's: the first that it is an instance of.
 _CODES: tuple[tuple[type[RemoteError], str], ...] = (
     (JobCancelled, "job_cancelled"),
@@ -277,7 +277,8 @@ class Batch:
             counts = Summary(
                 nodes=receipt.num_nodes, links=receipt.num_links, tokens=receipt.num_tokens
             )
-            return Record(state="done", job_id=job_id, url=receipt.url, summary=counts)
+            url = receipt.url[:_LONGEST_TEXT]
+            return Record(state="done", job_id=job_id, url=url, summary=counts)
         path = self._folder.graph_path(row.name)
         try:
             download(receipt, row.download_url, path, on_progress=self._reporter(row))
@@ -303,4 +304,4 @@ def _code(error: RemoteError) -> str:
 
 def _sentence(error: RemoteError) -> str:
     words = error.message if isinstance(error, WorkerFailure) else str(error)
-    return words[:_LONGEST_ERROR]
+    return words[:_LONGEST_TEXT]

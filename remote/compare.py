@@ -20,6 +20,7 @@ class InGraph:
     positions: list[int]
     influence: float
     activation: float
+    label: str = ""
 
     @classmethod
     def of(cls, places: Sequence[Place]) -> "InGraph":
@@ -27,6 +28,7 @@ class InGraph:
             [place.position for place in places],
             sum(place.influence for place in places),
             max(place.activation for place in places),
+            next((place.label for place in places if place.label), ""),
         )
 
 
@@ -48,6 +50,10 @@ class Feature:
     @property
     def present(self) -> list[InGraph]:
         return [graph for graph in self.graphs if graph is not None]
+
+    @property
+    def label(self) -> str:
+        return next((graph.label for graph in self.present if graph.label), "")
 
     @property
     def influence(self) -> float:

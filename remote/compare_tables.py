@@ -11,6 +11,7 @@ from remote.summary import line, quoted
 
 _MOST_COLUMNS = 4  # graphs; of more the table says in how many a feature is
 _LONGEST_PROMPT = 60
+_LONGEST_LABEL = 40
 _STYLE: dict[str, Any] = {"title_justify": "left", "box": None, "padding": (0, 2, 0, 0)}
 
 
@@ -48,6 +49,7 @@ def _fields(feature: Feature) -> dict[str, Any]:
         "n_graphs": len(feature.present),
         "influence": feature.influence,
         "activation": feature.activation,
+        "label": feature.label,
         "graphs": [None if graph is None else asdict(graph) for graph in feature.graphs],
     }
 
@@ -58,11 +60,10 @@ def _print_columns(
     columns = [
         f"{letter} {name}" for letter in _letters(n_graphs) for name in ("influence", "activation")
     ]
-    table = Table("feature", *columns, title=_titled(title, features, top), **_STYLE)
+    table = Table("feature", *columns, "", title=_titled(title, features, top), **_STYLE)
     for feature in features[:top]:
-        table.add_row(
-            str(feature.key), *(cell for graph in feature.graphs for cell in _cells(graph))
-        )
+        cells = (cell for graph in feature.graphs for cell in _cells(graph))
+        table.add_row(str(feature.key), *cells, _label(feature))
     console.print()
     console.print(table)
 
@@ -70,13 +71,14 @@ def _print_columns(
 def _print_recurring(console: Console, comparison: Comparison, top: int) -> None:
     features, n_graphs = comparison.recurring, len(comparison.graphs)
     title = _titled(f"Features that recur over {n_graphs} graphs", features, top)
-    table = Table("feature", "graphs", "influence", "activation", title=title, **_STYLE)
+    table = Table("feature", "graphs", "influence", "activation", "", title=title, **_STYLE)
     for feature in features[:top]:
         table.add_row(
             str(feature.key),
             f"{len(feature.present)} ({len(feature.present) / n_graphs:.0%})",
             f"{feature.influence:.2%}",
             f"{feature.activation:.2f}",
+            _label(feature),
         )
     console.print()
     console.print(table)
@@ -90,6 +92,10 @@ def _titled(title: str, features: list[Feature], top: int) -> str:
 
 def _cells(graph: InGraph | None) -> tuple[str, str]:
     return ("", "") if graph is None else (f"{graph.influence:.2%}", f"{graph.activation:.2f}")
+
+
+def _label(feature: Feature) -> str:
+    return line(feature.label[:_LONGEST_LABEL])
 
 
 def _letters(count: int) -> str:

@@ -26,11 +26,15 @@ class FeatureKey:
 
 @dataclass(frozen=True)
 class Place:
-    """A feature at one token: its activation there, and its share of the graph's influence."""
+    """A feature at one token: its activation there, and its share of the graph's influence.
+
+    The label is what the document calls it; most documents leave that to the viewer.
+    """
 
     position: int
     activation: float
     influence: float
+    label: str = ""
 
 
 def features_of(nodes: Sequence[GraphNode]) -> dict[FeatureKey, list[Place]]:
@@ -44,7 +48,7 @@ def features_of(nodes: Sequence[GraphNode]) -> dict[FeatureKey, list[Place]]:
     for node, share in zip(nodes, shares, strict=True):
         key = key_of(node)
         if key is not None:
-            place = Place(node.ctx_idx, node.activation or 0.0, share)
+            place = Place(node.ctx_idx, node.activation or 0.0, share, node.clerp or "")
             found.setdefault(key, []).append(place)
     for places in found.values():
         places.sort(key=lambda place: place.position)

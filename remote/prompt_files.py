@@ -177,7 +177,9 @@ def _value(name: str, cell: Any) -> Any:
     try:
         if kind is bool:
             return _FLAGS[text.lower()]
-        return orjson.loads(text) if kind is None else kind(text)
+        if kind is not None:
+            return kind(text)
+        return orjson.loads(text) if text[:1] in {"[", "{"} else text
     except (ValueError, KeyError):
         wanted = "JSON" if kind is None else "true or false" if kind is bool else "a number"
         raise ValueError(f"{name} is {cell[:_LONGEST_WORDS]!r}, which is not {wanted}") from None

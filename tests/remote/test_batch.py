@@ -22,6 +22,8 @@ from remote.jobs import Progress
 from remote.prompt_files import PromptRow, read_prompts
 from tests.support.control_plane import ControlPlane, running_worker
 from tests.support.demo_worker import PROMPT, TOO_LONG, ask, without_times
+from tests.support.http_server import serving
+from tests.support.object_store import BUCKET, running_store
 from tests.support.polling import until
 from tests.support.programs import ROOT, free_port
 from tests.support.raw_server import RawServer
@@ -196,6 +198,36 @@ def test_what_no_worker_sends_is_one_error_and_no_file(batch, tmp_path, answer, 
     assert list((tmp_path / "runs" / "graphs").iterdir()) == []
 
 
+def test_uploaded_graphs_are_downloaded_where_a_row_says_from_where(batch, tmp_path):
+    with running_store(tmp_path / "store") as store, serving(upload_allowed_hosts="127.0.0.1") as s:
+        get = store.client.generate_presigned_url
+        at = {"Bucket": BUCKET, "Key": "a"}
+        puts = [{"prompt": prompt, "signed_url": store.presign(key)} for prompt, key in FIRST_TWO]
+        puts[0] |= {"compress": True, "download_url": get("get_object", Params=at)}
+        assert batch(puts, "--url", s.url)[0] == 0
+        first, second = index(tmp_path)
+        graph = json.loads((tmp_path / "runs" / first["file"]).read_bytes())
+        assert graph["metadata"]["prompt"].endswith(PROMPTS[0])
+        assert (first["prediction"], first["url"]) == (" basket", "")
+        assert (second["file"], second["prediction"]) == ("", "")
+        assert second["url"] == f"{store.url}/{BUCKET}/b"
+        assert int(second["nodes"]) == len(json.loads(store.get("b")[0])["nodes"])
+        # URLs that are signed anew are of the same rows.
+        fresh = [{**row, "signed_url": f"{row['signed_url']}&x=1"} for row in puts]
+        assert batch(fresh, "--url", f"http://127.0.0.1:{free_port()}")[0] == 0
+        refused = [{**puts[0], "prompt": "a", "download_url": f"{store.url}/{BUCKET}/none"}]
+        code, said = batch(refused, "--url", s.url)
+        assert code == 1
+        assert "no_graph: the store answered 403 to the download" in said
+    kept = b"".join(
+        path.read_bytes() for path in (tmp_path / "runs").rglob("*.*") if path.is_file()
+    )
+    assert b"X-Amz-Signature" not in kept
+
+
+FIRST_TWO = [*zip(PROMPTS, "ab", strict=False)]
+
+
 def test_without_pyarrow_there_is_a_csv_index_and_a_word_about_the_other(
     batch, server, tmp_path, monkeypatch
 ):
@@ -323,6 +355,19 @@ def test_a_job_whose_worker_had_to_end_and_one_that_runpod_forgot_are_sent_again
     assert index(tmp_path)[0]["job_id"] == "job-3"
 
 
+def test_a_killed_client_s_job_that_runpod_no_longer_has_is_sent_again(idle_endpoint, tmp_path):
+    killed = start(idle_endpoint, tmp_path, PROMPTS[:1])
+    until(lambda: sent_ids(tmp_path) == ["job-1"])
+    killed.kill()
+    killed.communicate()
+    idle_endpoint.forget("job-1")
+    client = start(idle_endpoint, tmp_path, PROMPTS[:1])
+    end(idle_endpoint, 2, output=ask({"prompt": PROMPTS[0]}))
+    said, _ = client.communicate(timeout=60)
+    assert client.returncode == 0, said
+    assert index(tmp_path)[0]["job_id"] == "job-2"
+
+
 def test_a_job_that_never_comes_to_an_end_of_its_own_is_sent_three_times_and_no_more(
     idle_endpoint, tmp_path
 ):
@@ -374,7 +419,6 @@ def test_a_terminal_shows_a_table_in_which_nothing_from_outside_can_act():
     with BatchDisplay(console, total=5, done=1, failed=0) as display:
         display(event("running", ESCAPES, progress=Progress(f"attr{ESCAPES}", share=0.25)))
         display(event("failed", "b", record=Record(state="failed", code="x", error=ESCAPES)))
-        console.print(display._table())
     said = file.getvalue()
     for words in ("2 of 5", "1 failed", "1 in flight, 2 waiting", "25%", "[bold]x[/bold]"):
         assert words in said

@@ -112,10 +112,12 @@ def test_many_graphs_are_shown_as_what_recurs(three, tmp_path, capsys):
 
 
 def test_what_a_graph_says_can_not_act_on_the_terminal(three, tmp_path, capsys):
-    odd = graph(tmp_path, "odd", [feature("2_7_2", 0.5, 1.0)], prompt=ESCAPES)
+    nodes = [{**feature("2_7_2", 0.5, 1.0), "clerp": ESCAPES}]
+    odd = graph(tmp_path, "odd", nodes, prompt=ESCAPES)
     assert main(["compare", str(three[0]), str(odd)]) == 0
     said = capsys.readouterr().out
     assert "\\x1b[2J\\x9b\\u202e[bold]x[/bold]" in said
+    assert said.count("[bold]") == said.count("\\x1b[2J") == 2
     assert not {"\x1b", "\x9b", "\u202e"} & set(said)
 
 
