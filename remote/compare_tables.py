@@ -12,7 +12,7 @@ from remote.summary import line, quoted
 _MOST_COLUMNS = 4  # graphs; of more the table says in how many a feature is
 _LONGEST_PROMPT = 60
 _LONGEST_LABEL = 40
-_STYLE: dict[str, Any] = {"title_justify": "left", "box": None, "padding": (0, 2, 0, 0)}
+_STYLE: dict[str, Any] = {"box": None, "padding": (0, 2, 0, 0)}
 
 
 def print_comparison(console: Console, comparison: Comparison, top: int) -> None:
@@ -60,18 +60,19 @@ def _print_columns(
     columns = [
         f"{letter} {name}" for letter in _letters(n_graphs) for name in ("influence", "activation")
     ]
-    table = Table("feature", *columns, "", title=_titled(title, features, top), **_STYLE)
+    table = Table("feature", *columns, "", **_STYLE)
     for feature in features[:top]:
         cells = (cell for graph in feature.graphs for cell in _cells(graph))
         table.add_row(str(feature.key), *cells, _label(feature))
-    console.print()
-    console.print(table)
+    console.print(f"\n{_titled(title, features, top)}", soft_wrap=True)
+    if features:
+        console.print(table)
 
 
 def _print_recurring(console: Console, comparison: Comparison, top: int) -> None:
     features, n_graphs = comparison.recurring, len(comparison.graphs)
     title = _titled(f"Features that recur over {n_graphs} graphs", features, top)
-    table = Table("feature", "graphs", "influence", "activation", "", title=title, **_STYLE)
+    table = Table("feature", "graphs", "influence", "activation", "", **_STYLE)
     for feature in features[:top]:
         table.add_row(
             str(feature.key),
@@ -80,7 +81,7 @@ def _print_recurring(console: Console, comparison: Comparison, top: int) -> None
             f"{feature.activation:.2f}",
             _label(feature),
         )
-    console.print()
+    console.print(f"\n{title}", soft_wrap=True)
     console.print(table)
     console.print(f"\nin all  {len(comparison.common)} features")
 

@@ -111,7 +111,8 @@ def test_many_graphs_are_shown_as_what_recurs(three, tmp_path, capsys):
     assert "4 (80%)" in said
 
 
-def test_what_a_graph_says_can_not_act_on_the_terminal(three, tmp_path, capsys):
+def test_what_a_graph_says_can_not_act_on_the_terminal(three, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     nodes = [{**feature("2_7_2", 0.5, 1.0), "clerp": ESCAPES}]
     odd = graph(tmp_path, "odd", nodes, prompt=ESCAPES)
     assert main(["compare", str(three[0]), str(odd)]) == 0
