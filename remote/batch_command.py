@@ -42,7 +42,7 @@ def run_batch(args: Namespace, connect: Callable[[], Client], out: Console, err:
                 ) as display:
                     batch.run(todo, records, display)
         finally:
-            _print_index(folder, rows, batch.records, out)
+            _print_index(folder, rows, dict(batch.records), out)
     _raise_for_failures(batch.records)
 
 

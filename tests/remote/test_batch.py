@@ -47,7 +47,7 @@ def batch(tmp_path, capsys, monkeypatch):
     return run
 
 
-def write(folder, prompts, **columns):
+def write(folder, prompts):
     path = folder / "prompts.jsonl"
     rows = [{"prompt": row} if isinstance(row, str) else row for row in prompts]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -324,6 +324,19 @@ def test_ctrl_c_cancels_what_is_in_flight_and_the_next_run_does_the_rest(batch, 
     assert {*states(tmp_path)} == {"done", "missing"}
     assert batch(MANY, "--endpoint", ENDPOINT_ID)[0] == 0
     assert states(tmp_path) == ["done"] * len(MANY)
+
+
+def test_ctrl_c_ends_a_client_whose_server_has_not_answered(server, held_model, tmp_path):
+    entered, _ = held_model
+    command = [sys.executable, ROOT / "client.py", "batch", write(tmp_path, PROMPTS)]
+    command += ["--out", tmp_path / "runs", "--url", server.url]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as client:
+        assert entered.wait(60)
+        client.send_signal(signal.SIGINT)
+        _, said = client.communicate(timeout=30)
+    assert client.returncode == 130
+    assert "the same command does what is missing" in said
+    assert states(tmp_path) == ["missing"] * 3
 
 
 def test_no_more_jobs_are_in_flight_than_asked_for(idle_endpoint, tmp_path):
