@@ -80,10 +80,11 @@ class _Stopped(Exception):
 
 
 class Batch:
-    """Rows that are being done. `records` has what is known of each row that was.
+    """Rows that are being done. What becomes of each is in the folder.
 
     Args:
         connect: makes a client; each job in flight has one of its own.
+        known: records of earlier runs, by row. A job that was sent is collected.
         in_flight: jobs that are sent and not done.
         timeout_s: for each row, from the moment at which its job is sent.
     """
@@ -92,13 +93,14 @@ class Batch:
         self,
         folder: BatchFolder,
         connect: Callable[[], Client],
+        known: Mapping[str, Record],
         *,
         in_flight: int,
         timeout_s: float | None = None,
     ) -> None:
-        self.records: dict[str, Record] = {}
         self._folder = folder
         self._connect = connect
+        self._known = dict(known)
         self._in_flight = in_flight
         self._timeout_s = timeout_s
         self._rows: queue.SimpleQueue[PromptRow] = queue.SimpleQueue()
@@ -108,17 +110,14 @@ class Batch:
         self._unreached = 0  # rows one after the other to which nothing usable came
         self._counting = threading.Lock()
 
-    def run(
-        self, rows: Iterable[PromptRow], known: Mapping[str, Record], on_event: OnEvent
-    ) -> None:
-        """Do these rows. Those that Runpod has already, by their records, are collected.
+    def run(self, rows: Iterable[PromptRow], on_event: OnEvent) -> None:
+        """Do these rows.
 
         Raises:
             Unreachable, NotAllowed, WrongTarget, OSError: the batch can't go on. Jobs on Runpod go
                 on, and their outputs are there for the next run.
             Interrupted: Ctrl-C. The jobs in flight were cancelled, where the server can do that.
         """
-        self.records = dict(known)
         todo = {row.name: row for row in rows}
         for row in todo.values():
             self._rows.put(row)
@@ -156,8 +155,6 @@ class Batch:
                 continue
             if isinstance(event, BaseException):
                 raise event
-            if event.record is not None:
-                self.records[event.row.name] = event.record
             on_event(event)
             last_error = event.error or last_error
         if last_error is not None:
@@ -213,7 +210,7 @@ class Batch:
         server = client.server
         if not isinstance(server, RunpodEndpoint):
             return client.run(row.job, self._reporter(row), self._timeout_s), None
-        known = self.records.pop(row.name, None)
+        known = self._known.pop(row.name, None)
         if known is not None and known.state == "sent" and known.server == server.endpoint_id:
             # What Runpod no longer has, and what an earlier run cancelled, is sent again.
             with contextlib.suppress(JobGone, JobCancelled):

@@ -1,7 +1,7 @@
 """`client.py batch`: a file of prompts in, a folder of graphs and their index out."""
 
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console
 
@@ -27,23 +27,33 @@ def run_batch(args: Namespace, connect: Callable[[], Client], out: Console, err:
     rows = read_prompts(args.prompts, args.job, args.keep)
     folder = BatchFolder(args.out)
     with folder.held():
-        known = {row.name: folder.record(row.name) for row in rows}
-        records = {name: record for name, record in known.items() if record is not None}
-        todo = [row for row in rows if _is_to_do(records.get(row.name), args.retry_failed)]
-        states = [record.state for record in records.values()]
-        failed = 0 if args.retry_failed else states.count("failed")
-        in_flight = args.in_flight or (1 if args.endpoint is None else JOBS_ON_RUNPOD)
-        batch = Batch(folder, connect, in_flight=in_flight, timeout_s=args.timeout)
-        batch.records = records
+        known = folder.records(row.name for row in rows)
+        todo = [row for row in rows if _is_to_do(known.get(row.name), args.retry_failed)]
         try:
             if todo:
-                with BatchDisplay(
-                    err, total=len(known), done=states.count("done"), failed=failed
-                ) as display:
-                    batch.run(todo, records, display)
+                _do(todo, known, folder, connect, args, err, total=len({row.name for row in rows}))
         finally:
-            _print_index(folder, rows, dict(batch.records), out)
-    _raise_for_failures(batch.records)
+            records = folder.records(row.name for row in rows)
+            _print_index(folder, rows, records, out)
+    _raise_for_failures(records)
+
+
+def _do(
+    todo: Sequence[PromptRow],
+    known: Mapping[str, Record],
+    folder: BatchFolder,
+    connect: Callable[[], Client],
+    args: Namespace,
+    err: Console,
+    *,
+    total: int,
+) -> None:
+    states = [record.state for record in known.values()]
+    failed = 0 if args.retry_failed else states.count("failed")
+    in_flight = args.in_flight or (1 if args.endpoint is None else JOBS_ON_RUNPOD)
+    batch = Batch(folder, connect, known, in_flight=in_flight, timeout_s=args.timeout)
+    with BatchDisplay(err, total=total, done=states.count("done"), failed=failed) as display:
+        batch.run(todo, display)
 
 
 def _is_to_do(record: Record | None, retry_failed: bool) -> bool:
@@ -53,7 +63,7 @@ def _is_to_do(record: Record | None, retry_failed: bool) -> bool:
 
 
 def _print_index(
-    folder: BatchFolder, rows: list[PromptRow], records: dict[str, Record], out: Console
+    folder: BatchFolder, rows: Sequence[PromptRow], records: Mapping[str, Record], out: Console
 ) -> None:
     files = write_index(folder, rows, records)
     states = [record.state for record in records.values()]
@@ -66,7 +76,7 @@ def _print_index(
         out.print(f"        no {PARQUET_NAME}: it needs `pip install pyarrow`", soft_wrap=True)
 
 
-def _raise_for_failures(records: dict[str, Record]) -> None:
+def _raise_for_failures(records: Mapping[str, Record]) -> None:
     failed = [record for record in records.values() if record.state == "failed"]
     if failed:
         count = "1 row" if len(failed) == 1 else f"{len(failed)} rows"

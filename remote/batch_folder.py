@@ -11,7 +11,7 @@ graph without a record counts as done: a client may be killed at any moment.
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal, Self
 
@@ -130,8 +130,12 @@ class BatchFolder:
         except OSError:  # some network file systems have no locks
             _log.debug("no lock can be taken in %s", self.path)
 
-    def record(self, name: str) -> Record | None:
-        """What is known of a row; None when it is to be done."""
+    def records(self, names: Iterable[str]) -> dict[str, Record]:
+        """What is known of these rows. One that is to be done from the beginning is left out."""
+        found = {name: self._record(name) for name in names}
+        return {name: record for name, record in found.items() if record is not None}
+
+    def _record(self, name: str) -> Record | None:
         record = self._read(name)
         graph = self.graph_path(name)
         if graph.exists() and (record is None or record.state != "done"):
