@@ -43,11 +43,6 @@ _FEATURE = re.compile(
 
 # Fields of a request without an option of their own name: PROMPT and --timeout set them.
 _NOT_OPTIONS = {"prompt", "deadline"}
-# Fields of a graph's request that no row of a batch has: --timeout says by when, and what is kept
-# are documents. Of the rest, these are a row's own.
-NOT_IN_BATCH = {"deadline", "format"}
-_ROW_S_OWN = {"signed_url", "slug_identifier"}
-_COMMANDS_ON_FILES = {"view", "compare", "export"}
 
 
 _formatter = partial(RawDescriptionHelpFormatter, max_help_position=28)
@@ -62,11 +57,11 @@ def parse(arguments: Sequence[str] | None = None) -> Namespace:
     parser = _parser()
     args = parser.parse_args(arguments)
     if _is_action(args.command):
-        args.job = _job(args, args.command)
-    if args.command == "batch":
-        args.job = _job(args, "graph")
+        args.job = _job(args)
     if args.command == "graph" and args.download_url is not None and args.signed_url is None:
         parser.error("--download-url is given without --signed-url")
+    if args.command == "batch":
+        args.job = _job(args)
     return args
 
 
@@ -89,7 +84,7 @@ def _parser() -> ArgumentParser:
             _add_fields(command, name)
         if name == "batch":
             _add_fields(command, "graph", besides=NOT_IN_BATCH | _ROW_S_OWN)
-        if name not in _COMMANDS_ON_FILES:
+        if name not in _ON_FILES:
             _add_server(command)
     return parser
 
@@ -103,6 +98,14 @@ def _version() -> str:
 
 def _is_action(command: str) -> bool:
     return schemas.canonical_action(command) in schemas.REQUESTS
+
+
+# The commands that ask no server.
+_ON_FILES = {"view", "compare", "export"}
+# Fields of a graph's request that no row of a batch has: --timeout says by when, and what is kept
+# are documents. Of the rest, these are a row's own.
+NOT_IN_BATCH = {"deadline", "format"}
+_ROW_S_OWN = {"signed_url", "slug_identifier"}
 
 
 def _add_server(parser: ArgumentParser) -> None:
@@ -148,9 +151,9 @@ def simple_type(annotation: Any) -> type | None:
     return simple_type(inner[0]) if inner and not is_list else None
 
 
-def _job(args: Namespace, command: str) -> dict[str, Any]:
-    """The input of the job that an action's arguments describe."""
-    action = schemas.canonical_action(command)
+def _job(args: Namespace) -> dict[str, Any]:
+    """The input of the job that an action's arguments describe; of a batch, what its jobs share."""
+    action = schemas.canonical_action("graph" if args.command == "batch" else args.command)
     given = {name: getattr(args, name, None) for name in schemas.REQUESTS[action].model_fields}
     if given.get("signed_headers") is not None:
         given["signed_headers"] = dict(args.signed_headers)
