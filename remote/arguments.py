@@ -289,7 +289,7 @@ _BATCH = [
     _option(
         "--timeout", "give a row no longer, and stop its job", type=_seconds, metavar="SECONDS"
     ),
-    _TARGETS[0],
+    *(option for option in _TARGETS if option[1]["dest"] == "attribution_targets"),
 ]
 _TOP = _option("--top", "features in each table (20)", type=_count, default=20, metavar="INT")
 _COMPARE = [
