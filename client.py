@@ -165,6 +165,48 @@ def _view(args: Namespace, _out: Console, _err: Console) -> None:
         raise WrongTarget(str(error)) from None
 
 
+def _batch(args: Namespace, out: Console, err: Console) -> None:
+    from remote.batch_command import run_batch
+
+    run_batch(args, lambda: _connect(args), out, err)
+
+
+def _compare(args: Namespace, out: Console, _err: Console) -> None:
+    from remote.compare import compare
+    from remote.compare_tables import as_json, print_comparison
+
+    comparison = compare(args.graphs)
+    if args.json:
+        _print_json(as_json(comparison))
+    else:
+        print_comparison(out, comparison, args.top)
+
+
+def _export(args: Namespace, out: Console, _err: Console) -> None:
+    from remote.export import beside, export
+
+    if args.to == "png":
+        paths = [args.output or beside(args.graph, ".png")]
+        picture = _picture(args.graph)
+        with replacing(paths[0]) as file:
+            file.write(picture)
+    else:
+        paths = export(args.graph, args.to, args.output)
+    for path in paths:
+        size = summary.size(path.stat().st_size)
+        out.print(f"file    {summary.line(str(path))} ({size})", soft_wrap=True)
+
+
+def _picture(graph: Path) -> bytes:
+    from viewer.graph_files import ViewerError
+    from viewer.picture import take_picture
+
+    try:
+        return take_picture(graph)
+    except ViewerError as error:
+        raise WrongTarget(str(error)) from None
+
+
 def _write_graph(args: Namespace, output: dict[str, Any], display: Display) -> Path | None:
     """Write a graph to its file, after a download when it was uploaded; return the file.
 
@@ -249,6 +291,9 @@ _COMMANDS: dict[str, Callable[[Namespace, Console, Console], None]] = {
     "cancel": _cancel,
     "health": _health,
     "view": _view,
+    "batch": _batch,
+    "compare": _compare,
+    "export": _export,
 }
 
 

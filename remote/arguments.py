@@ -2,7 +2,7 @@
 
 import re
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,7 +22,7 @@ environment (or a .env file):
 
 exit codes:
   0    done
-  1    the job failed: the worker's code and sentence are printed
+  1    the job failed: the worker's code and sentence are printed; in a batch, a row's job
   2    the request, the target, the key or a file is wrong
   3    no usable answer came from the server or the store
   4    the job was cancelled, timed out or is no longer known
@@ -77,6 +77,8 @@ def parse(arguments: Sequence[str] | None = None) -> Namespace:
             parser.error("name features with --group or --groups-of")
     if args.command == "graph" and args.download_url is not None and args.signed_url is None:
         parser.error("--download-url is given without --signed-url")
+    if args.command == "batch":
+        args.job = _job(args)
     return args
 
 
@@ -97,7 +99,9 @@ def _parser() -> ArgumentParser:
             command.add_argument(*flags, **settings)
         if _is_action(name):
             _add_fields(command, name)
-        if name != "view":
+        if name == "batch":
+            _add_fields(command, "graph", besides=NOT_IN_BATCH | _ROW_S_OWN)
+        if name not in _ON_FILES:
             _add_server(command)
     return parser
 
@@ -111,6 +115,14 @@ def _version() -> str:
 
 def _is_action(command: str) -> bool:
     return schemas.canonical_action(command) in schemas.REQUESTS
+
+
+# The commands that ask no server.
+_ON_FILES = {"view", "compare", "export"}
+# Fields of a graph's request that no row of a batch has: --timeout says by when, and what is kept
+# are documents. Of the rest, these are a row's own.
+NOT_IN_BATCH = {"deadline", "format"}
+_ROW_S_OWN = {"signed_url", "slug_identifier"}
 
 
 def _add_server(parser: ArgumentParser) -> None:
@@ -128,12 +140,14 @@ def _add_server(parser: ArgumentParser) -> None:
     )
 
 
-def _add_fields(parser: ArgumentParser, command: str) -> None:
+def _add_fields(
+    parser: ArgumentParser, command: str, *, besides: Collection[str] = frozenset()
+) -> None:
     """An option for each field of the action's request that is a string, a number or a flag."""
     fields = schemas.REQUESTS[schemas.canonical_action(command)].model_fields
     for name, field in fields.items():
-        kind = _simple_type(field.annotation)
-        if kind is None or name in _NOT_OPTIONS:
+        kind = simple_type(field.annotation)
+        if kind is None or name in _NOT_OPTIONS or name in besides:
             continue
         flag = "--" + name.replace("_", "-")
         words = (field.description or name.replace("_", " ")).replace("%", "%%")
@@ -150,18 +164,18 @@ def _add_fields(parser: ArgumentParser, command: str) -> None:
         parser.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=words)
 
 
-def _simple_type(annotation: Any) -> type | None:
+def simple_type(annotation: Any) -> type | None:
     """str, int, float or bool, for an annotation that is one of these, optional or bounded."""
     if annotation in (str, int, float, bool):
         return annotation
     is_list = getattr(annotation, "__origin__", None) in (list, dict)
     inner = get_args(annotation)
-    return _simple_type(inner[0]) if inner and not is_list else None
+    return simple_type(inner[0]) if inner and not is_list else None
 
 
 def _job(args: Namespace) -> dict[str, Any]:
-    """The input of the job that an action's arguments describe."""
-    action = schemas.canonical_action(args.command)
+    """The input of the job that an action's arguments describe; of a batch, what its jobs share."""
+    action = schemas.canonical_action("graph" if args.command == "batch" else args.command)
     given = {name: getattr(args, name, None) for name in schemas.REQUESTS[action].model_fields}
     if given.get("signed_headers") is not None:
         given["signed_headers"] = dict(args.signed_headers)
@@ -261,6 +275,12 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _count(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,6}", text) or int(text) == 0:
+        raise ArgumentTypeError(f"{text[:20]!r} is no whole number from 1 to 999999")
+    return int(text)
+
+
 # An option: its flags, and the arguments of `add_argument`.
 _Option = tuple[list[str], dict[str, Any]]
 
@@ -357,6 +377,46 @@ _LIMIT = "wait no longer, and stop the job (`wait` lets it go on)"
 _TIMEOUT = [_option("--timeout", _LIMIT, type=_seconds, metavar="SECONDS")]
 _JSON = [_option("--json", "print the output as JSON", action="store_true")]
 _ID = [_option("job_id", metavar="ID")]
+_IN_FLIGHT = "jobs that are sent and not done (16 on Runpod, else 1)"
+_BATCH = [
+    _option(
+        "prompts",
+        "a .csv with a column prompt and one for each field that rows set, a .jsonl with the same "
+        "names, or a .txt with a prompt a line",
+        type=Path,
+        metavar="FILE",
+    ),
+    _option("--out", "the folder of the batch", type=Path, required=True, metavar="FOLDER"),
+    _option("--in-flight", _IN_FLIGHT, type=_count, metavar="INT"),
+    _option("--retry-failed", "do rows again that failed before", action="store_true"),
+    _option(
+        "--keep",
+        "a column that is no field, to be copied into the index",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+    ),
+    _option(
+        "--timeout", "give a row no longer, and stop its job", type=_seconds, metavar="SECONDS"
+    ),
+    *(option for option in _TARGETS if option[1]["dest"] == "attribution_targets"),
+]
+_TOP = _option("--top", "features in each table (20)", type=_count, default=20, metavar="INT")
+_COMPARE = [
+    _option("graphs", "files, or folders of batches", nargs="+", type=Path, metavar="GRAPH"),
+    _TOP,
+]
+_FORM = "the form; png needs Chromium or Chrome"
+_EXPORT = [
+    _option("graph", type=Path, metavar="FILE"),
+    _option(
+        "--to",
+        "the form; png needs Chromium or Chrome",
+        choices=["graphml", "csv", "png"],
+        required=True,
+    ),
+    _option("-o --output", "the file; of csv the folder", type=Path, metavar="PATH"),
+]
 _VIEW = [
     _option("files", nargs="+", type=Path, metavar="FILE"),
     _option("--port", "on loopback; 0 takes a free one", type=int, default=0),
@@ -382,4 +442,7 @@ _COMMANDS: dict[str, tuple[str, list[_Option]]] = {
     "cancel": ("stop a job on Runpod", _ID),
     "health": ("what the server reports about itself", _JSON),
     "view": ("look at graphs in the browser", _VIEW),
+    "batch": ("the graphs of many prompts, and an index of them", _BATCH),
+    "compare": ("features that graphs share, or that recur over a batch", _COMPARE + _JSON),
+    "export": ("a graph as GraphML, as CSV of its nodes and links, or as a picture", _EXPORT),
 }

@@ -18,7 +18,7 @@ RUNPOD_URL = "https://api.runpod.ai/v2"
 
 # The client stops the job at the caller's time limit. The job's own deadline, which is later, is
 # for a client that died or can't stop it.
-_DEADLINE_AFTER_S = 5.0
+DEADLINE_AFTER_S = 5.0
 # Without a time limit the caller waits as long as Runpod keeps an unfinished job.
 _LONGEST_WAIT_S = 24 * 3600.0
 _ENDPOINT_ID = re.compile(r"[A-Za-z0-9_-]+")
@@ -199,11 +199,13 @@ class Client:
     ) -> dict[str, Any]:
         """Run a job, given as its `input`, and return its output."""
         if timeout_s is not None:
-            job = {"deadline": time.time() + timeout_s + _DEADLINE_AFTER_S, **job}
+            job = {"deadline": time.time() + timeout_s + DEADLINE_AFTER_S, **job}
         if on_part is not None:
             job = {**job, "stream": True}
         take = None if on_part is None else self._each_once(on_part)
-        return self._object(self.server.run(_checked(job), on_progress, _until(timeout_s), take))
+        return self._object(
+            self.server.run(_checked(job), on_progress, until_after(timeout_s), take)
+        )
 
     def submit(self, job: dict[str, Any]) -> str:
         """Put a job into Runpod's queue and return its id."""
@@ -217,7 +219,7 @@ class Client:
     ) -> dict[str, Any]:
         """Wait for a job on Runpod and return its output. Its time limit doesn't stop the job."""
         try:
-            return self._object(self._runpod.wait(job_id, on_progress, _until(timeout_s)))
+            return self._object(self._runpod.wait(job_id, on_progress, until_after(timeout_s)))
         except KeyboardInterrupt:
             raise Interrupted(f"no longer waiting; job {job_id} goes on") from None
 
@@ -272,7 +274,7 @@ class Client:
         )
 
 
-def _until(timeout_s: float | None) -> float:
+def until_after(timeout_s: float | None) -> float:
     """The `time.monotonic()` at which a caller with this time limit stops waiting."""
     return time.monotonic() + (_LONGEST_WAIT_S if timeout_s is None else timeout_s)
 

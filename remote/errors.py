@@ -4,12 +4,14 @@
      ├── WorkerFailure     1  the job failed; `code` and `message` are the worker's
      ├── WrongTarget       2  there is no such endpoint or server, or it can't do what is asked
      ├── NotAllowed        2  the key or secret is missing or wrong
+     ├── WrongFile         2  a file that was named is not what the command reads
      ├── Unreachable       3  no usable answer came within the patience
      ├── JobEnded          4  the job has no result
      │    ├── JobCancelled    someone cancelled it
      │    ├── JobTimedOut     Runpod's or the caller's own time limit passed
      │    └── JobGone         Runpod no longer knows it
-     └── NotTheGraph       5  the downloaded object is not the receipt's graph
+     ├── NotTheGraph       5  the downloaded object is not the receipt's graph
+     └── RowsFailed        1  prompts of a batch failed; the others are done
 
 An invalid request is refused before it is sent, with `errors.InvalidInput` (2). No message
 contains a key, a secret or the query of a signed URL.
@@ -39,6 +41,10 @@ class NotAllowed(RemoteError):
     exit_code = 2
 
 
+class WrongFile(RemoteError):
+    exit_code = 2
+
+
 class Unreachable(RemoteError):
     exit_code = 3
 
@@ -61,6 +67,10 @@ class JobGone(JobEnded):
 
 class NotTheGraph(RemoteError):
     exit_code = 5
+
+
+class RowsFailed(RemoteError):
+    exit_code = 1
 
 
 class Interrupted(KeyboardInterrupt):

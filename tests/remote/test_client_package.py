@@ -98,6 +98,20 @@ def test_its_command_and_its_client_get_the_worker_s_answers(run):
         assert run("python", "-c", program) == " au\n"
 
 
+def test_its_batch_writes_a_csv_index_without_pyarrow(run, tmp_path):
+    (tmp_path / "prompts.txt").write_text(f"{PROMPT}\n")
+    with serving() as server:
+        command = ["attribution_client", "batch", "prompts.txt", "--out", "runs"]
+        said = run(*command, "--url", server.url)
+    assert "done    1, 0 failed, 0 missing" in said
+    assert "no index.parquet: it needs `pip install pyarrow`" in said
+    assert '" basket"' not in said
+    assert " basket," in (tmp_path / "runs" / "index.csv").read_text()
+    [graph] = (tmp_path / "runs" / "graphs").iterdir()
+    assert run("attribution_client", "compare", graph, graph)
+    assert run("attribution_client", "export", graph, "--to", "csv")
+
+
 def test_its_view_serves_the_page_whole_with_the_demo_s_examples(environment, tmp_path):
     (tmp_path / "graph.json").write_text(json.dumps({"metadata": DEMO, "nodes": [], "links": []}))
     command = [environment / "bin" / "attribution_client", "view", "graph.json", "--no-browser"]

@@ -45,9 +45,12 @@ class JobRecord:
 
 
 class ControlPlane:
-    """A queue of jobs for one worker. Its methods may be called from the test's thread."""
+    """A queue of jobs for its workers. Its methods may be called from the test's thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, *workers: str) -> None:
+        self.workers = workers or (WORKER_ID,)
+        self.ready: set[str] = set()  # workers that have asked for jobs
+        self.takers: dict[str, str] = {}  # by job, the worker that has taken it last
         self.jobs: dict[str, JobRecord] = defaultdict(JobRecord)
         self.requests: dict[str, int] = defaultdict(int)  # by route
         self.pings: list[dict[str, str]] = []
@@ -58,6 +61,7 @@ class ControlPlane:
         self.result_faults: dict[str, deque[int | str]] = defaultdict(deque)  # by job
         self.strays: list[str] = []  # targets of requests that no route takes
         self._queue: deque[dict[str, Any] | bytes] = deque()
+        self._taken: dict[str, dict[str, Any]] = {}
         self._stops: deque[str] = deque()
         self._numbers = itertools.count(1)
         self._changed = threading.Condition()
@@ -100,6 +104,20 @@ class ControlPlane:
                 self._queue.remove(job)
                 return True
         return False
+
+    def held_by(self, worker: str) -> list[str]:
+        """The jobs that a worker has taken and not answered."""
+        taken = [job for job, taker in list(self.takers.items()) if taker == worker]
+        return [job for job in taken if not self.jobs[job].results]
+
+    def lose(self, worker: str) -> list[str]:
+        """Queue a dead worker's jobs again, as Runpod does, and return their ids."""
+        lost = self.held_by(worker)
+        self._queue.extendleft(self._taken.pop(job_id) for job_id in reversed(lost))
+        for job_id in lost:
+            del self.takers[job_id]
+        self._wake()
+        return lost
 
     def poll_round_trip(self, timeout_s: float = 10.0) -> float:
         """Seconds from a stop signal (of no job) to the worker's next poll for one."""
@@ -187,7 +205,9 @@ class ControlPlane:
         self.requests[route] += 1
         if request.headers.get("Authorization") != API_KEY:
             self.unauthorized += 1
-        assert request.match_info["worker"] == WORKER_ID
+        assert request.match_info["worker"] in self.workers
+        if route.startswith("job-take"):
+            self.ready.add(request.match_info["worker"])
         if self.faults[route]:
             return await self._go_wrong(request, self.faults[route].popleft())
         response = await handler(request)
@@ -216,13 +236,20 @@ class ControlPlane:
                 return False
         return True
 
-    async def _take(self, _request: web.Request) -> web.Response:
+    async def _take(self, request: web.Request) -> web.Response:
         if not await self._poll(self._queue):
             return web.Response(status=204)
-        job = self._queue.popleft()
+        job = self._next(request)
         if isinstance(job, bytes):
             return web.Response(body=job, content_type="application/json")
         return web.json_response(job)
+
+    def _next(self, request: web.Request) -> dict[str, Any] | bytes:
+        job = self._queue.popleft()
+        if isinstance(job, dict):
+            self.takers[job["id"]] = request.match_info["worker"]
+            self._taken[job["id"]] = job
+        return job
 
     async def _take_batch(self, request: web.Request) -> web.Response:
         if not await self._poll(self._queue):
@@ -233,7 +260,7 @@ class ControlPlane:
         while self._queue and isinstance(self._queue[0], dict):
             if len(jobs) == int(request.query["batch_size"]):
                 break
-            jobs.append(self._queue.popleft())
+            jobs.append(self._next(request))
         jobs += self.extra_jobs
         self.extra_jobs = []
         return web.json_response(jobs)
@@ -294,6 +321,12 @@ class Worker:
     def log(self) -> str:
         return self.log_path.read_text()
 
+    def kill(self) -> None:
+        """End it at once, with its pings, which come from a process of its own."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
     def terminate(self, timeout_s: float = 60.0) -> int:
         """Send SIGTERM and return the exit code."""
         self.process.send_signal(signal.SIGTERM)
@@ -318,7 +351,4 @@ def running_worker(plane: ControlPlane, directory: Path, *command: str, **enviro
     try:
         yield worker
     finally:
-        # The SDK pings from a process of its own.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        worker.kill()

@@ -1,0 +1,131 @@
+"""Which features graphs of the same model share, and how strong each is in each of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from remote.batch_folder import GRAPHS
+from remote.errors import WrongFile
+from remote.graph_features import FeatureKey, Place, features_of
+from remote.graph_reading import read_graph
+
+
+@dataclass(frozen=True)
+class InGraph:
+    """A feature in one graph, over all tokens where it is.
+
+    `influence` is the sum of its shares, `activation` the largest.
+    """
+
+    positions: list[int]
+    influence: float
+    activation: float
+    label: str = ""
+
+    @classmethod
+    def of(cls, places: Sequence[Place]) -> "InGraph":
+        return cls(
+            [place.position for place in places],
+            sum(place.influence for place in places),
+            max(place.activation for place in places),
+            next((place.label for place in places if place.label), ""),
+        )
+
+
+@dataclass(frozen=True)
+class ComparedGraph:
+    path: Path
+    slug: str
+    prompt: str
+    features: dict[FeatureKey, InGraph]
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A feature in all graphs that are compared; None where it is not."""
+
+    key: FeatureKey
+    graphs: list[InGraph | None]
+
+    @property
+    def present(self) -> list[InGraph]:
+        return [graph for graph in self.graphs if graph is not None]
+
+    @property
+    def label(self) -> str:
+        return next((graph.label for graph in self.present if graph.label), "")
+
+    @property
+    def influence(self) -> float:
+        """The mean over all graphs, with 0 where it is not."""
+        return sum(graph.influence for graph in self.present) / len(self.graphs)
+
+    @property
+    def activation(self) -> float:
+        """The mean over the graphs where it is."""
+        return sum(graph.activation for graph in self.present) / len(self.present)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Graphs and their features.
+
+    `common` features are in every graph, `differing` ones are not; each list begins with those of
+    most influence. `recurring` has all that are in at least two, those in most graphs first.
+    """
+
+    graphs: list[ComparedGraph]
+    common: list[Feature]
+    differing: list[Feature]
+    recurring: list[Feature]
+
+
+def compare(paths: Sequence[Path]) -> Comparison:
+    """Compare the graphs in these files, and in these folders of batches.
+
+    Raises:
+        WrongFile: there are fewer than two, one can't be read, or two are of different models.
+    """
+    files = [file for path in paths for file in _files_of(path)]
+    if len(files) < 2:
+        raise WrongFile("name two graphs at least, or the folder of a batch that has them")
+    graphs: list[ComparedGraph] = []
+    model: tuple[str, str | None] | None = None
+    for file in files:
+        graph = read_graph(file)
+        found = graph.metadata.scan, graph.metadata.info.transcoder_set
+        model = model or found
+        if found != model:
+            raise WrongFile(
+                f"{file} is of {_named(found)}, {files[0]} of {_named(model)}: a feature of one is "
+                "none of the other's"
+            )
+        features = {key: InGraph.of(places) for key, places in features_of(graph.nodes).items()}
+        slug, prompt = graph.metadata.slug, graph.metadata.prompt
+        graphs.append(ComparedGraph(file, slug, prompt, features))
+    return _compared(graphs)
+
+
+def _files_of(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    found = sorted((path / GRAPHS).glob("[!.]*.json"))
+    if not found:
+        raise WrongFile(f"{path}: no folder of a batch that has graphs, they are in {GRAPHS}/")
+    return found
+
+
+def _named(model: tuple[str, str | None]) -> str:
+    scan, transcoder_set = model
+    return f"{scan!r}" if transcoder_set is None else f"{scan!r} with {transcoder_set!r}"
+
+
+def _compared(graphs: list[ComparedGraph]) -> Comparison:
+    keys = sorted({key for graph in graphs for key in graph.features})
+    features = [Feature(key, [graph.features.get(key) for graph in graphs]) for key in keys]
+    features.sort(key=lambda feature: -feature.influence)
+    common = [feature for feature in features if len(feature.present) == len(graphs)]
+    differing = [feature for feature in features if len(feature.present) < len(graphs)]
+    recurring = [feature for feature in features if len(feature.present) > 1]
+    recurring.sort(key=lambda feature: -len(feature.present))
+    return Comparison(graphs, common, differing, recurring)

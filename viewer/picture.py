@@ -1,0 +1,81 @@
+"""A picture of a graph, as the viewer's page shows it: taken by a browser that nobody sees."""
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from viewer.graph_files import ViewerError, read_graphs
+from viewer.server import LOOPBACK, create_app, server
+
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+_WIDTH, _HEIGHT = 1600, 1000
+# The page's own time until the picture, which stands still while the page loads and computes.
+_SETTLING_MS = 8_000
+_LIMIT_S = 120.0
+_FLAGS = [
+    "--headless=new",
+    "--disable-gpu",
+    "--hide-scrollbars",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-proxy-server",
+    f"--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE {LOOPBACK}",
+    f"--window-size={_WIDTH},{_HEIGHT}",
+    f"--virtual-time-budget={_SETTLING_MS}",
+]
+
+
+def take_picture(graph: Path) -> bytes:
+    """The page with a graph as a PNG.
+
+    Raises:
+        ViewerError: the file is no graph, or there is no browser that could take the picture.
+    """
+    browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
+    if browser is None:
+        raise ViewerError(
+            f"a picture needs Chromium or Chrome, and none of {', '.join(_BROWSERS)} is installed"
+        )
+    flags = [*_FLAGS, *(["--no-sandbox"] if _is_root() else [])]  # root has no sandbox there
+    with _served(graph) as url, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        path = Path(folder, "picture.png")
+        command = [
+            browser,
+            *flags,
+            f"--user-data-dir={folder}/profile",
+            f"--screenshot={path}",
+            url,
+        ]
+        try:
+            subprocess.run(command, capture_output=True, timeout=_LIMIT_S, check=True)  # noqa: S603
+            return path.read_bytes()
+        except subprocess.TimeoutExpired:
+            raise ViewerError(f"{browser} took no picture within {_LIMIT_S:.0f} s") from None
+        except (OSError, subprocess.CalledProcessError):
+            raise ViewerError(f"{browser} took no picture; see what it says by itself") from None
+
+
+def _is_root() -> bool:
+    return hasattr(os, "geteuid") and os.geteuid() == 0
+
+
+@contextmanager
+def _served(graph: Path) -> Iterator[str]:
+    """The address of a server on loopback that shows the graph."""
+    serving = server(create_app(read_graphs([graph])))
+    with socket.create_server((LOOPBACK, 0)) as listener:
+        thread = threading.Thread(target=serving.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        try:
+            yield f"http://{LOOPBACK}:{listener.getsockname()[1]}/"
+        finally:
+            serving.should_exit = True
+            thread.join()
