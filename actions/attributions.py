@@ -1,6 +1,6 @@
 """The attribution of a prompt by the loaded model's engine: one that is kept, or a new one."""
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +8,7 @@ import torch
 
 import attribution
 from actions.job import Job
+from actions.targets import Target
 from attribution import PrunedGraph, complete
 from attribution.complete import CompleteGraph, QKTraces
 from errors import InvalidInput
@@ -58,7 +59,7 @@ def attribution_settings(
 def attributed(
     request: GenerateGraphRequest,
     prompt: Prompt,
-    targets: list[int] | None,
+    targets: Sequence[Target] | None,
     settings: Mapping[str, Any],
     loaded: LoadedModel,
     job: Job,
@@ -74,7 +75,7 @@ def attributed(
     job.counts["cached"] = int(kept is not None)
     options = {
         **settings,
-        "attribution_targets": None if targets is None else torch.tensor(targets),
+        "attribution_targets": targets,
         "on_progress": _report(job, "attribute", "feature nodes"),
         "check": job.check,
     }

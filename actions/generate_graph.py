@@ -7,12 +7,12 @@ import delivery
 from actions.attributions import Attributed, attributed, attribution_settings, prune
 from actions.graph_metadata import metadata
 from actions.job import Job, check_max_n_logits, prepare_prompt
+from actions.targets import Target, read_targets
+from attribution import FeatureTarget
 from delivery import Spooled, spool
 from errors import InvalidInput, UploadFailed
 from graphs import document as graph_document
 from loading.loaded_model import LoadedModel
-from prompting.prompts import MAX_CHARACTERS_PER_TOKEN
-from prompting.token_text import joined
 from schemas import GenerateGraphRequest, UploadReceipt
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def run(request: GenerateGraphRequest, loaded: LoadedModel, job: Job) -> Spooled
     check_max_n_logits(request.max_n_logits, loaded)
     with job.stage("tokenise"):
         prompt = prepare_prompt(request, loaded, job)
-        targets = _target_ids(request.attribution_targets, loaded)
+        targets = read_targets(request.attribution_targets, loaded, prompt, job.check)
     settings = attribution_settings(request, loaded, job)
     made = attributed(request, prompt, targets, settings, loaded, job)
     job.counts["active_features"] = len(made.graph.active_features)
@@ -46,7 +46,7 @@ def run(request: GenerateGraphRequest, loaded: LoadedModel, job: Job) -> Spooled
         pruned = prune(made.graph, request)
     with job.stage("encode"):
         fields = metadata(request, loaded, job, prompt, pruned, settings)
-        document = _document(pruned, made, fields, loaded)
+        document = _document(pruned, made, targets, fields, loaded)
         job.counts |= {"nodes": document.num_nodes, "links": document.num_links}
         spooled = spool(
             document.encode(),
@@ -85,52 +85,24 @@ def _shares(request: GenerateGraphRequest) -> Mapping[str, float]:
     return shares if request.signed_url is None else {**shares, "upload": 20.0}
 
 
-def _target_ids(targets: Sequence[str] | None, loaded: LoadedModel) -> list[int] | None:
-    """The id of each attribution target, which is given as a token string of a document."""
-    if targets is None:
-        return None
-    ids: dict[int, None] = {}
-    for i, target in enumerate(targets):
-        n_characters = len(joined([target]))
-        if n_characters > MAX_CHARACTERS_PER_TOKEN:
-            raise InvalidInput(
-                f"attribution_targets[{i}] has {n_characters} characters, a token has at most "
-                f"{MAX_CHARACTERS_PER_TOKEN}"
-            )
-        found = loaded.token_text.id_of(target)
-        if found is None:
-            raise InvalidInput(_no_token(f"attribution_targets[{i}]", target, loaded))
-        if found in ids:
-            raise InvalidInput(f"attribution_targets[{i}] names {target!r} twice; name it once")
-        ids[found] = None
-    return list(ids)
-
-
-def _no_token(field: str, target: str, loaded: LoadedModel) -> str:
-    """Why a target is no token, and what the model reads instead."""
-    read = loaded.token_text.read_as(target)
-    if len(read) == 1:
-        return f"{field} is {target[:60]!r}, for which the model has no token of its own"
-    listed = ", ".join(repr(token) for token in read[:8])
-    more = ", ..." if len(read) > 8 else ""
-    return (
-        f"{field} is {target[:60]!r}, which the model reads as {len(read)} tokens "
-        f"({listed}{more}); each target must be one (mind the leading space)"
-    )
-
-
 def _document(
     pruned: "PrunedGraph",
     made: Attributed,
+    targets: Sequence[Target] | None,
     fields: Mapping[str, object],
     loaded: LoadedModel,
 ) -> graph_document.Document:
     """The document in the form of the model's engine."""
     ids = [target.vocab_idx for target in pruned.graph.logit_targets]
-    logit_tokens = {n: loaded.token_text.single(n) for n in ids if n < loaded.d_vocab}
+    tokens = {n: loaded.token_text.single(n) for n in ids if n < loaded.d_vocab}
+    positions = {
+        n: target.position
+        for n, target in zip(ids, targets or (), strict=targets is not None)
+        if isinstance(target, FeatureTarget)
+    }
     if loaded.is_complete:
-        return graph_document.build_complete(pruned, fields, logit_tokens, made.traces)
-    return graph_document.build(pruned, fields, logit_tokens)
+        return graph_document.build_complete(pruned, fields, tokens, made.traces, positions)
+    return graph_document.build(pruned, fields, tokens, positions)
 
 
 def _target(request: GenerateGraphRequest, job: Job) -> delivery.Target | None:

@@ -4,8 +4,6 @@ Differences are compared with circuit-tracer's custom targets, features with the
 feature has in a whole graph of the prompt. Both ways of attributing are tried.
 """
 
-from typing import Any
-
 import circuit_tracer
 import pytest
 import torch
@@ -42,7 +40,7 @@ def swept(architecture, dictionary, hooks, dtype=torch.float32):
 def traced(which):
     """A model that goes circuit-tracer's way."""
     if which == "parallel":
-        model: Any = tiny_model("parallel", hooks="gemma scope")
+        model = tiny_model("parallel", hooks="gemma scope")
     else:
         model = shared_model("nnsight", which)
     assert attribution.method_for(model) == "circuit-tracer"
@@ -96,7 +94,7 @@ def rows_of_targets(graph):
 @pytest.mark.parametrize("case", SWEPT, ids=", ".join)
 def test_differences_of_logits_are_the_librarys_custom_targets(case, max_feature_nodes):
     model = swept(*case)
-    how: dict[str, Any] = {"max_feature_nodes": max_feature_nodes, "batch_size": 16}
+    how = {"max_feature_nodes": max_feature_nodes, "batch_size": 16}
     differences = [ONE_LESS_ANOTHER, MEANS]
     ours = attribution.attribute(TOKENS, model, attribution_targets=differences, **how)
     customs = [library_target(model, each) for each in differences]
@@ -109,7 +107,7 @@ def test_differences_of_logits_are_the_librarys_custom_targets(case, max_feature
 @pytest.mark.parametrize("which", ["parallel", "llama", "gemma2"])
 def test_the_librarys_way_has_the_same_differences(which):
     model = traced(which)
-    how: dict[str, Any] = {"max_feature_nodes": 40, "batch_size": 1}
+    how = {"max_feature_nodes": 40, "batch_size": 1}
     differences = [MEANS, ONE_LESS_ANOTHER]
     ours = attribution.attribute(TOKENS, model, attribution_targets=differences, **how)
     customs = [library_target(model, each) for each in differences]
@@ -309,7 +307,7 @@ def test_a_cuda_device_gives_the_cpus_graph(device, share, max_feature_nodes, mo
     model = swept("gemma2", "jump_relu", "mlp")
     whole = attribution.attribute(TOKENS, model)
     low, high = some_features(whole, 2)
-    how: dict[str, Any] = {
+    how = {
         "attribution_targets": [named(whole, low), 9, MEANS, named(whole, high)],
         "max_feature_nodes": max_feature_nodes,
         "batch_size": 8,

@@ -24,7 +24,9 @@ def directory(tmp_path_factory):
 def frozen(name, directory, device="cpu"):
     case = CASES[name]
     model = complete_model(write_case(directory, case), device=device)
-    return freeze(model, torch.tensor(model.tokenizer.encode(case.prompt, add_special_tokens=False)))
+    return freeze(
+        model, torch.tensor(model.tokenizer.encode(case.prompt, add_special_tokens=False))
+    )
 
 
 def named(graph, number):
