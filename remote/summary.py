@@ -170,7 +170,11 @@ def size(n_bytes: int) -> str:
 
 
 def _predictions(graph: GraphDocument) -> Table:
-    table = Table("next token", "probability", title="Likeliest next tokens", **_STYLE)
+    """The tokens that a graph explains, or the targets that were asked for."""
+    if graph.metadata.attribution_targets is None:
+        table = Table("next token", "probability", title="Likeliest next tokens", **_STYLE)
+    else:
+        table = Table("target", "weight", title="Attribution targets", **_STYLE)
     for node in _of_type(graph, LOGIT):
         token = (node.clerp or "").removeprefix("Output ").rsplit(" (p=", 1)[0]
         table.add_row(line(token), f"{node.token_prob:.4f}")
