@@ -86,7 +86,7 @@ def attributed(
         return Attributed(kept, {}, is_kept=True)
     with job.model(loaded), job.stage("attribute"):
         graph = attribution.attribute(torch.tensor(prompt.ids), loaded.model, **options)
-    _check_probabilities(graph)
+    _check_targets(graph)
     return Attributed(graph, {}, loaded.graphs.put(key, graph))
 
 
@@ -119,7 +119,7 @@ def _complete_attributed(
             with job.stage("attribute"):
                 local = complete.freeze(loaded.model, torch.tensor(prompt.ids))
                 graph = complete.attribute(local, **options)
-            _check_probabilities(graph)
+            _check_targets(graph)
             is_kept = loaded.graphs.put(key, graph)
         if tracing is None:
             return Attributed(graph, {}, is_kept)
@@ -137,10 +137,16 @@ def _complete_attributed(
     return Attributed(graph, traces, is_kept)
 
 
-def _check_probabilities(graph: "Graph | CompleteGraph") -> None:
+def _check_targets(graph: "Graph | CompleteGraph") -> None:
+    """Raise InvalidInput when a share of influence on the targets can't be told."""
     if not graph.logit_probabilities.sum() > 0:
         raise InvalidInput(
             "attribution_targets: the model gives none of them any probability after this prompt"
+        )
+    if not graph.adjacency_matrix[-len(graph.logit_targets) :].any():
+        raise InvalidInput(
+            "attribution_targets: nothing in this prompt moves any of them: the tokens of a "
+            "difference have the same output weights; name tokens that the model tells apart"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from torch import Tensor
@@ -44,6 +45,10 @@ class ActiveOnPrompt:
     activations: Tensor  # (n_active,)
     has_sublayers: bool = False  # the layers in `places` are sublayers: 2l attention, 2l + 1 MLP
 
+    @cached_property
+    def _on_host(self) -> Tensor:
+        return self.places.cpu()
+
     def number_of(self, target: FeatureTarget, name: str) -> int:
         """Which of the active features a target is.
 
@@ -67,7 +72,7 @@ class ActiveOnPrompt:
     ) -> Tensor:
         """The active features of a layer, at one position or all, of one index or all."""
         own = 2 * layer + (kind == "transcoder") if self.has_sublayers else layer
-        places = self.places.cpu()
+        places = self._on_host
         is_meant = places[:, 0] == own
         for column, wanted in ((1, position), (2, index)):
             if wanted is not None:
@@ -83,14 +88,14 @@ class ActiveOnPrompt:
         ]
         elsewhere = self._at(kind, layer, index=target.index)
         if len(elsewhere):
-            sentences.append(f"it is active at {_listed(self.places.cpu()[elsewhere, 1])}")
+            sentences.append(f"it is active at {_listed(self._on_host[elsewhere, 1])}")
         other = "lorsa" if kind == "transcoder" else "transcoder"
         if self.has_sublayers and len(self._at(other, layer, position, target.index)):
             sentences.append(f'the one with kind "{other}" is active there')
         there = self._at(kind, layer, position)
         if len(there):
             strongest = self.activations.cpu()[there].argsort(descending=True, stable=True)
-            active = self.places.cpu()[there[strongest], 2]
+            active = self._on_host[there[strongest], 2]
             sentences.append(f"active there are {_listed(active)}, the strongest first")
         else:
             sentences.append(f"no {feature} of layer {layer} is active at position {position}")

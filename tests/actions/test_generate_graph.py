@@ -10,7 +10,7 @@ import model_loader
 from attribution.provenance import circuit_tracer_in_use
 from errors import InvalidInput, ModelNotLoaded, PromptTooLong
 from model_loader import get_model
-from tests.support.demo_worker import FORWARD, GRAPH, PROMPT, ask, demo_settings
+from tests.support.demo_worker import FORWARD, GRAPH, PROMPT, ask, demo_settings, forget_graphs
 
 
 @pytest.fixture(scope="module")
@@ -275,6 +275,27 @@ def test_a_feature_s_graph_has_the_links_that_lead_to_the_feature(graph):
         assert int(node["layer"]) < target["layer"]
         assert node["ctx_idx"] <= target["position"]
     assert 0 < own["metadata"]["graph_scores"]["replacement_score"] <= 1
+
+
+@pytest.fixture
+def same_column():
+    """Two tokens of the demo model that its unembedding doesn't tell apart."""
+    model, token_text = get_model(demo_settings()).model, get_model(demo_settings()).token_text
+    one, other = (token_text.id_of(token) for token in (" basket", " tennis"))
+    kept = model.unembed.W_U[:, other].clone()
+    model.unembed.W_U.data[:, other] = model.unembed.W_U[:, one]
+    yield
+    model.unembed.W_U.data[:, other] = kept
+    forget_graphs()
+
+
+@pytest.mark.usefixtures("same_column")
+def test_a_difference_that_nothing_can_move_is_refused(graph):
+    forget_graphs()
+    with pytest.raises(InvalidInput, match=r"attribution_targets: nothing .* moves any of them"):
+        ask({**GRAPH, "attribution_targets": [DIFFERENCE]})
+    beside = ask({**GRAPH, "attribution_targets": [DIFFERENCE, active_feature(graph)]})
+    assert len(of_type(beside, "logit")) == 2
 
 
 def test_the_likeliest_tokens_are_no_request_for_targets(graph):
