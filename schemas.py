@@ -30,12 +30,14 @@ NonEmpty = Annotated[str, Field(min_length=1)]
 # No caller needs more than these bounds. A request outside them is refused in milliseconds.
 MAX_ITEMS = 5_000
 MAX_FEATURES = 10_000  # all that a graph has by default: keeping a circuit ablates the others
+MAX_TARGETS = 1_000  # a graph of more can't be read, and a body has room for as many
 MAX_TOKENS_PER_SIDE = 1_000  # of a difference of logits
 MAX_FIELDS = 100
 MAX_URL_CHARACTERS = 16_384
 Whole = Annotated[int, Field(le=2**53)]  # what JSON's numbers hold exactly
 # Of a long list only the first fault is reported.
 Many = Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)
+ManyTargets = Field(min_length=1, max_length=MAX_TARGETS, fail_fast=True)
 ManyFeatures = Field(max_length=MAX_FEATURES, fail_fast=True)
 
 
@@ -160,7 +162,7 @@ class GenerateGraphRequest(_PromptRequest):
     desired_logit_prob: float = Field(
         0.95, gt=0, le=1, description="probability that the logit nodes cover together"
     )
-    attribution_targets: Annotated[list[AttributionTarget], Many] | None = Field(
+    attribution_targets: Annotated[list[AttributionTarget], ManyTargets] | None = Field(
         None,
         description="what to attribute from instead of the likeliest tokens: tokens as documents "
         "show them, differences of logits, features at a position",

@@ -214,6 +214,7 @@ REFUSED_GRAPHS = [
     ({"desired_logit_prob": 0}, ["desired_logit_prob", "greater than 0", "got 0"]),
     ({"desired_logit_prob": 1.01}, ["desired_logit_prob", "less than or equal to 1", "1.01"]),
     ({"attribution_targets": []}, ["attribution_targets", "at least 1"]),
+    ({"attribution_targets": [" a"] * 1001}, ["attribution_targets", "at most 1000", "of 1001"]),
     ({"attribution_targets": " a"}, ["attribution_targets", "list", "' a'"]),
     ({"attribution_targets": [1]}, ["attribution_targets[0]", "string", "got 1"]),
     ({"attribution_targets": [[" a"]]}, ["attribution_targets[0]", "string", "got a list of 1"]),
