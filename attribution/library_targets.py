@@ -41,6 +41,7 @@ class OwnTargets:
         self.logit_targets: list[LogitTarget] = []
         self.places = torch.empty(0, 2, dtype=torch.long)  # (n, 2): layer, position
 
+    @torch.no_grad()
     def find(self, context: Any, model: Any) -> None:
         """Find them, once the model's context has logits and active features."""
         active, matrix = context.activation_matrix, unembedding(model)
@@ -62,7 +63,7 @@ class OwnTargets:
         order = range(len(vectors)) if targets.order is None else targets.order
         self.places, self.logit_targets = places[list(order)], targets.logit_targets
         self.customs += [
-            CustomTarget(node.token_str, weight, vectors[at].detach())
+            CustomTarget(node.token_str, weight, vectors[at])
             for node, weight, at in zip(
                 targets.logit_targets, targets.probabilities.tolist(), order, strict=True
             )
