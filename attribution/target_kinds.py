@@ -21,6 +21,10 @@ class LogitDifference:
     minus: tuple[int, ...]
     label: str
 
+    def __post_init__(self) -> None:
+        if not self.plus or not self.minus:
+            raise ValueError("a difference of logits has one token at least on either side")
+
 
 @dataclass(frozen=True)
 class FeatureTarget:

@@ -61,6 +61,7 @@ def find_targets(
         unembedding: (d_model, d_vocab).
 
     Raises:
+        TypeError: something in the list is no target.
         ValueError: a token isn't one of the model's, or a string isn't one token.
         InvalidInput: a feature isn't active on the prompt.
     """
@@ -75,6 +76,9 @@ def find_targets(
     ]
     if not targets:
         raise ValueError("attribution_targets is empty: name at least one token")
+    for n, target in enumerate(targets):
+        if not isinstance(target, int | LogitDifference | FeatureTarget):
+            raise TypeError(f"attribution_targets[{n}] is a {type(target).__name__}, no target")
     for token_id in _token_ids(targets):
         if not 0 <= token_id < len(logits):
             raise ValueError(f"attribution target {token_id} is not from 0 to {len(logits) - 1}")

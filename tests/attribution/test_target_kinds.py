@@ -4,6 +4,8 @@ Differences are compared with circuit-tracer's custom targets, features with the
 feature has in a whole graph of the prompt. Both ways of attributing are tried.
 """
 
+import re
+
 import circuit_tracer
 import pytest
 import torch
@@ -256,6 +258,28 @@ def test_what_is_kept_of_a_feature_targets_graph_is_below_it():
     assert len(features) > 0
     assert (features[:, 0] < target.layer).all()
     assert (features[:, 1] <= target.position).all()
+
+
+@pytest.mark.parametrize("model", [swept, traced], ids=["swept", "the library's way"])
+@pytest.mark.parametrize(
+    ("target", "error", "words"),
+    [
+        (1.5, TypeError, "attribution_targets[0] is a float"),
+        (D_VOCAB, ValueError, f"attribution target {D_VOCAB} is not from 0 to {D_VOCAB - 1}"),
+        (LogitDifference((7,), (-1,), ""), ValueError, "attribution target -1 is not from 0"),
+        ("w7 w8", ValueError, "'w7 w8' is 2 tokens"),
+    ],
+)
+def test_what_is_no_target_is_refused(model, target, error, words):
+    model = model("llama", "relu", "residual") if model is swept else model("llama")
+    with pytest.raises(error, match=re.escape(words)):
+        attribution.attribute(TOKENS, model, attribution_targets=[target, ONE_LESS_ANOTHER])
+
+
+@pytest.mark.parametrize("sides", [((), (7,)), ((7,), ())])
+def test_a_difference_has_tokens_on_both_sides(sides):
+    with pytest.raises(ValueError, match="one token at least on either side"):
+        LogitDifference(*sides, "")
 
 
 class TestFeatureThatIsNotActive:
