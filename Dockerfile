@@ -30,11 +30,14 @@ COPY graphs graphs
 COPY loading loading
 COPY prompting prompting
 # What `python handler.py` without Runpod prints. The client and the viewer are for people only.
-COPY remote/__init__.py remote/graph_document.py remote/local_run.py remote/summary.py remote/
+COPY remote/__init__.py remote/attention_summary.py remote/graph_document.py remote/graph_summary.py \
+     remote/local_run.py remote/node_names.py remote/summary.py remote/terminal_text.py remote/
 COPY serving serving
 COPY steering steering
+COPY viewer/__init__.py viewer/demo_features.py viewer/
 COPY web_assets/__init__.py web_assets/docs.html web_assets/
 COPY web_assets/vendor/swagger-ui-dist web_assets/vendor/swagger-ui-dist
+COPY demo/feature_examples.json.gz demo/feature_examples.json.gz
 COPY demo/model demo/model
 COPY demo/transcoders demo/transcoders
 COPY demo/complete demo/complete

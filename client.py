@@ -37,7 +37,9 @@ from remote.errors import (
     WrongTarget,
 )
 from remote.graph_document import GraphDocument
+from remote.graph_summary import print_graph
 from remote.jobs import JobStatus
+from remote.terminal_text import line
 from schemas import UploadReceipt
 
 __all__ = ["Client", "download", "main"]
@@ -74,10 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _COMMANDS.get(args.command, _run)(args, out, err)
     except KeyboardInterrupt as stop:
-        err.print(summary.line(str(stop) or "stopped"), soft_wrap=True)
+        err.print(line(str(stop) or "stopped"), soft_wrap=True)
         return _STOPPED
     except _EXPECTED as error:
-        err.print(f"[red]error[/red]  {summary.line(_sentence(error, args))}", soft_wrap=True)
+        err.print(f"[red]error[/red]  {line(_sentence(error, args))}", soft_wrap=True)
         if isinstance(error, _ODD_OUTPUT):
             return Unreachable.exit_code
         return error.exit_code if isinstance(error, RemoteError) else 2
@@ -120,7 +122,7 @@ def _run(args: Namespace, out: Console, err: Console) -> None:
         return
     summary.print_output(out, output, path)
     if "sha256" in output and path is not None:
-        out.print(f"file    {summary.line(str(path))}, its SHA-256 is right", soft_wrap=True)
+        out.print(f"file    {line(str(path))}, its SHA-256 is right", soft_wrap=True)
         if path.stat().st_size <= _LARGEST_SUMMARISED_BYTES:
             _summarise(out, path)
     if args.command != "wait":
@@ -130,7 +132,7 @@ def _run(args: Namespace, out: Console, err: Console) -> None:
 def _summarise(out: Console, path: Path) -> None:
     """Print what is in a downloaded graph."""
     try:
-        summary.print_graph(out, orjson.loads(path.read_bytes()), path)
+        print_graph(out, orjson.loads(path.read_bytes()), path)
     except (orjson.JSONDecodeError, ValidationError):
         raise NotTheGraph(f"{path} is what the worker has uploaded, but it is no graph") from None
 
@@ -144,7 +146,7 @@ def _status(args: Namespace, out: Console, _err: Console) -> None:
 def _cancel(args: Namespace, out: Console, _err: Console) -> None:
     with _connect(args) as client:
         client.cancel(args.job_id)
-    out.print(f"job {summary.line(args.job_id)} is cancelled", soft_wrap=True)
+    out.print(f"job {line(args.job_id)} is cancelled", soft_wrap=True)
 
 
 def _health(args: Namespace, out: Console, _err: Console) -> None:
@@ -211,7 +213,7 @@ def _print_rows(
     for name, value in rows.items():
         if isinstance(value, dict):
             value = ", ".join(f"{key} {n}" for key, n in value.items())
-        out.print(f"{summary.line(name):<{width}}  {summary.line(str(value))}", soft_wrap=True)
+        out.print(f"{line(name):<{width}}  {line(str(value))}", soft_wrap=True)
 
 
 def _status_rows(status: JobStatus) -> dict[str, str]:

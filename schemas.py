@@ -33,6 +33,8 @@ MAX_FEATURES = 10_000  # all that a graph has by default: keeping a circuit abla
 MAX_TARGETS = 1_000  # a graph of more can't be read, and a body has room for as many
 MAX_TOKENS_PER_SIDE = 1_000  # of a difference of logits
 MAX_FIELDS = 100
+# Entries of each list of a trace: with many more, thousands of traces take gigabytes.
+MAX_QK_TOPK = 256
 MAX_URL_CHARACTERS = 16_384
 Whole = Annotated[int, Field(le=2**53)]  # what JSON's numbers hold exactly
 # Of a long list only the first fault is reported.
@@ -187,8 +189,11 @@ class GenerateGraphRequest(_PromptRequest):
     qk_top_fraction: float = Field(
         0.6, gt=0, le=1, description="share of the attention features that are traced"
     )
-    qk_topk: Whole = Field(
-        10, ge=1, description="most contributors in each list: those of largest signed value"
+    qk_topk: int = Field(
+        10,
+        ge=1,
+        le=MAX_QK_TOPK,
+        description="most contributors in each list: those of largest signed value",
     )
 
     @model_validator(mode="after")
@@ -203,6 +208,11 @@ class SteerFeature(_Schema):
 
     layer: Whole = Field(ge=0)
     index: Whole = Field(ge=0)
+    kind: Literal["transcoder", "lorsa"] | None = Field(
+        None,
+        description="what it is a feature of; without it, of what is active at "
+        "token_active_position",
+    )
     token_active_position: Whole = Field(
         ge=0, description="position whose activation the new value starts from"
     )

@@ -21,8 +21,24 @@ from schemas import (
 from steering import Generation, Intervention, NewToken, Options
 
 _SHARES = {"tokenise": 1.0, "activations": 9.0, "generate": 90.0}
-_BOUNDED_FIELDS = {"layer", "index", "token_active_position", "steer_position"}
+_POSITIONS = {"token_active_position", "steer_position"}
 _MOST_PREDICTIONS_OF_A_PART = 10  # the output has all
+
+
+class _Named:
+    """A feature as the request names it, and the layers of steering that may be meant."""
+
+    def __init__(self, feature: SteerFeature, name: str, loaded: LoadedModel) -> None:
+        self.feature, self.name = feature, name
+        self.layers = steering.layers_meant(
+            loaded.model, feature.layer, feature.index, feature.kind, name
+        )
+
+    @property
+    def places(self) -> list[tuple[int, int, int]]:
+        """The feature in each of these layers, where its activation is read."""
+        position, index = self.feature.token_active_position, self.feature.index
+        return [(layer, position, index) for layer in self.layers]
 
 
 def run(request: SteerRequest, loaded: LoadedModel, job: Job) -> SteerResponse:
@@ -31,11 +47,13 @@ def run(request: SteerRequest, loaded: LoadedModel, job: Job) -> SteerResponse:
     with job.stage("tokenise"):
         prompt = prepare_prompt(request, loaded, job)
     options = _options(request, loaded, job)
-    bounded = (feature.model_dump(include=_BOUNDED_FIELDS) for feature in request.features)
-    steering.check_bounds(loaded.model, len(prompt.ids), options, bounded)
+    named = [
+        _Named(feature, f"features[{n}]", loaded) for n, feature in enumerate(request.features)
+    ]
+    positions = (feature.model_dump(include=_POSITIONS) for feature in request.features)
+    steering.check_bounds(loaded.model, len(prompt.ids), options, positions)
     unsteerable = prompt.unsteerable_positions
-    ignored = [f for f in request.features if f.steer_position in unsteerable]
-    effective = [f for f in request.features if f.steer_position not in unsteerable]
+    effective = [each for each in named if each.feature.steer_position not in unsteerable]
 
     default = None
     with job.model(loaded):
@@ -57,7 +75,7 @@ def run(request: SteerRequest, loaded: LoadedModel, job: Job) -> SteerResponse:
         STEERED_GENERATION=text(steered.token_ids),
         DEFAULT_LOGITS_BY_TOKEN=_logits_by_token(default, request, loaded, prompt),
         STEERED_LOGITS_BY_TOKEN=_logits_by_token(steered, request, loaded, prompt),
-        ignored_features=ignored,
+        ignored_features=[f for f in request.features if f.steer_position in unsteerable],
     )
 
 
@@ -107,23 +125,20 @@ def _hand_on(
 
 
 def _interventions(
-    features: Sequence[SteerFeature], loaded: LoadedModel, prompt: Prompt
+    features: Sequence[_Named], loaded: LoadedModel, prompt: Prompt
 ) -> list[Intervention]:
     """What each feature's activation is set to, and where."""
-    activations = steering.feature_activations(
-        loaded.model,
-        prompt.ids,
-        [(f.layer, f.token_active_position, f.index) for f in features],
-    )
-    return [
-        Intervention(
-            layer=feature.layer,
-            index=feature.index,
-            position=feature.steer_position,
-            value=0.0 if feature.delta is None else activation + feature.delta,
-        )
-        for feature, activation in zip(features, activations, strict=True)
-    ]
+    asked = [place for named in features for place in named.places]
+    read = steering.feature_activations(loaded.model, prompt.ids, asked)
+    activations = dict(zip(asked, read, strict=True))
+    interventions = []
+    for named in features:
+        feature, own = named.feature, [activations[place] for place in named.places]
+        layer = steering.active_layer(named.layers, own, named.name)
+        activation = own[named.layers.index(layer)]
+        value = 0.0 if feature.delta is None else activation + feature.delta
+        interventions.append(Intervention(layer, feature.index, feature.steer_position, value))
+    return interventions
 
 
 def _logits_by_token(

@@ -4,19 +4,23 @@
     OMP_NUM_THREADS=1 python -m benchmarks.kernels --by-operation
     OMP_NUM_THREADS=1 python -m benchmarks.kernels --family "GPT-2"
     OMP_NUM_THREADS=1 python -m benchmarks.kernels --family all
+    OMP_NUM_THREADS=1 python -m benchmarks.kernels --complete
 
 Counted on the emulated device (`benchmarks.emulated_cuda`), so no GPU is needed. The model has
 Gemma-2-2B's layers and is narrow: what is launched depends on layers, tokens and numbers of
 features, not on widths, but for FLOP and bytes. All families side by side are counted on models
-that are narrower yet.
+that are narrower yet. `--complete` counts a graph of a complete replacement model, with QK tracing,
+of as many layers, tokens and features as Neuronpedia's webapp has with Qwen3-1.7B.
 """
 
 import argparse
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -25,6 +29,9 @@ import torch
 import attribution
 import steering
 from attribution import freezing, ranking
+from attribution.complete import CompleteGraph, QKTraces
+from benchmarks import complete_workload
+from benchmarks.complete_workload import CompleteWorkload
 from benchmarks.emulated_cuda import Counts, EmulatedCuda, emulated_cuda
 from benchmarks.families import FAMILIES
 from benchmarks.reference_workload import build
@@ -44,6 +51,15 @@ OF_A_GRAPH: list[tuple[str, Any, str]] = [
     ("ranking", ranking.Ranking, "influence"),
     ("sweep", import_module("attribution.attribute"), "attribution_rows"),
     ("pruning", attribution, "prune"),
+]
+# The same of a complete replacement model's graph.
+_COMPLETE = "attribution.complete"
+OF_A_COMPLETE_GRAPH: list[tuple[str, Any, str]] = [
+    ("forward pass", import_module(f"{_COMPLETE}.freezing"), "run_and_record"),
+    ("encoding and freezing", import_module(f"{_COMPLETE}.freezing"), "freeze"),
+    ("ranking", ranking.Ranking, "influence"),
+    ("edges", import_module(f"{_COMPLETE}.attribute"), "attribution_rows"),
+    ("tracing", import_module(f"{_COMPLETE}.tracing"), "trace_attention"),
 ]
 _OF_A_STEER: list[tuple[str, Any, str]] = [
     ("reading activations", steering, "feature_activations"),
@@ -96,6 +112,32 @@ def graph_counts(
         graph = attribution.attribute(tokens, model, **settings)
         attribution.prune(graph)
     return graph, stages
+
+
+def complete_counts(
+    cuda: EmulatedCuda, model: Any, w: CompleteWorkload
+) -> tuple[CompleteGraph, QKTraces, Stages]:
+    """The graph of a complete replacement model, its traces, and its counts by stage."""
+    with staged(cuda, OF_A_COMPLETE_GRAPH, "the rest") as stages:
+        # By the modules, whose functions are counted now.
+        local = OF_A_COMPLETE_GRAPH[1][1].freeze(model, complete_workload.tokens(w))
+        graph = OF_A_COMPLETE_GRAPH[3][1].attribute(
+            local, batch_size=w.batch_size, max_feature_nodes=w.max_feature_nodes
+        )
+        traces = OF_A_COMPLETE_GRAPH[4][1].trace_attention(
+            graph, local, top_fraction=w.traced, topk=w.qk_topk
+        )
+    return graph, traces, stages
+
+
+def complete_graph_counts(name: str, dtype: torch.dtype) -> tuple[CompleteGraph, QKTraces, Stages]:
+    """The same of a workload by its name, on an emulated device of its own."""
+    from tests.support.complete_engine import complete_model
+
+    w = complete_workload.WORKLOADS[name]
+    with tempfile.TemporaryDirectory() as directory, emulated_cuda() as cuda:
+        model = complete_model(complete_workload.write(Path(directory), w), dtype, "cuda")
+        return complete_counts(cuda, model, w)
 
 
 def steer_counts(cuda: EmulatedCuda, model: Any, tokens: torch.Tensor, n_tokens: int) -> Stages:
@@ -186,15 +228,31 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--family", choices=[*FAMILIES, "all"], default="reference")
     parser.add_argument("--by-operation", action="store_true")
+    parser.add_argument("--complete", action="store_true")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     for dtype in args.dtypes:
-        if args.family == "all":
+        if args.complete:
+            report_complete("K10", dtype, args.by_operation)
+        elif args.family == "all":
             print(f"\n{dtype}\n")
             compare_families(getattr(torch, dtype))
         else:
             report(args.family, dtype, args.by_operation)
+
+
+def report_complete(name: str, dtype: str, by_operation: bool) -> None:
+    """Print what a graph of a complete replacement model launches."""
+    graph, traces, stages = complete_graph_counts(name, getattr(torch, dtype))
+    print(
+        f"\n{graph.cfg.n_layers} layers, {graph.n_pos} tokens, {dtype}: "
+        f"{len(graph.active_features):,} active features, "
+        f"{len(graph.selected_features):,} feature nodes, {len(traces):,} traced\n"
+    )
+    print(table("complete graph", stages), "\n", flush=True)
+    if by_operation:
+        print(operations(stages), "\n", flush=True)
 
 
 def report(family: str, dtype: str, by_operation: bool) -> None:

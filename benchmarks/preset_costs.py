@@ -11,7 +11,8 @@ from dataclasses import replace
 from math import log
 from typing import NamedTuple
 
-from benchmarks.complete_costs import complete_stages
+from benchmarks import complete_costs
+from benchmarks.complete_costs import CompleteShape
 from benchmarks.reference_workload import Workload
 from benchmarks.roofline import GPUS, Gpu, seconds_on
 from benchmarks.workload_costs import Cost, Shapes, encoding, even_intervals, stages, sweep
@@ -93,11 +94,22 @@ def shapes_of_entry(entry: ModelEntry, card: Gpu) -> Shapes:
     return replace(plain, intervals=even_intervals(w, plain, free))
 
 
+def complete_shape_of(entry: ModelEntry) -> CompleteShape:
+    """A traced graph's shapes on a complete replacement model of Qwen3-1.7B."""
+    s = entry.shapes
+    assert s is not None
+    shape = replace(
+        complete_costs.QWEN, d_sae=s.n_features, n_features=FEATURE_NODES, batch_size=BATCH_SIZE
+    )
+    assert (s.n_layers, s.d_model, s.n_qk_heads) == (shape.n_layers, shape.d_model, shape.n_qk)
+    return complete_costs.with_tokens(shape, N_TOKENS, s.n_active)
+
+
 def costs_of(entry: ModelEntry, card: Gpu) -> dict[str, Cost]:
     """The cost of each stage; a cross-layer feature counts in every layer that it writes to."""
-    shapes = shapes_of_entry(entry, card)
     if entry.shapes is not None and entry.shapes.n_qk_heads:
-        return complete_stages(entry.shapes, shapes, FEATURE_NODES, BATCH_SIZE)
+        return complete_costs.stages(complete_shape_of(entry))
+    shapes = shapes_of_entry(entry, card)
     costs = stages(shapes)
     if entry.shapes is not None and entry.shapes.cross_layer:
         written = replace(

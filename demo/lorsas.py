@@ -172,7 +172,11 @@ def load(directory: Path) -> Lorsa:
     return lorsa.requires_grad_(False)
 
 
+def load_all(root: Path) -> list[Lorsa]:
+    """The Lorsas below `root`, from the first layer to the last."""
+    return [load(directory) for directory in sorted(root.glob("lorsa/*/*/layer*"))]
+
+
 def load_committed() -> list[Lorsa]:
     """The demo's Lorsas, from the first layer to the last."""
-    directories = COMMITTED.glob("lorsa/*/*/layer*")
-    return [load(directory) for directory in sorted(directories)]
+    return load_all(COMMITTED)

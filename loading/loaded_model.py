@@ -40,8 +40,8 @@ class LoadedModel:
     @property
     def n_context(self) -> int:
         """Most tokens of prompt and continuation together."""
-        lorsas = self.model.lorsas if self.is_complete else ()
-        return min([self.model.cfg.n_ctx, *(lorsa.n_ctx for lorsa in lorsas if lorsa.n_ctx)])
+        n_tokens: int = self.model.n_ctx if self.is_complete else self.model.cfg.n_ctx
+        return n_tokens
 
     @property
     def is_complete(self) -> bool:

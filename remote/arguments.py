@@ -32,7 +32,8 @@ exit codes:
 _FEATURE_HELP = """\
 LAYER:INDEX:POSITION=CHANGE, as often as needed. POSITION is the prompt token (forward-pass
 numbers them) whose activation is read and changed. CHANGE is 0 to ablate, or +10 or -3 to add.
-2:157:4@6=+10 reads at 4 and changes 6; 2:157:4@new=+10 changes every generated token. Without
+2:157:4@6=+10 reads at 4 and changes 6; 2:157:4@new=+10 changes every generated token. With
+features of attention, lorsa:2:157:4=0 is one of these, and transcoder:2:157:4=0 is not. Without
 features both texts are the default one.
 """
 
@@ -41,7 +42,7 @@ _TARGET_FEATURE = re.compile(
 )
 
 _FEATURE = re.compile(
-    r"(?P<layer>\d+):(?P<index>\d+):(?P<read>\d+)(@(?P<changed>\d+|new))?"
+    r"((?P<kind>lorsa|transcoder):)?(?P<layer>\d+):(?P<index>\d+):(?P<read>\d+)(@(?P<changed>\d+|new))?"
     r"=(?P<change>0|[+-]\d*\.?\d+([eE][+-]?\d+)?)"
 )
 
@@ -166,6 +167,7 @@ def _feature(text: str) -> dict[str, Any]:
     return {
         "layer": int(found["layer"]),
         "index": int(found["index"]),
+        **({"kind": found["kind"]} if found["kind"] else {}),
         "token_active_position": position,
         **(
             {"steer_generated_tokens": True}

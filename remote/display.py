@@ -12,7 +12,8 @@ from rich.progress import Progress as Bars
 from rich.table import Column
 
 from remote.jobs import Progress
-from remote.summary import line, quoted, shown, side_by_side, text_of
+from remote.summary import side_by_side, text_of
+from remote.terminal_text import line, quoted, shown
 from schemas import SteerPart
 
 _LINE_EVERY_S = 10.0

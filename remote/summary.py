@@ -1,18 +1,18 @@
 """Print a job's output on a terminal, in tables and sentences."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
 import orjson
 from rich.console import Console, Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from remote.graph_document import FEATURE, LOGIT, GraphDocument, GraphNode
+from remote.graph_summary import print_graph
+from remote.terminal_text import TABLE_STYLE, line, quoted, shown, size, stages
 from schemas import (
     ForwardPassResponse,
     LogitsOfToken,
@@ -22,15 +22,7 @@ from schemas import (
     UploadReceipt,
 )
 
-_STYLE: dict[str, Any] = {"title_justify": "left", "box": None, "padding": (0, 2, 0, 0)}
 _BYTE_TOKEN = re.compile(r"(?:<0x[0-9A-F]{2}>)+")
-_LONGEST_LINE = 4_000
-_KINDS = {
-    FEATURE: "feature",
-    "mlp reconstruction error": "error",
-    "embedding": "token",
-    LOGIT: "logit",
-}
 
 
 def print_output(console: Console, output: dict[str, Any], path: Path | None = None) -> None:
@@ -54,31 +46,6 @@ def print_output(console: Console, output: dict[str, Any], path: Path | None = N
         console.print(shown(orjson.dumps(output, option=orjson.OPT_INDENT_2).decode()))
 
 
-def print_graph(console: Console, graph: dict[str, Any], path: Path) -> None:
-    """A graph's predictions, strongest features, sizes and scores, and the file it is in."""
-    document = GraphDocument.model_validate(graph)
-    metadata = document.metadata
-    console.print(f"\n[bold]{shown(metadata.prompt)}[/bold]  ({line(metadata.scan)})\n")
-    console.print(_predictions(document))
-    console.print()
-    console.print(_strongest_features(document))
-
-    counts = {kind: len(_of_type(document, kind)) for kind in _KINDS}
-    shares = ", ".join(
-        f"{count} {_KINDS[kind]}{'' if count == 1 else 's'}" for kind, count in counts.items()
-    )
-    scores = metadata.graph_scores
-    console.print(
-        f"\nnodes   {len(document.nodes)}: {shares}"
-        f"\nlinks   {len(document.links)}"
-        f"\nscores  replacement {scores.replacement_score:.3f}, "
-        f"completeness {scores.completeness_score:.3f}"
-        f"\ngraph   {line(str(path))} ({size(path.stat().st_size)})"
-        f"\nstages  {_stages(metadata.info.timings_ms)}",
-        soft_wrap=True,
-    )
-
-
 def print_receipt(console: Console, receipt: UploadReceipt) -> None:
     """An upload's receipt."""
     form = "gzipped" if receipt.compressed else "JSON"
@@ -87,7 +54,7 @@ def print_receipt(console: Console, receipt: UploadReceipt) -> None:
         f"\nlinks   {receipt.num_links}"
         f"\ngraph   {line(receipt.url)} ({size(receipt.bytes)}, {form})"
         f"\nsha256  {line(receipt.sha256)}"
-        f"\nstages  {_stages(receipt.timings_ms)}",
+        f"\nstages  {stages(receipt.timings_ms)}",
         soft_wrap=True,
     )
 
@@ -115,7 +82,7 @@ def print_steer(console: Console, output: SteerResponse) -> None:
 
 def side_by_side(default: RenderableType, steered: RenderableType) -> Table:
     """The texts of a steer in two columns of the same width."""
-    texts = Table("default", "steered", expand=True, **_STYLE)
+    texts = Table("default", "steered", expand=True, **TABLE_STYLE)
     for column in texts.columns:
         column.ratio = 1
     texts.add_row(default, steered)
@@ -124,10 +91,10 @@ def side_by_side(default: RenderableType, steered: RenderableType) -> Table:
 
 def print_forward_pass(console: Console, output: ForwardPassResponse) -> None:
     """The prompt's tokens with their positions, and the likeliest next ones."""
-    tokens = Table("position", "token", title="Tokens", **_STYLE)
+    tokens = Table("position", "token", title="Tokens", **TABLE_STYLE)
     for position, token in enumerate(output.input_tokens):
         tokens.add_row(str(position), quoted(token))
-    table = Table("next token", "id", "probability", title="Likeliest next tokens", **_STYLE)
+    table = Table("next token", "id", "probability", title="Likeliest next tokens", **TABLE_STYLE)
     for logit in output.salient_logits:
         table.add_row(quoted(logit.token), str(logit.token_id), f"{logit.probability:.4f}")
     console.print(Group("", tokens, "", table))
@@ -144,70 +111,6 @@ def print_messages(console: Console, output: ParseChatPromptResponse) -> None:
     if output.unsteerable_positions:
         positions = ", ".join(map(str, output.unsteerable_positions))
         console.print(f"\npositions that can't be steered: {positions}", soft_wrap=True)
-
-
-def shown(text: str) -> str:
-    """Untrusted text for rich: its markup escaped, its control characters in Python's notation."""
-    return escape("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text))
-
-
-def line(text: str) -> str:
-    """Untrusted text for rich, on one line: so that an id or an error can't look like a second.
-
-    What is longer than any of them is cut.
-    """
-    text = text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]}…"
-    return shown(text.replace("\n", "\\n"))
-
-
-def quoted(token: str) -> str:
-    """A token in double quotes, so that its spaces are visible."""
-    return shown('"' + token.replace("\n", "\\n") + '"')
-
-
-def size(n_bytes: int) -> str:
-    return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1000:.0f} kB"
-
-
-def _predictions(graph: GraphDocument) -> Table:
-    """The tokens that a graph explains, or the targets that were asked for."""
-    if graph.metadata.attribution_targets is None:
-        table = Table("next token", "probability", title="Likeliest next tokens", **_STYLE)
-    else:
-        table = Table("target", "weight", title="Attribution targets", **_STYLE)
-    for node in _of_type(graph, LOGIT):
-        token = (node.clerp or "").removeprefix("Output ").rsplit(" (p=", 1)[0]
-        table.add_row(line(token), f"{node.token_prob:.4f}")
-    return table
-
-
-def _strongest_features(graph: GraphDocument, count: int = 8) -> Table:
-    """The features with the most influence on the logits.
-
-    A node's `influence` is cumulative over the nodes in falling order, so the strongest has the
-    lowest.
-    """
-    tokens = graph.metadata.prompt_tokens
-    table = Table(
-        "layer", "feature", "at token", "activation", title="Strongest features", **_STYLE
-    )
-    features = _of_type(graph, FEATURE)
-    for node in sorted(features, key=lambda node: node.influence or 0.0)[:count]:
-        table.add_row(
-            line(node.layer),
-            line(node.index),
-            f"{node.ctx_idx} {quoted(tokens[node.ctx_idx])}",
-            f"{node.activation:.2f}",
-        )
-    return table
-
-
-def _of_type(graph: GraphDocument, kind: str) -> list[GraphNode]:
-    return [node for node in graph.nodes if node.feature_type == kind]
-
-
-def _stages(timings_ms: Mapping[str, float]) -> str:
-    return ", ".join(f"{line(name)} {ms:.0f} ms" for name, ms in timings_ms.items())
 
 
 def _generated(entries: Iterable[LogitsPair | LogitsOfToken]) -> list[LogitsPair]:
@@ -248,7 +151,7 @@ def _token_bytes(token: str) -> bytes:
 def _changes(default: list[LogitsPair], steered: list[LogitsPair]) -> RenderableType:
     """The steps whose likeliest tokens differ. The texts before them may differ too."""
     columns = ("after", "default", "", "after", "steered", "")
-    table = Table(*columns, title="Changed predictions", **_STYLE)
+    table = Table(*columns, title="Changed predictions", **TABLE_STYLE)
     for (before, was_top), (after, now_top) in zip(default, steered, strict=False):
         if not was_top or not now_top:
             continue

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 SPOOL_BYTES = 2_000_000_000
 
 _TEXT = "1 2 3"
+# Of a complete set it is asked how much it explains, which words show better than digits.
+_SENTENCE = "The capital of France is"
 
 
 class UnfitError(Exception):
@@ -89,6 +91,7 @@ def check_model(loaded: LoadedModel) -> None:
     The check reads each transcoder's encoder and decoder, lazy ones from their files.
     """
     from serving import self_test
+    from serving.consistency import InconsistentError, UnexplainedError
 
     started = time.perf_counter()
     try:
@@ -97,7 +100,12 @@ def check_model(loaded: LoadedModel) -> None:
         chat_prompt.parse(_TEXT, loaded.tokenizer, loaded.name)
     except NotFinite as error:
         raise UnfitError(f"of {loaded.entry.label}, {error.sentence}") from error
-    except self_test.InconsistentError as error:
+    except UnexplainedError as error:
+        raise UnfitError(
+            f"{loaded.entry.transcoder_label} doesn't explain the model: {error}; is it a set "
+            "of this model, and are its weights folded? See MODEL_ID and TRANSCODER_SET"
+        ) from error
+    except InconsistentError as error:
         raise UnfitError(
             f"{loaded.entry.label} is not computed right: {error}; the device or the weights are "
             "damaged, have the worker replaced"
@@ -107,12 +115,14 @@ def check_model(loaded: LoadedModel) -> None:
 
 def _tokens(loaded: LoadedModel) -> list[int]:
     """A short text's tokens: two at least, and one less than the model has room for."""
-    text = _TEXT
+    text = _SENTENCE if loaded.is_complete else _TEXT
     if is_gemma_3_it(loaded.name):  # which attribution takes as a chat only
         text = render_messages([{"role": "user", "content": _TEXT}], loaded.tokenizer)
-    ids = prompts.tokenize(text, loaded.tokenizer, loaded.name)
-    if len(ids) == 1:  # a tokenizer that knows nothing of the text
-        ids = ids * 2
+    ids = prompts.tokenize(
+        text, loaded.tokenizer, loaded.name, leading_token=not loaded.is_complete
+    )
+    if len(ids) < 2:  # a tokenizer that knows nothing of the text
+        ids = (ids or [0]) * 2
     return ids[: max(2, loaded.n_context - 1)]
 
 

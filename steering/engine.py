@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
+
+from steering.readers import Feature, FeatureReader, TranscoderReader
 
 # A layer, and what its features read there or write there.
 HookPoint = tuple[int, Literal["feature input", "feature output"]]
@@ -24,6 +26,14 @@ class Passes(Protocol):
 
     model: Any  # circuit_tracer's replacement model
     transcoders: Any  # circuit_tracer's transcoders of the model
+
+    def reader(self, features: Sequence[Feature], silent: Collection[int]) -> FeatureReader:
+        """What reads distinct features of one layer; those at `silent` positions are inactive."""
+        return TranscoderReader(self.transcoders, features, silent, self.model.cfg.device)
+
+    def silent_positions(self, n_tokens: int) -> range:
+        """Prompt positions at which every feature is taken for inactive, as by circuit-tracer."""
+        return range(n_tokens)[self.model.zero_positions]
 
     def tokens(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Token ids (n_rows, n_positions) on the model's device."""

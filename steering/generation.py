@@ -10,9 +10,10 @@ from torch import Tensor
 from attribution.salient_logits import probabilities_of
 from errors import NotFinite
 from steering.engine import Hooks, Passes
-from steering.features import Feature, intervention_hooks, silent_positions
+from steering.features import InterventionHooks, intervention_hooks
 from steering.options import Intervention, NewToken, Options, check_bounds
 from steering.passes import passes_of
+from steering.readers import Feature
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +53,7 @@ def generate(
     position the last one counts. The model is left as it came, whatever is raised.
 
     Args:
-        model: a replacement model of circuit-tracer.
+        model: a replacement model of circuit-tracer, or a complete one.
 
     Raises:
         InvalidInput: an intervention, `top_k` or `n_tokens` is outside what the model has.
@@ -93,13 +94,14 @@ def _generate(
     with torch.inference_mode():
         at_prompt, at_tokens = _hooks(passes, interventions, len(token_ids))
         options.check()
-        cache = _read_prompt(passes, sides, at_prompt, options)
+        hooks, steers = at_prompt.and_before(at_tokens), bool(at_prompt.during)
+        cache = _read_prompt(passes, sides, hooks, options, steers=steers)
         for n_generated in range(1, options.n_tokens + 1):
             options.check()
             for side in running:
                 side.ids.append(_choose_token(side, options))
             tokens = passes.tokens([side.ids[-1:] for side in running])
-            hooks = at_tokens if sides[-1] in running else {}
+            hooks = at_tokens.during if sides[-1] in running else {}
             _predict(passes, running, passes.logits(tokens, cache, hooks), options.top_k)
             if options.on_new_tokens is not None:
                 options.on_new_tokens([_new_token(sides, side) for side in running])
@@ -129,7 +131,7 @@ def _generator(model: Any, seed: int | None) -> torch.Generator:
 
 def _hooks(
     passes: Passes, interventions: Sequence[Intervention], n_prompt: int
-) -> tuple[Hooks, Hooks]:
+) -> tuple[InterventionHooks, InterventionHooks]:
     """The hooks for the pass over the prompt and those for the pass of each generated token."""
     at_prompt: dict[Feature, float] = {}
     at_tokens: dict[Feature, float] = {}
@@ -138,14 +140,20 @@ def _hooks(
             at_tokens[i.layer, 0, i.index] = i.value  # such a pass sees one token
         else:
             at_prompt[i.layer, i.position, i.index] = i.value
-    silent = silent_positions(passes.model, n_prompt)
+    silent = passes.silent_positions(n_prompt)
     return intervention_hooks(passes, at_prompt, silent), intervention_hooks(passes, at_tokens)
 
 
-def _read_prompt(passes: Passes, sides: Sequence[_Side], hooks: Hooks, options: Options) -> Any:
-    """Have each side predict what follows the prompt; return the cache with a row for each side."""
+def _read_prompt(
+    passes: Passes, sides: Sequence[_Side], hooks: Hooks, options: Options, *, steers: bool
+) -> Any:
+    """Have each side predict what follows the prompt; return the cache with a row for each side.
+
+    Args:
+        steers: whether the hooks change anything in the last row.
+    """
     # Attention is frozen to the patterns of an unsteered row in the same pass.
-    frozen = bool(hooks) and options.freeze_attention
+    frozen = steers and options.freeze_attention
     n_rows = 2 if frozen else len(sides)
     cache = passes.new_cache(n_rows)
     tokens = passes.tokens([sides[0].ids] * n_rows)
@@ -153,7 +161,7 @@ def _read_prompt(passes: Passes, sides: Sequence[_Side], hooks: Hooks, options: 
     # This pass, with a batch and a cache, may round otherwise than the one that a graph starts
     # from, and the last bit of a bfloat16 logit can move a tenth of the probability. So unsteered
     # rows take their logits from a plain pass.
-    if n_unsteered := len(sides) - bool(hooks):
+    if n_unsteered := len(sides) - steers:
         rows[:n_unsteered] = [passes.plain_logits(tokens[:1])] * n_unsteered
     _predict(passes, sides, rows, options.top_k)
     if n_rows > len(sides):

@@ -7,13 +7,14 @@ from typing import Any
 from torch import Tensor
 
 from errors import InvalidInput
+from steering.kinds import n_context, n_features, n_layers, refuse_beyond
 
 
 @dataclass(frozen=True)
 class Intervention:
     """A feature held at an activation."""
 
-    layer: int
+    layer: int  # of a complete replacement model the sublayer: 2l attention, 2l + 1 MLP
     index: int
     position: int | None  # a prompt position; None: every generated token
     value: float  # the activation that the feature is set to
@@ -63,28 +64,28 @@ def check_bounds(
 
     Args:
         n_prompt: tokens of the prompt.
-        features: for each one its `layer`, `index` and, under any names, positions in the prompt.
+        features: for each one its `layer` and `index`, or none of both, and, under any names,
+            positions in the prompt. A layer is one of steering's, as an intervention has it.
     """
-    cfg = model.cfg
-    n_features = model.transcoders.d_transcoder
-    of_the_model = {
-        "layer": (cfg.n_layers, f"the model has {cfg.n_layers} layers"),
-        "index": (n_features, f"the model has {n_features} features a layer"),
-    }
-    of_the_prompt = (n_prompt, f"the prompt has {n_prompt} tokens")
+    d_vocab, context = model.cfg.d_vocab, n_context(model)
     for i, feature in enumerate(features):
         for field, value in feature.items():
-            bound, what_there_is = of_the_model.get(field, of_the_prompt)
-            if value is not None and not 0 <= value < bound:
-                raise InvalidInput(
-                    f"features[{i}].{field} is {value}, {what_there_is} (0 to {bound - 1})"
+            if value is None:
+                continue
+            bound, what_there_is = n_prompt, "the prompt has {} tokens"
+            if field == "layer":
+                bound, what_there_is = n_layers(model), "the model has {} layers"
+            elif field == "index":
+                layer = feature["layer"] or 0
+                bound, what_there_is = (
+                    n_features(model, layer),
+                    f"the model has {{}} features in layer {layer}",
                 )
-    if not 0 <= options.top_k <= cfg.d_vocab:
-        raise InvalidInput(
-            f"top_k is {options.top_k}, the model's vocabulary has {cfg.d_vocab} tokens"
-        )
-    if n_prompt + options.n_tokens > cfg.n_ctx:
+            refuse_beyond(f"features[{i}].{field}", value, bound, what_there_is)
+    if not 0 <= options.top_k <= d_vocab:
+        raise InvalidInput(f"top_k is {options.top_k}, the model's vocabulary has {d_vocab} tokens")
+    if n_prompt + options.n_tokens > context:
         raise InvalidInput(
             f"n_tokens is {options.n_tokens}, after {n_prompt} prompt tokens the model has room "
-            f"for {max(0, cfg.n_ctx - n_prompt)}; ask for fewer or shorten the prompt"
+            f"for {max(0, context - n_prompt)}; ask for fewer or shorten the prompt"
         )

@@ -14,8 +14,12 @@ from steering.engine import Passes
 
 
 def passes_of(model: Any) -> Passes:
-    """The forward passes of a circuit-tracer replacement model."""
+    """The forward passes of a replacement model, circuit-tracer's or a complete one."""
     # Each engine's library takes seconds to import, and a worker has one engine.
+    if isinstance(model, CompleteModel):
+        from steering.complete import CompletePasses
+
+        return CompletePasses(model)
     if model.backend == "nnsight":
         from steering.huggingface import HuggingFacePasses
 
@@ -31,13 +35,9 @@ def next_token_logits(model: Any, token_ids: Sequence[int]) -> Tensor:
     Raises:
         NotFinite: they are not all finite numbers.
     """
+    passes = passes_of(model)
     with torch.inference_mode():
-        if isinstance(model, CompleteModel):
-            tokens = torch.tensor([token_ids], device=model.cfg.device)
-            logits = model.language_model(tokens)[0, -1]
-        else:
-            passes = passes_of(model)
-            logits = passes.plain_logits(passes.tokens([token_ids]))
+        logits = passes.plain_logits(passes.tokens([token_ids]))
         if not logits.isfinite().all():
             raise NotFinite.of("the model's logits after this prompt", model.cfg.dtype)
         return logits

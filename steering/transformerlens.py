@@ -1,4 +1,4 @@
-"""Forward passes of circuit-tracer's TransformerLens model."""
+"""Forward passes of a TransformerLens model."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache as _Cache
 
-from steering.engine import Hooks, Passes
+from steering.engine import HookPoint, Hooks, Passes
 
 
 class TransformerLensPasses(Passes):
@@ -28,7 +28,7 @@ class TransformerLensPasses(Passes):
     def logits(
         self, tokens: Tensor, cache: _Cache, hooks: Hooks, *, freeze_attention: bool = False
     ) -> Tensor:
-        named = self._named(hooks)
+        named = self._all_named(hooks)
         if freeze_attention:
             for layer in range(self.model.cfg.n_layers):
                 named.append((f"blocks.{layer}.attn.hook_pattern", _first_rows_pattern))
@@ -44,18 +44,25 @@ class TransformerLensPasses(Passes):
 
     def read(self, tokens: Tensor, hooks: Hooks) -> None:
         last, _ = max(hooks)
-        with self.model.hooks(self._named(hooks)):
-            self.model(tokens, stop_at_layer=last + 1)
+        with self.model.hooks(self._all_named(hooks)):
+            self.model(tokens, stop_at_layer=self._block(last) + 1)
 
-    def _named(self, hooks: Hooks) -> list[tuple[str, Callable[..., Tensor | None]]]:
-        names = {
-            "feature input": self.model.feature_input_hook,
-            "feature output": self.model.feature_output_hook,
-        }
-        return [
-            (f"blocks.{layer}.{names[side]}", _without_hook_point(function))
-            for (layer, side), function in hooks.items()
-        ]
+    def _all_named(self, hooks: Hooks) -> list[tuple[str, Callable[..., Tensor | None]]]:
+        named = [self._named(point, function) for point, function in hooks.items()]
+        return [(name, _without_hook_point(function)) for name, function in named]
+
+    def _block(self, layer: int) -> int:
+        """The model's block that has a layer of features."""
+        return layer
+
+    def _named(
+        self, point: HookPoint, function: Callable[[Tensor], Tensor | None]
+    ) -> tuple[str, Callable[[Tensor], Tensor | None]]:
+        """A hook as TransformerLens knows its point, for one pass."""
+        layer, side = point
+        reads = side == "feature input"
+        hook = self.model.feature_input_hook if reads else self.model.feature_output_hook
+        return f"blocks.{layer}.{hook}", function
 
 
 def _without_hook_point(

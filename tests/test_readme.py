@@ -7,15 +7,18 @@ import re
 
 import pytest
 import torch
+from rich.console import Console
 
 import errors
 from attribution import attribute
 from loading.registry import REGISTRY
 from model_loader import get_model
 from prompting.prompts import tokenize
+from remote.graph_summary import print_graph
 from settings import Settings, get_settings
 from tests.support.demo_worker import ask
 from tests.support.programs import ROOT
+from tests.support.traced_demo import serving_complete_demo
 from tools.documents import PAGES, blocks, links, read, rows
 from tools.house import OUTSIDE, ROOMS
 
@@ -100,3 +103,18 @@ def test_the_numbers_that_the_readme_explains_are_the_demo_model_s():
     assert f"{len(active)} features that are active" in reading
     kinds = [node["feature_type"] for node in graph["nodes"]]
     assert f"kept the {kinds.count('cross layer transcoder')}" in " ".join(reading.split())
+
+
+def test_what_the_readme_shows_of_attention_is_the_complete_demo_s_summary(tmp_path, capsys):
+    section = read("README.md").split("## Attention as features")[1].split("\n## ")[0]
+    job, *shown = re.findall(r"^```(?:sh)?\n(.*?)^```$", section, re.M | re.S)
+    body = json.loads(job.split("--test_input '")[1].rstrip().removesuffix("'"))["input"]
+    with serving_complete_demo() as settings:
+        graph = ask(body, settings)
+    path = tmp_path / "graph.json"
+    path.write_text(json.dumps(graph))
+    print_graph(Console(width=80, highlight=False, emoji=False), graph, path)
+    summary = "".join(f"{line.rstrip()}\n" for line in capsys.readouterr().out.splitlines())
+    assert len(shown) == 2
+    for block in shown:
+        assert block in summary

@@ -209,6 +209,7 @@ REFUSED_GRAPHS = [
     ({"qk_top_fraction": 0}, ["qk_top_fraction", "greater than 0", "got 0"]),
     ({"qk_top_fraction": 1.1}, ["qk_top_fraction", "less than or equal to 1", "got 1.1"]),
     ({"qk_topk": 0}, ["qk_topk", "greater than or equal to 1", "got 0"]),
+    ({"qk_topk": 257}, ["qk_topk", "less than or equal to 256", "got 257"]),
     ({"qk_topk": 2.5}, ["qk_topk", "integer", "got 2.5"]),
     ({"max_n_logits": 0}, ["max_n_logits", "greater than or equal to 1", "got 0"]),
     ({"desired_logit_prob": 0}, ["desired_logit_prob", "greater than 0", "got 0"]),

@@ -23,6 +23,7 @@ SOURCES = {
     "viewer": "viewer",
     "web_assets": "web_assets",
     "demo/feature_examples.json.gz": "demo/feature_examples.json.gz",
+    "demo/complete/feature_examples.json.gz": "demo/complete/feature_examples.json.gz",
 }
 # Only the worker uses these.
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "docs.html", "local_run.py", "swagger-ui-dist")
@@ -41,7 +42,7 @@ class ClientPackage(BuildHookInterface):
         package = Path(self._directory.name)
         for source, target in SOURCES.items():
             path = Path(self.root, source)
-            (package / target).parent.mkdir(exist_ok=True)
+            (package / target).parent.mkdir(parents=True, exist_ok=True)
             if path.is_dir():
                 shutil.copytree(path, package / target, ignore=LEFT_OUT)
             else:

@@ -1,42 +1,42 @@
-"""What the viewer shows about a feature: examples for the demo model, for others an address.
+"""What the viewer shows about a feature: examples for the demo model, for others an address."""
 
-The demo's examples are in `demo/feature_examples.json.gz`, which demo/feature_examples.py writes.
-"""
-
-import gzip
 import math
 from collections.abc import Mapping, Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import orjson
-
-DEMO_SCAN = "demo"
-DEMO_TRANSCODERS = "demo/transcoders"
-DEMO_EXAMPLES = Path(__file__).parent.parent / "demo" / "feature_examples.json.gz"
+from viewer import demo_features
+from viewer.demo_features import LORSA, TRANSCODER, Metadata
 
 _GROUPS_LISTED = 5
 _COPIED = ("top_logits", "bottom_logits", "act_max", "activation_frequency", "histogram")
-
-Metadata = Mapping[str, Any]
+# The metadata's name of what Neuronpedia has of each kind of feature.
+_SOURCE_SETS = {
+    TRANSCODER: "neuronpedia_source_set",
+    LORSA: "neuronpedia_lorsa_source_set",
+}
+# The page knows a feature by layer and index as one number, which a transcoder's and a Lorsa's
+# feature can share. There, a Lorsa's layers are counted from here on (web_assets/viewer.js).
+LORSA_LAYERS = 10_000
 
 
 def index(metadata: Metadata) -> dict[str, Any]:
     """What the page needs about a graph's features before the user clicks one.
 
     Returns:
-        `labels`, by `layer_index`: the token that a feature fires on most, and the one that it
-        promotes most; and `page`, the address of a feature's page on Neuronpedia, or None.
+        By `feature_type`: `labels`, which are `demo_features.label` by `layer_index`; and `page`,
+        the address of a feature's page on Neuronpedia, or None.
     """
-    labels = {}
-    if _is_demo(metadata):
-        labels = {
-            name: f"{_bare(feature['fires_on'])} → {_bare(feature['top_logits'][0])}"
-            for name, feature in _demo_examples()["features"].items()
+    return {
+        kind: {
+            "labels": {
+                name: demo_features.label(feature)
+                for name, feature in demo_features.features(metadata, kind).items()
+            },
+            "page": feature_page(metadata, kind),
         }
-    return {"labels": labels, "page": feature_page(metadata)}
+        for kind in _SOURCE_SETS
+    }
 
 
 def panel(metadata: Metadata, number: int) -> dict[str, Any]:
@@ -45,26 +45,44 @@ def panel(metadata: Metadata, number: int) -> dict[str, Any]:
 
     Args:
         metadata: of the graph that the feature is in.
-        number: layer and index as one number, as `feature` of a graph's nodes.
+        number: layer and index as one number, as `feature` of the page's nodes.
     """
     layer, index = cantor_unpairing(number)
-    feature: Mapping[str, Any] = {}
-    texts: Sequence[Sequence[str]] = []
-    if not _is_demo(metadata):
-        page = feature_page(metadata)
+    kind = TRANSCODER
+    if layer >= LORSA_LAYERS:
+        kind, layer = LORSA, layer - LORSA_LAYERS
+    known = demo_features.features(metadata, kind)
+    feature = known.get(f"{layer}_{index}", {})
+    texts = demo_features.texts() if feature else []
+    if feature:
+        title = _where_it_fires(feature, len(texts))
+    elif known:
+        title = "This feature fires on no text of the demo model's corpus."
+    else:
+        page = feature_page(metadata, kind)
         where = "The graph does not say where its features are described."
         if page is not None:
             where = f"With the internet: {page.format(layer=layer, index=index)}"
         title = f"No examples of this feature here. {where}"
-    elif (name := f"{layer}_{index}") not in _demo_examples()["features"]:
-        title = "This feature fires on no text of the demo model's corpus."
-    else:
-        feature, texts = _demo_examples()["features"][name], _demo_examples()["texts"]
-        groups = [f"{group} {count}" for group, count in feature["groups"]]
-        listed = ", ".join(groups[:_GROUPS_LISTED])
-        more = ", …" if len(groups) > _GROUPS_LISTED else ""
-        title = f"Fires in {feature['texts']} of the corpus's {len(texts)} texts: {listed}{more}"
-    examples = [
+    return {
+        "examples_quantiles": [{"quantile_name": title, "examples": _examples(feature, texts)}],
+        "top_logits": [],
+        "bottom_logits": [],
+        **{field: feature[field] for field in _COPIED if feature},
+        **({"act_min": 0} if feature else {}),
+    }
+
+
+def _where_it_fires(feature: Mapping[str, Any], n_texts: int) -> str:
+    groups = [f"{group} {count}" for group, count in feature["groups"]]
+    listed = ", ".join(groups[:_GROUPS_LISTED])
+    more = ", …" if len(groups) > _GROUPS_LISTED else ""
+    reads = f"Reads “{feature['reads']}” most. " if "reads" in feature else ""
+    return f"{reads}Fires in {feature['texts']} of the corpus's {n_texts} texts: {listed}{more}"
+
+
+def _examples(feature: Mapping[str, Any], texts: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    return [
         {
             "tokens": texts[text],
             "tokens_acts_list": [activations.get(i, 0.0) for i in range(len(texts[text]))],
@@ -74,20 +92,13 @@ def panel(metadata: Metadata, number: int) -> dict[str, Any]:
         for text, peak, pairs in feature.get("examples", ())
         for activations in [dict(pairs)]
     ]
-    return {
-        "examples_quantiles": [{"quantile_name": title, "examples": examples}],
-        "top_logits": [],
-        "bottom_logits": [],
-        **{field: feature[field] for field in _COPIED if feature},
-        **({"act_min": 0} if feature else {}),
-    }
 
 
-def feature_page(metadata: Metadata) -> str | None:
+def feature_page(metadata: Metadata, kind: str = TRANSCODER) -> str | None:
     """The address of a feature's page on Neuronpedia, with {layer} and {index} to fill in; None
     when the graph names no source set."""
     details = metadata.get("feature_details")
-    source_set = details.get("neuronpedia_source_set") if isinstance(details, Mapping) else None
+    source_set = details.get(_SOURCE_SETS[kind]) if isinstance(details, Mapping) else None
     if not isinstance(source_set, str):
         return None
     scan, source_set = (
@@ -101,19 +112,3 @@ def cantor_unpairing(number: int) -> tuple[int, int]:
     diagonal = (math.isqrt(8 * number + 1) - 1) // 2
     index = number - diagonal * (diagonal + 1) // 2
     return diagonal - index, index
-
-
-def _bare(token: str) -> str:
-    return token.strip() or token.replace("\n", "⏎")
-
-
-def _is_demo(metadata: Metadata) -> bool:
-    info = metadata.get("info")
-    transcoders = info.get("transcoder_set") if isinstance(info, Mapping) else None
-    return metadata["scan"] == DEMO_SCAN and transcoders == DEMO_TRANSCODERS
-
-
-@cache
-def _demo_examples() -> Mapping[str, Any]:
-    examples: Mapping[str, Any] = orjson.loads(gzip.decompress(DEMO_EXAMPLES.read_bytes()))
-    return examples

@@ -35,7 +35,17 @@ _ADDITIONS = (
     "<link rel='stylesheet' href='./viewer.css'>\n"
     "<script src='./safe_markup.js'></script>\n"
     "<script src='./graph_check.js'></script>\n"
+    "<script src='./complete_graphs.js'></script>\n"
     "<script src='./viewer.js'></script>\n"
+)
+# What is served instead of some text of circuit-tracer's scripts, whose files stay as they are: the
+# tag of `markup`; and attention's features, of which the scripts know nothing, are features too.
+_MEMBERS = b".appendMany('div.member-circle', d => d.node.memberNodes)"
+_CHANGES = (
+    (b".html(`", b".html(markup`"),
+    (b"d.feature_type == 'cross layer transcoder'", b"isFeature(d)"),
+    (b"d.feature_type != 'cross layer transcoder'", b"!isFeature(d)"),
+    (_MEMBERS, _MEMBERS + b".classed('lorsa', d => d.feature_type == 'lorsa')"),
 )
 _MEDIA_TYPES = {".cjs": "text/javascript", ".js": "text/javascript", ".css": "text/css"}
 
@@ -58,7 +68,8 @@ class Page:
         path = self.files[name]
         content = path.read_bytes()
         if name.startswith(_PAGE_FOLDER) and path.suffix == ".js":
-            content = content.replace(b".html(`", b".html(markup`")
+            for written, served in _CHANGES:
+                content = content.replace(written, served)
         return content, _MEDIA_TYPES[path.suffix]
 
 

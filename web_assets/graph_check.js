@@ -5,7 +5,7 @@
 (() => {
   // More would keep the browser busy for minutes: the page draws a line for each layer.
   const MOST_LAYERS = 10_000;
-  const KINDS = ['cross layer transcoder', 'mlp reconstruction error', 'embedding', 'logit'];
+  const FEATURES = ['cross layer transcoder', 'lorsa'];
 
   const isText = value => typeof value === 'string';
   const isNumber = value => typeof value === 'number';
@@ -35,6 +35,23 @@
     sg_pos: ['a text', orAbsent(isText)],
     gridsnap: ['a text', orAbsent(isText)],
     clerps: ['pairs of a feature and a label, as JSON', orAbsent(isLabels)],
+  };
+  const isPart = ids => value =>
+    Array.isArray(value) &&
+    value.length === ids + 1 &&
+    isTexts(value.slice(0, ids)) &&
+    isNumber(value[ids]);
+  const isParts = ids => value => Array.isArray(value) && value.every(isPart(ids));
+  const TRACING = {
+    pair_wise_contributors: ['triples of two ids and a number', isParts(2)],
+    top_q_marginal_contributors: ['pairs of an id and a number', isParts(1)],
+    top_k_marginal_contributors: ['pairs of an id and a number', isParts(1)],
+  };
+  // What a node has that only traces name.
+  const OUTSIDE = {
+    layer: [`E or a number below ${MOST_LAYERS}`, isLayer],
+    feature_type: ['a text', isText],
+    clerp: ['a text', orAbsent(isText)],
   };
   const NODE = {
     node_id: ['a text', isText],
@@ -75,6 +92,13 @@
       if (!isRight(value[name])) refuse(`${where}.${name}`, wanted, value[name]);
   }
 
+  function checkPlace(where, node, length) {
+    if (!isCount(node.ctx_idx) || node.ctx_idx >= length)
+      refuse(`${where}.ctx_idx`, `a position below ${length}`, node.ctx_idx);
+    if (FEATURES.includes(node.feature_type) && !isCount(node.feature))
+      refuse(`${where}.feature`, 'a number of layer and index', node.feature);
+  }
+
   // Throw an Error with a sentence about the first field that the page can't draw.
   window.checkGraph = graph => {
     check('the file', graph, {});
@@ -87,16 +111,21 @@
     graph.nodes.forEach((node, i) => {
       const where = `nodes[${i}]`;
       check(where, node, NODE);
-      if (!isCount(node.ctx_idx) || node.ctx_idx >= length)
-        refuse(`${where}.ctx_idx`, `a position below ${length}`, node.ctx_idx);
-      if (node.feature_type === KINDS[0] && !isCount(node.feature))
-        refuse(`${where}.feature`, 'a number of layer and index', node.feature);
+      checkPlace(where, node, length);
+      if (!isAbsent(node.qk_tracing_results))
+        check(`${where}.qk_tracing_results`, node.qk_tracing_results, TRACING);
       if (node.feature_type === 'logit' && !/\(p=[^)]*\)/.test(node.clerp))
         refuse(`${where}.clerp`, 'a token and its probability, as Output "a" (p=0.5)', node.clerp);
       if (ids.has(node.node_id)) refuse(`${where}.node_id`, "no other node's", node.node_id);
       ids.add(node.node_id);
     });
     if (!graph.nodes.length) refuse('nodes', 'a list with nodes', []);
+    if (!isAbsent(graph.qk_only_nodes)) check('qk_only_nodes', graph.qk_only_nodes, {});
+    for (const [id, node] of Object.entries(graph.qk_only_nodes ?? {})) {
+      const where = `qk_only_nodes[${JSON.stringify(id.slice(0, 100))}]`;
+      check(where, node, OUTSIDE);
+      checkPlace(where, node, length);
+    }
     graph.links.forEach((link, i) => check(`links[${i}]`, link, LINK));
     return graph;
   };

@@ -36,7 +36,7 @@
   };
 
   // A `scan` that is a path here makes the page ask this server for examples, and no hub.
-  function describeFeatures(graph, name, {page, labels}) {
+  function describeFeatures(graph, name, kinds) {
     graph.metadata.scan = `./features_of/${name}`;
     graph.metadata.slug = name; // the page makes names of events of it
     const threshold = graph.metadata.node_threshold ?? Infinity;
@@ -48,11 +48,29 @@
       node.isLogit = node.feature_type === 'logit';
       // The address that the page links a node to is never the graph's own.
       node.vis_link = `?${new URLSearchParams({slug: name, clickedId: node.node_id})}`;
-      if (node.feature_type !== 'cross layer transcoder') continue;
-      const [layer, index] = util.cantorUnpair(node.feature);
-      node.clerp ||= labels[`${layer}_${index}`] ?? `feature ${index}`;
-      if (page) node.vis_link = page.replace('{layer}', layer).replace('{index}', index);
+      describe(node, kinds);
     }
+    Object.values(graph.qk_only_nodes ?? {}).forEach(node => describe(node, kinds));
+    // Those that the page leaves out below a threshold are named all the same.
+    graph.hiddenNodes = new Map(graph.nodes.map(node => [node.node_id, node]));
     return graph;
+  }
+
+  // viewer/feature_panels.py has the same number.
+  const LORSA_LAYERS = 10_000;
+
+  // Give a feature its label and its page, and each node a `feature` that no other kind of node of
+  // its layer and position has: by it the page tells nodes apart, and asks for a feature's panel.
+  function describe(node, kinds) {
+    node.feature ??= node.feature_type;
+    if (!Object.hasOwn(kinds, node.feature_type)) return;
+    const {page, labels} = kinds[node.feature_type];
+    const [layer, index] = util.cantorUnpair(node.feature);
+    if (node.clerp === `F${node.feature}`) node.clerp = ''; // that names no feature
+    node.clerp ||= labels[`${layer}_${index}`] ?? `feature ${index}`;
+    if (page) node.vis_link = page.replace('{layer}', layer).replace('{index}', index);
+    if (node.feature_type !== 'lorsa') return;
+    const diagonal = LORSA_LAYERS + layer + index;
+    node.feature = (diagonal * (diagonal + 1)) / 2 + index;
   }
 })();

@@ -11,7 +11,7 @@ from attribution.complete.freezing import freeze
 from attribution.complete.graph import CompleteGraph, Contributor, QKTrace, QKTraces
 from attribution.complete.modules import CompleteModel
 from attribution.complete.pruning import prune
-from attribution.complete.tracing import trace_attention
+from attribution.complete.tracing import marginal_sums, trace_attention
 
 __all__ = [
     "CompleteGraph",
@@ -21,6 +21,7 @@ __all__ = [
     "QKTraces",
     "attribute",
     "freeze",
+    "marginal_sums",
     "prune",
     "trace_attention",
 ]

@@ -11,8 +11,6 @@ elsewhere; for a Lorsa's feature it is the attention probability, times the inve
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -28,32 +26,55 @@ def attribution_rows(
         layers: (n,) sublayers on the CPU; a logit's is `n_sublayers`.
         positions: (n,) on the CPU.
         reads: what each target reads.
-        rows: (n, n_sources) float32, on the model's device.
+        rows: (n, n_sources) float32 zeros, on the model's device.
     """
-    sources = local.sources
-    edges = rows.new_zeros(rows.shape)
-    for targets, at in _products(local, layers, positions):
-        part = reads.vectors[targets] @ sources.vectors[at].T
-        part *= reads.weights[targets][:, sources.positions[at]]
-        edges[targets, at] = part
+    if local.device.type == "cuda":
+        _all_at_once(local, layers, positions, reads, rows)
+    else:
+        _by_position(local, layers, positions, reads, rows)
+
+
+def _all_at_once(
+    local: LocalCompleteModel, layers: Tensor, positions: Tensor, reads: Reads, rows: Tensor
+) -> None:
+    """Multiply all targets with all sources, as is fastest on a GPU."""
+    sources, edges = local.sources, rows.new_zeros(rows.shape)
+    end = sources.below(int(positions.max()), local.shape.n_layers).stop
+    part = reads.vectors @ sources.vectors[:end].T
+    part *= reads.weights[:, sources.positions[:end]]
+    edges[:, :end] = part
     edges *= sources.sublayers < layers.to(edges.device)[:, None]
     torch.index_select(edges, 1, sources.of_columns, out=rows)
 
 
-def _products(
-    local: LocalCompleteModel, layers: Tensor, positions: Tensor
-) -> Iterator[tuple[Tensor | slice, slice]]:
-    """Targets and sources that are multiplied together.
+def _by_position(
+    local: LocalCompleteModel, layers: Tensor, positions: Tensor, reads: Reads, rows: Tensor
+) -> None:
+    """Multiply the sources of a position with the targets that read there.
 
-    On a GPU one product of all with all is fastest. On a CPU, sources of a position are multiplied
-    with the targets that read there, as far up as the highest of these.
+    Of these it takes sources as far up as the highest target, and leaves those out that are above
+    a target when it puts the edges in the columns' order.
     """
-    sources, last, n_layers = local.sources, int(positions.max()), local.shape.n_layers
-    if local.device.type == "cuda":
-        yield slice(None), slice(0, sources.below(last, n_layers).stop)
-        return
-    attend = (layers % 2 == 0) & (layers < n_layers)
-    for position in range(last + 1):
-        targets = ((positions == position) | attend & (positions > position)).nonzero().flatten()
-        if len(targets):
-            yield targets, sources.below(position, int(layers[targets].max()))
+    sources, n_layers = local.sources, local.shape.n_layers
+    layer_of, position_of = layers.tolist(), positions.tolist()
+    lorsas = [layer % 2 == 0 and layer < n_layers for layer in layer_of]
+    edges = rows.new_zeros(rows.shape)
+    for position in range(max(position_of) + 1):
+        reading = [
+            target
+            for target, own in enumerate(position_of)
+            if own == position or (own > position and lorsas[target])
+        ]
+        if reading:
+            at = sources.below(position, max(layer_of[target] for target in reading))
+            targets = torch.tensor(reading)
+            part = reads.vectors[targets] @ sources.vectors[at].T
+            part *= reads.weights[targets, position, None]
+            edges[targets, at] = part
+    n_active, start = local.shape.n_active, 0
+    for layer, n in zip(*layers.unique_consecutive(return_counts=True), strict=True):
+        run, below = slice(start, start + int(n)), int(local.before_layer[int(layer)])
+        rows[run, :below] = edges[run].index_select(1, sources.of_columns[:below])
+        start += int(n)
+    others = sources.of_columns[n_active:]
+    rows[:, n_active:] = edges[:, others] * (sources.sublayers[others] < layers[:, None])

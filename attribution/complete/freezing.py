@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+import errors
 from attribution.complete.local_model import LocalCompleteModel, Sources
 from attribution.complete.modules import Attention, CompleteModel, Lorsa, Transcoder
 from attribution.freezing import run_and_record
@@ -19,6 +20,7 @@ class _Sublayer(NamedTuple):
     activations: Tensor  # (n,) float32
     vectors: Tensor  # (n, d_model) float32, what each writes
     error: Tensor  # (n_pos, d_model) float32
+    is_finite: Tensor  # (), whether all activations are
     gates: Tensor | None  # (2, n)
     attention: Attention | None
 
@@ -29,6 +31,9 @@ def freeze(model: CompleteModel, tokens: Tensor) -> LocalCompleteModel:
 
     Args:
         tokens: (n_pos,) ids. No special token is put in front, and no position is left out.
+
+    Raises:
+        errors.NotFinite: the model's numbers on this prompt overflow in its dtype.
     """
     language_model, cfg = model.language_model, model.cfg
     tokens = tokens.to(cfg.device)
@@ -38,6 +43,8 @@ def freeze(model: CompleteModel, tokens: Tensor) -> LocalCompleteModel:
     logits, seen = run_and_record(
         language_model, tokens, [*names, "hook_embed", "ln_final.hook_scale"]
     )
+    if not logits.isfinite().all():
+        raise errors.NotFinite.of("the model's logits after this prompt", cfg.dtype)
     inverse_scales = torch.stack(
         [
             1 / seen[f"blocks.{n}.{hook}"].float().flatten()
@@ -55,6 +62,9 @@ def freeze(model: CompleteModel, tokens: Tensor) -> LocalCompleteModel:
             _freeze_lorsa(lorsa, read[0], written[0]),
             _freeze_transcoder(transcoder, read[1], written[1]),
         ]
+    # Asked once: to wait for the device's answer in each sublayer takes longer than the sublayer.
+    if not torch.stack([sublayer.is_finite for sublayer in sublayers]).all():
+        raise errors.NotFinite.of("the features' activations on this prompt", cfg.dtype)
     gain = getattr(language_model.ln_final, "w", None)
     last_scale = seen["ln_final.hook_scale"].float().flatten()[-1]
     return LocalCompleteModel(
@@ -91,17 +101,19 @@ def _freeze_transcoder(transcoder: Transcoder, x: Tensor, output: Tensor) -> _Su
 
 def _frozen(module: Any, activations: Tensor, output: Tensor) -> _Sublayer:
     """Take the active features of (n_pos, d_sae), and compare what they write with the output."""
-    features = activations.nonzero()
+    is_active = activations.abs() > 0  # a NaN isn't, or it would have all vectors read
+    features = is_active.nonzero()
     positions, indices = features.T
     values = activations[positions, indices]
     vectors = module.decoder.rows(indices).float() * values[:, None]
-    n_active = (activations != 0).sum(1)
+    n_active = is_active.sum(1)
     # Summed always in the same order, which `index_add_` on a CUDA device is not.
     reconstruction = torch.segment_reduce(
         vectors, "sum", lengths=n_active, axis=0, initial=0, unsafe=True
     )
     error = output - reconstruction - module.b_D
-    return _Sublayer(features, values, vectors, error, None, None)
+    is_finite = activations.isfinite().all()
+    return _Sublayer(features, values, vectors, error, is_finite, None, None)
 
 
 def _sorted_sources(sublayers: list[_Sublayer], embeddings: Tensor) -> Sources:

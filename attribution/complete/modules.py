@@ -8,7 +8,7 @@ what is added to the residual stream.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -27,6 +27,11 @@ class Decoder:
     rows: Callable[[Tensor], Tensor]
     norms: Tensor | None  # (d_sae,) float32, where the activation needs them
 
+    def part(self, indices: Tensor) -> Decoder:
+        """The decoder of these features alone."""
+        norms = None if self.norms is None else self.norms[indices]
+        return Decoder(lambda some: self.rows(indices[some]), norms)
+
 
 @dataclass(frozen=True)
 class Activation:
@@ -37,12 +42,23 @@ class Activation:
     threshold: Tensor | None = None  # (d_sae,), of jumprelu: exp of what the file has
     times_decoder_norm: bool = False  # judged after a multiplication by the decoder's norm
 
+    @property
+    def competes(self) -> bool:
+        """Whether a feature's activity depends on the other features."""
+        return self.name == "topk"
+
+    def part(self, indices: Tensor) -> Activation:
+        """The activation of these features alone; they must not compete."""
+        if self.threshold is None:
+            return self
+        return replace(self, threshold=self.threshold[indices])
+
     def __call__(self, before: Tensor, decoder: Decoder) -> Tensor:
         """Set what isn't active of (n_pos, d_sae) to zero; what is active stays as it is."""
         judged = before
         if self.times_decoder_norm and decoder.norms is not None:
             judged = before * decoder.norms
-        if self.name == "topk":
+        if self.competes:
             largest, indices = judged.topk(min(self.top_k, judged.shape[-1]))
             active = torch.zeros_like(judged, dtype=torch.bool).scatter_(1, indices, largest > 0)
         elif self.threshold is not None:
@@ -73,6 +89,19 @@ class Transcoder:
     def gate_reads(self) -> Tensor | None:
         """What the gate of each feature reads: (d_sae, d_model)."""
         return self.W_E_glu
+
+    def part(self, indices: Tensor) -> Transcoder:
+        """The transcoder with these features alone; they must not compete."""
+        gate, gate_bias = self.W_E_glu, self.b_E_glu
+        return replace(
+            self,
+            W_E=self.W_E[indices],
+            b_E=self.b_E[indices],
+            decoder=self.decoder.part(indices),
+            activation=self.activation.part(indices),
+            W_E_glu=None if gate is None else gate[indices],
+            b_E_glu=None if gate_bias is None else gate_bias[indices],
+        )
 
     def encode(self, x: Tensor) -> Tensor:
         """Activations (n_pos, d_sae) float32 of inputs (n_pos, d_model) float32."""
@@ -168,8 +197,9 @@ class Lorsa:
 
     def attend(self, x: Tensor) -> Attention:
         """The attention on inputs (n_pos, d_model) float32."""
-        q, q_scale = self._projected(x, self.W_Q, self.b_Q, self.q_gain)
-        k, k_scale = self._projected(x, self.W_K, self.b_K, self.k_gain)
+        everywhere = slice(0, len(x))
+        q, q_scale = self._projected(x, everywhere, self.W_Q, self.b_Q, self.q_gain)
+        k, k_scale = self.keys(x, everywhere)
         scores = q @ k.transpose(1, 2) / self.attn_scale
         later = torch.ones(scores.shape[1:], dtype=torch.bool, device=x.device).triu(1)
         scores = scores.masked_fill(later, -torch.inf)
@@ -177,13 +207,36 @@ class Lorsa:
 
     def encode(self, x: Tensor, attention: Attention) -> Tensor:
         """Activations (n_pos, d_sae) float32 of inputs (n_pos, d_model) float32."""
-        values = product(x, self.W_V.T) + self.b_V
+        return self.activations(attention.pattern, self.values(x))
+
+    def keys(self, x: Tensor, positions: slice) -> tuple[Tensor, Tensor | None]:
+        """Keys (n_qk, n, d_qk) float32 of inputs (n, d_model), and the scale of their norm."""
+        return self._projected(x, positions, self.W_K, self.b_K, self.k_gain)
+
+    def values(self, x: Tensor, features: slice | Tensor = slice(None)) -> Tensor:
+        """What features read of inputs (n, d_model) float32: (n, n_features)."""
+        return product(x, self.W_V[features].T) + self.b_V[features]
+
+    def pattern(self, x: Tensor, positions: Tensor, keys: Tensor) -> Tensor:
+        """The pattern (n_qk, n, n_keys) from inputs (n, d_model) at `positions` to all keys."""
+        q, _ = self._projected(x, positions, self.W_Q, self.b_Q, self.q_gain)
+        scores = q @ keys.transpose(1, 2) / self.attn_scale
+        later = torch.arange(keys.shape[1], device=x.device) > positions[:, None]
+        return scores.masked_fill(later, -torch.inf).softmax(-1)
+
+    def activations(self, pattern: Tensor, values: Tensor) -> Tensor:
+        """Activations (n, d_sae) of patterns (n_qk, n, n_keys) and values (n_keys, d_sae)."""
         by_head = values.unflatten(1, (len(self.W_Q), -1)).transpose(0, 1)
-        before = (attention.pattern @ by_head).transpose(0, 1).flatten(1)
+        before = (pattern @ by_head).transpose(0, 1).flatten(1)
         return self.activation(before, self.decoder)
 
     def _projected(
-        self, x: Tensor, weight: Tensor, bias: Tensor, gain: Tensor | None
+        self,
+        x: Tensor,
+        positions: slice | Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        gain: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Queries or keys (n_qk, n_pos, d_qk) float32, and the scale of their norm."""
         flat = product(x, weight.transpose(0, 1).flatten(1))
@@ -193,7 +246,7 @@ class Lorsa:
             scale = (vectors.square().mean(-1, keepdim=True) + self.eps).sqrt()
             vectors = vectors / scale * gain[:, None]
         if self.rotary is not None:
-            vectors = self.rotary.forward(vectors, slice(0, len(x)))
+            vectors = self.rotary.forward(vectors, positions)
         return vectors, scale
 
 
@@ -211,6 +264,11 @@ class CompleteModel:
         return self.language_model.cfg
 
     @property
+    def n_ctx(self) -> int:
+        """Most tokens that the language model and all Lorsas take."""
+        return min([self.cfg.n_ctx, *(lorsa.n_ctx for lorsa in self.lorsas if lorsa.n_ctx)])
+
+    @property
     def tokenizer(self) -> Any:
         return self.language_model.tokenizer
 
@@ -218,3 +276,7 @@ class CompleteModel:
         """The module of sublayer `2 l`, layer l's attention, or `2 l + 1`, its MLP."""
         layer, is_mlp = divmod(sublayer, 2)
         return self.transcoders[layer] if is_mlp else self.lorsas[layer]
+
+    def n_features(self, sublayer: int) -> int:
+        """How many features a sublayer has."""
+        return len(self.module(sublayer).reads)

@@ -27,6 +27,7 @@ from attribution.complete.modules import Lorsa
 from attribution.influence import NodeRanges, node_influence
 
 _HEADS_AT_ONCE = 64
+_ENTRIES_AT_ONCE = 1 << 24  # of a product of all picks of these heads with all sources
 
 
 @torch.no_grad()
@@ -63,8 +64,9 @@ def trace_attention(
     if on_progress is not None:
         on_progress(done, len(unique))
     batches: list[tuple[_Heads, _Lists]] = []
+    at_once = _heads_at_once(local, topk)
     for of_sublayer in unique.split(sizes.tolist()):
-        for batch in of_sublayer.split(_HEADS_AT_ONCE):
+        for batch in of_sublayer.split(at_once):
             check()
             traced = _Heads(local, int(batch[0, 0]), batch[:, 1], batch[:, 2])
             batches.append((traced, traced.lists(topk)))
@@ -73,6 +75,27 @@ def trace_attention(
                 on_progress(done, len(unique))
     traces = _named(local, batches)
     return {row: traces[i] for row, i in zip(rows.tolist(), of_feature.tolist(), strict=True)}
+
+
+@torch.no_grad()
+def marginal_sums(
+    local: LocalCompleteModel, sublayer: int, heads: Tensor, positions: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The marginals of all sources, summed, of heads (n,) at their positions (n,).
+
+    Both sums, of the query's side and of the key's, are the attention score at the position that
+    the head attends to most, as far as the model rounds nothing.
+    """
+    traced = _Heads(local, sublayer, heads, positions)
+    of_q, of_k = traced.marginals()
+    return of_q.sum(1), of_k.sum(1)
+
+
+def _heads_at_once(local: LocalCompleteModel, topk: int) -> int:
+    """How many heads fit the memory that a batch may take; with long lists these are fewer."""
+    starts = local.sources.starts
+    n_sources = int((starts[:, -1] - starts[:, 0]).max()) + local.shape.n_layers
+    return max(1, min(_HEADS_AT_ONCE, _ENTRIES_AT_ONCE // (topk * n_sources)))
 
 
 def _traced_features(graph: CompleteGraph, top_fraction: float) -> Tensor:
@@ -231,11 +254,16 @@ class _Heads:
         self.q = _Side(local, sublayer, heads, positions, "bias_q")
         self.k = _Side(local, sublayer, heads, self.key_positions, "bias_k")
 
+    def marginals(self) -> tuple[Tensor, Tensor]:
+        """What each source of a side adds to the score, with all of the other: (n_heads, n)."""
+        of_q = self.q.against(self.k.whole)[:, 0] / self._scale
+        of_k = self.k.against(self.q.whole)[:, 0] / self._scale
+        return of_q, of_k
+
     def lists(self, topk: int) -> _Lists:
         """The largest marginals and pairs, by index among each side's sources."""
         q, k = self.q, self.k
-        of_q = q.against(k.whole)[:, 0] / self._scale
-        of_k = k.against(q.whole)[:, 0] / self._scale
+        of_q, of_k = self.marginals()
         q_values, q_sources = _largest(of_q, topk)
         k_values, k_sources = _largest(of_k, topk)
         pick_values, picks = _largest(torch.cat([of_q, of_k], 1), topk)

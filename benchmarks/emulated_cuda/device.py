@@ -112,7 +112,9 @@ class EmulatedCuda:
         host_args = _unwrapped(args, devices, hosts)
         host_kwargs = {name: _unwrapped(value, devices, hosts) for name, value in kwargs.items()}
         target = kwargs.get("device")
-        to_device = target is not None and _is_cuda(target)
+        # `aten.to`, which arrives only in inference mode, has its device among the others.
+        named = [target, *(arg for arg in args if isinstance(arg, torch.device))]
+        to_device = any(device is not None and _is_cuda(device) for device in named)
         if not devices and not to_device:
             return func(*args, **_without_pinning(kwargs))
         op = Operation.of(func)

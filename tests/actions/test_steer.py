@@ -242,3 +242,18 @@ def test_extreme_sampling_settings_still_give_a_text(strongest, fields):
     feature = {**strongest, "steer_position": LAST, "ablate": True}
     output = steer([feature], n_tokens=5, seed=1, **fields)
     assert output["STEERED_GENERATION"].startswith(PROMPT)
+
+
+def test_a_set_without_attention_features_refuses_them_by_name_and_takes_transcoders_by_name(
+    strongest, model_runs
+):
+    feature = {**strongest, "steer_position": LAST, "ablate": True}
+    with pytest.raises(InvalidInput, match=r"features\[1\]\.kind is 'lorsa'.*leave kind out"):
+        steer([feature, {**feature, "kind": "lorsa"}])
+    assert model_runs == []
+    assert steer([{**feature, "kind": "transcoder"}]) == steer([feature])
+
+
+def test_a_kind_of_feature_that_does_not_exist_is_refused(strongest):
+    with pytest.raises(InvalidInput, match=r"features\[0\]\.kind"):
+        steer([{**strongest, "steer_position": LAST, "ablate": True, "kind": "sae"}])

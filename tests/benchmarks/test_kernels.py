@@ -6,6 +6,7 @@ import torch
 from benchmarks.emulated_cuda import Counts, emulated_cuda
 from benchmarks.families import FAMILIES
 from benchmarks.kernels import (
+    complete_graph_counts,
     family_counts,
     graph_counts,
     operations,
@@ -56,6 +57,30 @@ def test_a_graph_of_26_layers_64_tokens_and_5000_features_keeps_within_its_budge
     assert total.n_synchronisations <= 200
     assert stages["forward pass"].n_kernels <= 2_500
     assert stages["sweep"].n_synchronisations == stages["ranking"].n_synchronisations == 0
+
+
+def test_a_complete_graph_waits_and_launches_by_layers_and_batches_alone():
+    graph, traces, stages = complete_graph_counts("K6", torch.bfloat16)
+    n_layers, n_batches = graph.cfg.n_layers, 200 / 16
+    assert len(graph.selected_features) == 200 < len(graph.active_features)
+    assert traces
+    assert stages["forward pass"].n_synchronisations == 0
+    assert stages["edges"].n_synchronisations == stages["ranking"].n_synchronisations == 0
+    # With 28 layers and 188 batches these are within the larger graph's bounds.
+    total = sum(stages.values(), Counts())
+    assert total.n_kernels <= 500 * n_layers + 115 * n_batches
+    assert total.n_synchronisations <= 20 + 4.5 * n_layers + 1.25 * n_batches
+
+
+@pytest.mark.slow
+def test_a_complete_graph_of_28_layers_10_tokens_and_3000_features_keeps_within_its_budget():
+    graph, traces, stages = complete_graph_counts("K10", torch.bfloat16)
+    total = sum(stages.values(), Counts())
+    assert (graph.cfg.n_layers, graph.n_pos) == (28, 10)
+    assert len(graph.selected_features) == 3000 < len(graph.active_features)
+    assert len(traces) > 500
+    assert total.n_kernels <= 40_000
+    assert total.n_synchronisations <= 400
 
 
 # The default run has one of each kind of norm, transcoder and head; the soak has the rest.

@@ -20,6 +20,7 @@ import torch
 
 from tests.support import complete_documents, complete_graphs, llamascopium_reference
 from tests.support.complete_cases import CASES, write_case
+from tests.support.complete_demo import DEMO_CASES, write_demo
 
 
 def main() -> None:
@@ -28,8 +29,9 @@ def main() -> None:
     checkout = parser.parse_args().neuronpedia
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory:
-        for name, case in CASES.items():
-            folders = write_case(Path(directory), case)
+        demo = write_demo(Path(directory))
+        for name, case in (CASES | DEMO_CASES).items():
+            folders = demo if name in DEMO_CASES else write_case(Path(directory), case)
             graph = llamascopium_reference.reference_graph(folders, case)
             in_float64 = llamascopium_reference.reference_graph(folders, case, torch.float64)
             complete_graphs.assert_same_graph(graph, in_float64, tolerance=6e-7)

@@ -11,20 +11,22 @@ import pytest
 
 from tests.support import complete_documents, complete_graphs
 from tests.support.complete_cases import CASES, N_LAYERS, VARIANTS, write_case
+from tests.support.complete_demo import DEMO_CASES
 from tests.support.complete_documents import Document, assert_same_document, node_id
 from tests.support.complete_graphs import PlainGraph, Trace, assert_same_graph, fixture
 
 _CASE = "no-rotary-12"
 
 
-def test_there_are_21_cases_and_a_fixture_of_each() -> None:
-    assert len(CASES) == 21
-    assert {path.stem for path in complete_graphs.FIXTURES.glob("graphs/*.npz")} == set(CASES)
+def test_there_are_21_cases_two_of_the_demo_and_a_fixture_of_each() -> None:
+    assert (len(CASES), len(DEMO_CASES)) == (21, 2)
+    names = {path.stem for path in complete_graphs.FIXTURES.glob("graphs/*.npz")}
+    assert names == CASES.keys() | DEMO_CASES.keys()
 
 
 def test_the_fixtures_take_a_few_hundred_kilobytes() -> None:
     files = [path for path in complete_graphs.FIXTURES.rglob("*.[ng]*z") if path.is_file()]
-    assert len(files) == 25
+    assert len(files) == 27
     assert sum(path.stat().st_size for path in files) < 700_000
 
 

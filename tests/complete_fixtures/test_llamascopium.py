@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from tests.support import complete_documents
 from tests.support.complete_cases import CASES, N_LAYERS, VARIANTS, write_case
+from tests.support.complete_demo import DEMO_CASES, write_demo
 from tests.support.complete_documents import assert_same_document
 from tests.support.complete_graphs import assert_same_graph, fixture
 
@@ -33,6 +34,12 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_fixture_is_what_llamascopium_makes_of_its_case(name: str, directory: Path) -> None:
     case = CASES[name]
     graph = llamascopium_reference.reference_graph(write_case(directory, case), case)
+    assert_same_graph(graph, fixture(name))
+
+
+@pytest.mark.parametrize("name", DEMO_CASES)
+def test_a_fixture_is_what_llamascopium_makes_of_the_demo(name: str, tmp_path: Path) -> None:
+    graph = llamascopium_reference.reference_graph(write_demo(tmp_path), DEMO_CASES[name])
     assert_same_graph(graph, fixture(name))
 
 

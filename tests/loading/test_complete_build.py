@@ -31,6 +31,7 @@ from settings import Settings, SettingsError, read_settings
 from tests.support.complete_sets import lorsa_config, module_folder, write_module, write_set
 from tests.support.cuda_devices import DEVICES, cuda_device
 from tests.support.demo_worker import ask, demo_settings, settings_at
+from tests.support.fitted_sets import fit_set
 from tests.support.hub_client import run_command
 from tests.support.model_cache import commit_of
 from tests.support.tiny_families import COMPLETE, write_family
@@ -102,8 +103,11 @@ def test_what_the_rest_asks_is_answered_without_knowing_the_engine(
 
 
 def test_a_worker_with_a_complete_set_is_fit_and_predicts(
-    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    settings = _settings(tmp_path)
+    fit_set(model_loader.load(settings), tmp_path / "set")
+    loaded = model_loader.load(settings)
     fitness.check_weights(loaded)
     fitness.check_model(loaded)
     monkeypatch.setattr(model_loader, "_loaded", loaded)
@@ -319,6 +323,7 @@ def test_a_known_set_is_loaded_from_a_cache_under_its_name(
     family = COMPLETE[name]
     write_family(tmp_path / "hub", family)
     settings = settings_at(tmp_path, model_id=family.model, transcoder_set=family.transcoder_set)
+    fit_set(model_loader.load(settings), tmp_path)
     with caplog.at_level(logging.INFO):
         loaded = model_loader.load(settings)
     assert loaded.entry in REGISTRY

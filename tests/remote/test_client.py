@@ -167,15 +167,27 @@ def test_a_steer_s_options_become_the_job_s_fields():
 deltas = st.floats(allow_nan=False, allow_infinity=False)
 
 
-@given(positions, positions, positions, st.none() | positions | st.just("new"), st.none() | deltas)
-def test_a_feature_is_read_as_it_is_written(layer, index, read, changed, delta):
+kinds = st.sampled_from([None, "lorsa", "transcoder"])
+
+
+@given(
+    kinds,
+    positions,
+    positions,
+    positions,
+    st.none() | positions | st.just("new"),
+    st.none() | deltas,
+)
+def test_a_feature_is_read_as_it_is_written(kind, layer, index, read, changed, delta):
+    of_kind = f"{kind}:" if kind else ""
     at = "" if changed is None else f"@{changed}"
     change = "0" if delta is None else f"{delta:+}"
-    job = parse(["steer", "a", "--feature", f"{layer}:{index}:{read}{at}={change}"]).job
+    job = parse(["steer", "a", "--feature", f"{of_kind}{layer}:{index}:{read}{at}={change}"]).job
     [feature] = parse_request(job).features
     assert feature == SteerFeature(
         layer=layer,
         index=index,
+        kind=kind,
         token_active_position=read,
         steer_position=None if changed == "new" else read if changed is None else changed,
         steer_generated_tokens=changed == "new",
@@ -186,7 +198,16 @@ def test_a_feature_is_read_as_it_is_written(layer, index, read, changed, delta):
 
 @pytest.mark.parametrize(
     "feature",
-    ["2:157:4", "2:157=0", "2:157:4=10", "2:157:4@x=0", "a:1:2=0", "1:2:3=+", "1:2:3=+1e"],
+    [
+        "2:157:4",
+        "2:157=0",
+        "2:157:4=10",
+        "2:157:4@x=0",
+        "a:1:2=0",
+        "1:2:3=+",
+        "1:2:3=+1e",
+        "sae:1:2:3=0",
+    ],
 )
 def test_a_feature_written_otherwise_is_refused_with_the_form_it_has_to_have(feature, capsys):
     with pytest.raises(SystemExit) as caught:

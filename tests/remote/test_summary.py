@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from remote import summary
+from remote.graph_summary import print_graph
 from schemas import SteerResponse, UploadReceipt
 
 
@@ -131,7 +132,7 @@ def graph(tmp_path):
 
 def test_a_graph_counts_its_nodes_and_quotes_its_tokens_as_the_other_summaries_do(capsys, graph):
     path, document = graph
-    summary.print_graph(Console(width=80, highlight=False, emoji=False), document, path)
+    print_graph(Console(width=80, highlight=False, emoji=False), document, path)
     text = capsys.readouterr().out
     assert '1 " cat"' in text
     assert "nodes   2: 1 feature, 0 errors, 0 tokens, 1 logit\n" in text
@@ -141,7 +142,7 @@ def test_targets_that_were_asked_for_are_not_called_the_likeliest_tokens(capsys,
     path, document = graph
     document["metadata"]["attribution_targets"] = [{"plus": [" sat"], "minus": [" ran"]}]
     document["nodes"][1]["clerp"] = 'Output " sat -  ran" (p=0.500)'
-    summary.print_graph(Console(width=80, highlight=False, emoji=False), document, path)
+    print_graph(Console(width=80, highlight=False, emoji=False), document, path)
     text = capsys.readouterr().out
     assert "Likeliest" not in text
     assert re.search(r'Attribution targets\s+target +weight\s+" sat -  ran" +0\.5000', text)
@@ -150,5 +151,5 @@ def test_targets_that_were_asked_for_are_not_called_the_likeliest_tokens(capsys,
 def test_the_model_s_name_in_a_graph_can_not_control_the_terminal_or_the_markup(capsys, graph):
     path, document = graph
     document["metadata"]["scan"] = "\x1b[2J[red]x[/red][/bold]"
-    summary.print_graph(Console(width=80, highlight=False, emoji=False), document, path)
+    print_graph(Console(width=80, highlight=False, emoji=False), document, path)
     assert "(\\x1b[2J[red]x[/red][/bold])" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from settings import get_settings
 from tests.support.complete_worker import serving_complete
@@ -10,7 +11,7 @@ from tests.support.demo_worker import PROMPT
 from tests.support.http_server import serving
 from tests.support.object_store import running_store
 from tests.support.webapp_calls import TRANSPORTS
-from tests.support.webapp_rules import Graph, Preview
+from tests.support.webapp_rules import Graph, Preview, Steered
 
 # Its dialog's defaults for such a model, and their bounds.
 GENERATE = {
@@ -28,12 +29,26 @@ GENERATE = {
     "qk_top_fraction": 0.5,
     "qk_topk": 5,
 }
+# Its dialog sends a node's layer and index, and not what kind of node it is.
+STEER = {
+    "prompt": PROMPT,
+    "model_id": "demo",
+    "n_tokens": 10,
+    "top_k": 5,
+    "freeze_attention": True,
+    "temperature": 0,
+    "freq_penalty": 0,
+    "seed": 16,
+    "request_type": "steer",
+}
 LEAST = {"node_threshold": 0.3, "edge_threshold": 0.5, "qk_top_fraction": 0.05, "qk_topk": 1}
 
 
-@pytest.fixture(scope="module")
-def complete(tmp_path_factory):
-    with serving_complete(tmp_path_factory.mktemp("complete")) as served:
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "float16"])
+def complete(request, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("complete")
+    with serving_complete(directory, model_dtype=request.param) as served:
+        assert served[1].dtype is getattr(torch, request.param)
         yield served
 
 
@@ -46,6 +61,7 @@ def store(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(complete):
     changed = {"transcoder_set": complete[0].transcoder_set, "model_id": "demo"}
+    changed["model_dtype"] = complete[0].model_dtype
     with serving(upload_allowed_hosts=("127.0.0.1",), **changed) as running:
         yield running
 
@@ -54,6 +70,7 @@ def server(complete):
 def _environment(monkeypatch, complete):
     monkeypatch.setenv("MODEL_ID", "demo")
     monkeypatch.setenv("TRANSCODER_SET", str(complete[0].transcoder_set))
+    monkeypatch.setenv("MODEL_DTYPE", complete[0].model_dtype)
     monkeypatch.setenv("DEVICE", "cpu")
     monkeypatch.setenv("UPLOAD_ALLOWED_HOSTS", "127.0.0.1")
     get_settings.cache_clear()
@@ -101,3 +118,26 @@ def test_the_preview_counts_the_graph_s_tokens(call):
     )
     graph = call("generate-graph", GENERATE)
     assert preview.input_tokens == graph["metadata"]["prompt_tokens"]
+
+
+def test_nodes_of_both_kinds_are_steered_without_their_kind(call):
+    nodes = call("generate-graph", {**GENERATE, "node_threshold": 1, "edge_threshold": 1})["nodes"]
+    features: dict[tuple[str, ...], list[str]] = {}
+    for node in nodes:
+        if node["activation"] is not None:
+            layer, _, index, position = node["node_id"].split("_")
+            features.setdefault((layer, index, position), []).append(node["feature_type"])
+    for kind in ("lorsa", "cross layer transcoder"):
+        layer, index, position = next(
+            map(int, at) for at, kinds in features.items() if kinds == [kind] and at[2] != "0"
+        )
+        feature = {"layer": layer, "index": index, "token_active_position": position}
+        changes = [
+            {"steer_position": position, "steer_generated_tokens": False, "delta": 30},
+            {"steer_position": None, "steer_generated_tokens": True, "delta": 30},
+        ]
+        asked = [{**feature, "ablate": False, **change} for change in changes]
+        output = call("steer", {**STEER, "features": asked})
+        steered = Steered.model_validate(output)
+        assert steered.STEERED_GENERATION.startswith(PROMPT)
+        assert steered.STEERED_LOGITS_BY_TOKEN != steered.DEFAULT_LOGITS_BY_TOKEN

@@ -9,9 +9,10 @@ import torch
 import attribution.transcoder_layer
 import model_loader
 import steering.features
+import steering.readers
 from serving import fitness, self_test
+from serving.consistency import InconsistentError
 from serving.fitness import UnfitError
-from serving.self_test import InconsistentError
 from tests.steering.test_precision import dictionaries
 from tests.support.demo_worker import demo_settings
 from tests.support.steering_cases import PROMPT
@@ -56,10 +57,9 @@ def test_an_encoder_that_computes_wrong_is_noticed(
 
 
 def test_a_steer_that_reads_other_activations_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    read = steering.features.FeatureReader.__call__
-    monkeypatch.setattr(
-        steering.features.FeatureReader, "__call__", lambda *args: read(*args) * 1.01
-    )
+    reader = steering.readers.TranscoderReader
+    read = reader.__call__
+    monkeypatch.setattr(reader, "__call__", lambda *args: read(*args) * 1.01)
     with pytest.raises(InconsistentError, match="other activations in a graph than in a steer"):
         self_test.run(tiny_model("gemma2", "jump_relu"), PROMPT)
 

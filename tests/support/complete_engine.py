@@ -66,7 +66,7 @@ def _widened(value: Any) -> Any:
 
 def attributed(model: CompleteModel, case: Case) -> tuple[LocalCompleteModel, CompleteGraph]:
     """A case's prompt in its model, and the graph of that."""
-    ids = model.tokenizer.encode(case.prompt, add_special_tokens=False)
+    ids = model.tokenizer(case.prompt).input_ids
     local = freeze(model, torch.tensor(ids))
     graph = attribute(
         local,

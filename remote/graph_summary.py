@@ -1,0 +1,98 @@
+"""Print what is in a graph on a terminal: predictions, features, sizes and scores."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from remote import attention_summary
+from remote.graph_document import (
+    EMBEDDING,
+    ERROR,
+    FEATURE,
+    LOGIT,
+    LORSA,
+    LORSA_ERROR,
+    GraphDocument,
+)
+from remote.node_names import KIND_NAMES, Names, feature_name, feature_names
+from remote.terminal_text import TABLE_STYLE, at_token, line, shown, size, stages
+
+_COUNTED = {FEATURE: "feature", ERROR: "error", EMBEDDING: "token", LOGIT: "logit"}
+_COUNTED_IF_COMPLETE = {
+    FEATURE: "transcoder feature",
+    LORSA: "Lorsa feature",
+    ERROR: "MLP error",
+    LORSA_ERROR: "attention error",
+    EMBEDDING: "token",
+    LOGIT: "logit",
+}
+
+
+def print_graph(console: Console, graph: dict[str, Any], path: Path) -> None:
+    """A graph's predictions, strongest features, sizes and scores, and the file it is in. Of a
+    complete one also what attention carries, and why it looks where it looks.
+
+    Raises:
+        ValidationError: it is not as graph documents are.
+    """
+    document = GraphDocument.model_validate(graph)
+    metadata = document.metadata
+    names = feature_names(graph["metadata"])
+    console.print(f"\n[bold]{shown(metadata.prompt)}[/bold]  ({line(metadata.scan)})\n")
+    console.print(_predictions(document))
+    console.print()
+    console.print(_strongest_features(document, names))
+    if document.is_complete:
+        attention_summary.print_attention(console, document, names)
+
+    kinds = _COUNTED_IF_COMPLETE if document.is_complete else _COUNTED
+    counts = {kind: len(document.of_type(kind)) for kind in kinds}
+    shares = ", ".join(
+        f"{count} {kinds[kind]}{'' if count == 1 else 's'}" for kind, count in counts.items()
+    )
+    scores = metadata.graph_scores
+    console.print(
+        f"\nnodes   {len(document.nodes)}: {shares}"
+        f"\nlinks   {len(document.links)}"
+        f"\nscores  replacement {scores.replacement_score:.3f}, "
+        f"completeness {scores.completeness_score:.3f}"
+        f"\ngraph   {line(str(path))} ({size(path.stat().st_size)})"
+        f"\nstages  {stages(metadata.info.timings_ms)}",
+        soft_wrap=True,
+    )
+
+
+def _predictions(graph: GraphDocument) -> Table:
+    """The tokens that a graph explains, or the targets that were asked for."""
+    if graph.metadata.attribution_targets is None:
+        table = Table("next token", "probability", title="Likeliest next tokens", **TABLE_STYLE)
+    else:
+        table = Table("target", "weight", title="Attribution targets", **TABLE_STYLE)
+    for node in graph.of_type(LOGIT):
+        label = (node.clerp or "").removeprefix("Output ").removeprefix("Logit ")
+        table.add_row(line(label.rsplit(" (p=", 1)[0]), f"{node.token_prob:.4f}")
+    return table
+
+
+def _strongest_features(graph: GraphDocument, names: Names, count: int = 8) -> Table:
+    """The features with the most influence on the logits, of a complete graph with their kind."""
+    tokens = graph.metadata.prompt_tokens
+    kind = ("kind",) if graph.is_complete else ()
+    name = ("what it does",) if graph.is_complete and names else ()
+    columns = (*kind, "layer", "feature", "at token", "activation", *name)
+    table = Table(*columns, title="Strongest features", **TABLE_STYLE)
+    for node in graph.features()[:count]:
+        row = (
+            line(node.layer),
+            line(node.index),
+            at_token(node.ctx_idx, tokens),
+            f"{node.activation:.2f}",
+        )
+        table.add_row(
+            *((KIND_NAMES[node.feature_type],) if kind else ()),
+            *row,
+            *((line(feature_name(node, names)),) if name else ()),
+        )
+    return table

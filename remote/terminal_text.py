@@ -1,0 +1,42 @@
+"""Text from elsewhere on a terminal: it can't look like markup, control codes or another line."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.markup import escape
+
+TABLE_STYLE: dict[str, Any] = {"title_justify": "left", "box": None, "padding": (0, 2, 0, 0)}
+_LONGEST_LINE = 4_000
+
+
+def shown(text: str) -> str:
+    """Untrusted text for rich: its markup escaped, its control characters in Python's notation."""
+    return escape("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text))
+
+
+def line(text: str) -> str:
+    """Untrusted text for rich, on one line: so that an id or an error can't look like a second.
+
+    What is longer than any of them is cut.
+    """
+    text = text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]}…"
+    return shown(text.replace("\n", "\\n"))
+
+
+def quoted(token: str) -> str:
+    """A token in double quotes, so that its spaces are visible."""
+    return shown('"' + token.replace("\n", "\\n") + '"')
+
+
+def at_token(position: int, tokens: Sequence[str]) -> str:
+    """A position of the prompt with its token."""
+    return f"{position} {quoted(tokens[position])}" if 0 <= position < len(tokens) else "?"
+
+
+def size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1000:.0f} kB"
+
+
+def stages(timings_ms: Mapping[str, float]) -> str:
+    """A job's stages and the time of each, in one line."""
+    return ", ".join(f"{line(name)} {ms:.0f} ms" for name, ms in timings_ms.items())

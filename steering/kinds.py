@@ -1,0 +1,89 @@
+"""Which feature a layer of the model, an index and a kind mean.
+
+A complete replacement model has two features for most layers and indices: one of the transcoder in
+the place of the MLP, and one of the Lorsa in the place of attention.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from attribution.complete.modules import CompleteModel
+from errors import InvalidInput
+
+Kind = Literal["lorsa", "transcoder"]
+_KINDS: tuple[Kind, Kind] = ("lorsa", "transcoder")  # in the order of a layer's sublayers
+
+
+def n_layers(model: Any) -> int:
+    """How many layers steering counts: those of the transcoders, or all sublayers."""
+    n: int = model.cfg.n_layers
+    return 2 * n if isinstance(model, CompleteModel) else n
+
+
+def n_features(model: Any, layer: int) -> int:
+    """How many features a layer of steering has."""
+    if isinstance(model, CompleteModel):
+        return model.n_features(layer)
+    n: int = model.transcoders.d_transcoder
+    return n
+
+
+def n_context(model: Any) -> int:
+    """Most tokens of prompt and continuation together."""
+    n: int = model.n_ctx if isinstance(model, CompleteModel) else model.cfg.n_ctx
+    return n
+
+
+def layers_meant(model: Any, layer: int, index: int, kind: Kind | None, name: str) -> list[int]:
+    """The layers, as steering counts them, that have a feature which may be meant.
+
+    Args:
+        layer: one of the model's.
+        kind: None: either. They come in the order of the kinds, attention first.
+        name: the feature's in the request, for errors: `features[0]`.
+
+    Raises:
+        InvalidInput: the model has no such layer, kind or feature.
+    """
+    refuse_beyond(f"{name}.layer", layer, model.cfg.n_layers, "the model has {} layers")
+    if isinstance(model, CompleteModel):
+        layers = [2 * layer + n for n, its in enumerate(_KINDS) if kind in (None, its)]
+    elif kind == "lorsa":
+        raise InvalidInput(
+            f"{name}.kind is 'lorsa', and the model's set has transcoders alone: leave kind out"
+        )
+    else:
+        layers = [layer]
+    sizes = {its: n_features(model, its) for its in layers}
+    what_there_is = f"the model has {{}} features in layer {layer}"
+    refuse_beyond(f"{name}.index", index, max(sizes.values()), what_there_is)
+    return [its for its, size in sizes.items() if index < size]
+
+
+def active_layer(layers: Sequence[int], activations: Sequence[float], name: str) -> int:
+    """Of the layers that may be meant, the one whose feature is active.
+
+    Args:
+        activations: of the feature in each layer.
+        name: as in `layers_meant`.
+
+    Raises:
+        InvalidInput: both features are active, or neither.
+    """
+    if len(layers) == 1:
+        return layers[0]
+    active = [layer for layer, value in zip(layers, activations, strict=True) if value != 0]
+    if len(active) != 1:
+        which = "both are" if active else "neither is"
+        raise InvalidInput(
+            f"{name}.kind is needed: a transcoder and a Lorsa have a feature of this layer and "
+            f"index, and {which} active at token_active_position; give 'transcoder' or 'lorsa'"
+        )
+    return active[0]
+
+
+def refuse_beyond(field: str, value: int, bound: int, what_there_is: str) -> None:
+    """Raise InvalidInput unless a value is from 0 to below its bound."""
+    if not 0 <= value < bound:
+        there_is = what_there_is.format(bound)
+        raise InvalidInput(f"{field} is {value}, {there_is} (0 to {bound - 1})")
