@@ -9,7 +9,16 @@ from __future__ import annotations
 import difflib
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from errors import InvalidInput, UnknownAction
 
@@ -21,6 +30,8 @@ NonEmpty = Annotated[str, Field(min_length=1)]
 # No caller needs more than these bounds. A request outside them is refused in milliseconds.
 MAX_ITEMS = 5_000
 MAX_FEATURES = 10_000  # all that a graph has by default: keeping a circuit ablates the others
+MAX_TARGETS = 1_000  # a graph of more can't be read, and a body has room for as many
+MAX_TOKENS_PER_SIDE = 1_000  # of a difference of logits
 MAX_FIELDS = 100
 # Entries of each list of a trace: with many more, thousands of traces take gigabytes.
 MAX_QK_TOPK = 256
@@ -28,10 +39,11 @@ MAX_URL_CHARACTERS = 16_384
 Whole = Annotated[int, Field(le=2**53)]  # what JSON's numbers hold exactly
 # Of a long list only the first fault is reported.
 Many = Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)
+ManyTargets = Field(min_length=1, max_length=MAX_TARGETS, fail_fast=True)
 ManyFeatures = Field(max_length=MAX_FEATURES, fail_fast=True)
 MAX_GROUPS = 50
 MAX_EXPERIMENTS = 64
-MAX_TARGETS = 1_000  # each is reported for every experiment
+MAX_REPORTED = 1_000  # each is reported for every experiment
 
 
 def _refuse_many_fields(data: Any) -> Any:
@@ -90,6 +102,60 @@ class PromptRequest(_Request):
         return self
 
 
+Side = Annotated[
+    list[NonEmpty], Field(min_length=1, max_length=MAX_TOKENS_PER_SIDE, fail_fast=True)
+]
+
+
+class TargetDifference(_Schema):
+    """A difference of logits: the mean logit of some tokens less the mean of others."""
+
+    plus: Side = Field(examples=[[" basket"]])
+    minus: Side = Field(examples=[[" tennis"]])
+
+
+class TargetFeature(_Schema):
+    """A feature that is active at a position of the prompt: what made it fire."""
+
+    layer: Whole = Field(ge=0)
+    index: Whole = Field(ge=0)
+    position: Whole = Field(ge=0)
+    kind: Literal["transcoder", "lorsa"] = Field(
+        "transcoder", description="`lorsa` for a feature of attention, where the set has them"
+    )
+
+
+def _kind_of_target(target: object) -> str | None:
+    """Which kind of attribution target is meant, so that errors are about that kind alone."""
+    if isinstance(target, str):
+        return "token"
+    for kind, model in _TARGET_MODELS.items():
+        if isinstance(target, model) or (
+            isinstance(target, dict)
+            and any(target.get(name) is not None for name in model.model_fields)
+        ):
+            return kind
+    return None
+
+
+_TARGET_MODELS: dict[str, type[BaseModel]] = {
+    "difference": TargetDifference,
+    "feature": TargetFeature,
+}
+
+AttributionTarget = Annotated[
+    Annotated[NonEmpty, Tag("token")]
+    | Annotated[TargetDifference, Tag("difference")]
+    | Annotated[TargetFeature, Tag("feature")],
+    Discriminator(
+        _kind_of_target,
+        custom_error_type="no_target",
+        custom_error_message='should be a token string, {"plus", "minus"} with lists of token '
+        'strings, or {"layer", "index", "position"}',
+    ),
+]
+
+
 class GenerateGraphRequest(PromptRequest):
     """Attribute the next-token prediction of a prompt to features."""
 
@@ -103,9 +169,10 @@ class GenerateGraphRequest(PromptRequest):
     desired_logit_prob: float = Field(
         0.95, gt=0, le=1, description="probability that the logit nodes cover together"
     )
-    attribution_targets: Annotated[list[NonEmpty], Many] | None = Field(
+    attribution_targets: Annotated[list[AttributionTarget], ManyTargets] | None = Field(
         None,
-        description="tokens to attribute from instead of the likeliest, as documents show them",
+        description="what to attribute from instead of the likeliest tokens: tokens as documents "
+        "show them, differences of logits, features at a position",
     )
     node_threshold: Threshold = Field(0.8, description="share of influence that nodes keep")
     edge_threshold: Threshold = Field(0.98, description="share of influence that links keep")
@@ -277,8 +344,9 @@ class InterveneRequest(PromptRequest):
     ] = Field(
         description="each is a list of groups to scale or set; of two on a feature the last counts"
     )
-    targets: Annotated[list[NonEmpty], Field(max_length=MAX_TARGETS, fail_fast=True)] = Field(
-        [], description="tokens whose logit and probability are reported, as documents show them"
+    targets: Annotated[list[NonEmpty], Field(max_length=MAX_REPORTED, fail_fast=True)] = Field(
+        [],
+        description="tokens whose logit and probability are reported, as documents show them",
     )
     top_k: Whole = Field(5, ge=0, description="likeliest next tokens that are reported")
     constrained_layers: Annotated[
@@ -562,12 +630,16 @@ def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
 
 def _explain(detail: Any, known: list[str]) -> str:
     path = [str(part) for part in detail["loc"]]
+    scope = known
+    if len(path) > 1 and path[0] in _FIELDS_WITHIN:
+        scope = list(_FIELDS_WITHIN[path[0]].model_fields)
+    elif path[:1] == ["attribution_targets"] and len(path) > 2:
+        kind = path.pop(2)  # which is no field
+        scope = list(_TARGET_MODELS[kind].model_fields) if kind in _TARGET_MODELS else known
     where = "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in path)
     where = where.removeprefix(".")[:100]
     message = str(detail["msg"]).removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":
-        within = _FIELDS_WITHIN.get(path[0]) if len(path) > 1 else None
-        scope = known if within is None else list(within.model_fields)
         close = difflib.get_close_matches(path[-1][:100], scope, n=1)
         hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(scope)}"
         return f"{where or repr(where)} is no field of this action{hint}"
@@ -575,6 +647,8 @@ def _explain(detail: Any, known: list[str]) -> str:
         return f"{where} is required"
     if detail["type"] == "string_unicode":
         return f"{where} holds half of a surrogate pair, which is no character; remove it"
+    if detail["type"] == "no_target":
+        return f"{where} {message}, got {_quoted(detail['input'])}"
     if detail["type"] == "value_error":
         return f"{where}: {message}" if where else message
     message = message[0].lower() + message[1:]

@@ -1,6 +1,6 @@
 """The attribution of a prompt by the loaded model's engine: one that is kept, or a new one."""
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +8,7 @@ import torch
 
 import attribution
 from actions.job import Job
+from actions.targets import Target
 from attribution import PrunedGraph, complete
 from attribution.complete import CompleteGraph, QKTraces
 from errors import InvalidInput
@@ -58,7 +59,7 @@ def attribution_settings(
 def attributed(
     request: GenerateGraphRequest,
     prompt: Prompt,
-    targets: list[int] | None,
+    targets: Sequence[Target] | None,
     settings: Mapping[str, Any],
     loaded: LoadedModel,
     job: Job,
@@ -74,7 +75,7 @@ def attributed(
     job.counts["cached"] = int(kept is not None)
     options = {
         **settings,
-        "attribution_targets": None if targets is None else torch.tensor(targets),
+        "attribution_targets": targets,
         "on_progress": _report(job, "attribute", "feature nodes"),
         "check": job.check,
     }
@@ -85,7 +86,7 @@ def attributed(
         return Attributed(kept, {}, is_kept=True)
     with job.model(loaded), job.stage("attribute"):
         graph = attribution.attribute(torch.tensor(prompt.ids), loaded.model, **options)
-    _check_probabilities(graph)
+    _check_targets(graph)
     return Attributed(graph, {}, loaded.graphs.put(key, graph))
 
 
@@ -118,7 +119,7 @@ def _complete_attributed(
             with job.stage("attribute"):
                 local = complete.freeze(loaded.model, torch.tensor(prompt.ids))
                 graph = complete.attribute(local, **options)
-            _check_probabilities(graph)
+            _check_targets(graph)
             is_kept = loaded.graphs.put(key, graph)
         if tracing is None:
             return Attributed(graph, {}, is_kept)
@@ -136,10 +137,16 @@ def _complete_attributed(
     return Attributed(graph, traces, is_kept)
 
 
-def _check_probabilities(graph: "Graph | CompleteGraph") -> None:
+def _check_targets(graph: "Graph | CompleteGraph") -> None:
+    """Raise InvalidInput when a share of influence on the targets can't be told."""
     if not graph.logit_probabilities.sum() > 0:
         raise InvalidInput(
             "attribution_targets: the model gives none of them any probability after this prompt"
+        )
+    if not graph.adjacency_matrix[-len(graph.logit_targets) :].any():
+        raise InvalidInput(
+            "attribution_targets: nothing in this prompt moves any of them: the tokens of a "
+            "difference have the same output weights; name tokens that the model tells apart"
         )
 
 

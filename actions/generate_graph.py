@@ -1,13 +1,14 @@
 """generate-graph: attribute a prompt's next-token prediction, prune, write it out, upload it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import delivery
 from actions.attributions import Attributed, attributed, attribution_settings, prune
 from actions.graph_metadata import metadata
 from actions.job import Job, check_max_n_logits, prepare_prompt
-from actions.tokens import token_ids
+from actions.targets import Target, read_targets
+from attribution import FeatureTarget
 from delivery import Spooled, spool
 from errors import InvalidInput, UploadFailed
 from graphs import document as graph_document
@@ -37,8 +38,7 @@ def run(request: GenerateGraphRequest, loaded: LoadedModel, job: Job) -> Spooled
     check_max_n_logits(request.max_n_logits, loaded)
     with job.stage("tokenise"):
         prompt = prepare_prompt(request, loaded, job)
-        asked = request.attribution_targets
-        targets = None if asked is None else token_ids("attribution_targets", asked, loaded)
+        targets = read_targets(request.attribution_targets, loaded, prompt, job.check)
     settings = attribution_settings(request, loaded, job)
     made = attributed(request, prompt, targets, settings, loaded, job)
     job.counts["active_features"] = len(made.graph.active_features)
@@ -46,7 +46,7 @@ def run(request: GenerateGraphRequest, loaded: LoadedModel, job: Job) -> Spooled
         pruned = prune(made.graph, request)
     with job.stage("encode"):
         fields = metadata(request, loaded, job, prompt, pruned, settings)
-        document = _document(pruned, made, fields, loaded)
+        document = _document(pruned, made, targets, fields, loaded)
         job.counts |= {"nodes": document.num_nodes, "links": document.num_links}
         spooled = spool(
             document.encode(),
@@ -88,15 +88,21 @@ def _shares(request: GenerateGraphRequest) -> Mapping[str, float]:
 def _document(
     pruned: "PrunedGraph",
     made: Attributed,
+    targets: Sequence[Target] | None,
     fields: Mapping[str, object],
     loaded: LoadedModel,
 ) -> graph_document.Document:
     """The document in the form of the model's engine."""
     ids = [target.vocab_idx for target in pruned.graph.logit_targets]
-    logit_tokens = {n: loaded.token_text.single(n) for n in ids if n < loaded.d_vocab}
+    tokens = {n: loaded.token_text.single(n) for n in ids if n < loaded.d_vocab}
+    positions = {
+        n: target.position
+        for n, target in zip(ids, targets or (), strict=targets is not None)
+        if isinstance(target, FeatureTarget)
+    }
     if loaded.is_complete:
-        return graph_document.build_complete(pruned, fields, logit_tokens, made.traces)
-    return graph_document.build(pruned, fields, logit_tokens)
+        return graph_document.build_complete(pruned, fields, tokens, made.traces, positions)
+    return graph_document.build(pruned, fields, tokens, positions)
 
 
 def _target(request: GenerateGraphRequest, job: Job) -> delivery.Target | None:

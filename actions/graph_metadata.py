@@ -64,6 +64,9 @@ def metadata(
             "completeness_score": pruned.completeness_score,
         },
     }
+    if request.attribution_targets is not None:
+        asked = request.model_dump(include={"attribution_targets"}, exclude_unset=True)
+        fields |= asked
     source_sets = {
         "neuronpedia_source_set": entry.source_set,
         "neuronpedia_lorsa_source_set": entry.lorsa_source_set if loaded.is_complete else None,

@@ -16,19 +16,28 @@ def token_ids(field: str, strings: Sequence[str], loaded: LoadedModel) -> list[i
     """
     ids: dict[int, None] = {}
     for i, string in enumerate(strings):
-        n_characters = len(joined([string]))
-        if n_characters > MAX_CHARACTERS_PER_TOKEN:
-            raise InvalidInput(
-                f"{field}[{i}] has {n_characters} characters, a token has at most "
-                f"{MAX_CHARACTERS_PER_TOKEN}"
-            )
-        found = loaded.token_text.id_of(string)
-        if found is None:
-            raise InvalidInput(_no_token(f"{field}[{i}]", string, loaded))
+        found = token_id(f"{field}[{i}]", string, loaded)
         if found in ids:
             raise InvalidInput(f"{field}[{i}] names {string!r} twice; name it once")
         ids[found] = None
     return list(ids)
+
+
+def token_id(name: str, string: str, loaded: LoadedModel) -> int:
+    """The id of a token string.
+
+    Raises:
+        InvalidInput: it is no token; `name` is the field's.
+    """
+    n_characters = len(joined([string]))
+    if n_characters > MAX_CHARACTERS_PER_TOKEN:
+        raise InvalidInput(
+            f"{name} has {n_characters} characters, a token has at most {MAX_CHARACTERS_PER_TOKEN}"
+        )
+    found = loaded.token_text.id_of(string)
+    if found is None:
+        raise InvalidInput(_no_token(name, string, loaded))
+    return found
 
 
 def _no_token(field: str, target: str, loaded: LoadedModel) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -16,7 +16,8 @@ from attribution.library import attribute_with_library
 from attribution.progress import Progress
 from attribution.support import unsupported
 from attribution.sweep import attribution_rows
-from attribution.targets import find_targets
+from attribution.target_kinds import ActiveOnPrompt
+from attribution.targets import Requested, find_targets
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def attribute(
     prompt: str | torch.Tensor | list[int],
     model: Any,
     *,
-    attribution_targets: Sequence[Any] | torch.Tensor | None = None,
+    attribution_targets: Requested | None = None,
     max_n_logits: int = 10,
     desired_logit_prob: float = 0.95,
     batch_size: int = 48,
@@ -47,7 +48,8 @@ def attribute(
     Args:
         prompt: text, or token ids of shape (n_pos,).
         model: a circuit-tracer replacement model. It is left as it came, whatever happens.
-        attribution_targets: as `circuit_tracer.attribute` takes them; None for the likeliest.
+        attribution_targets: as `circuit_tracer.attribute` takes them, or a list in which token
+            ids, token strings, differences of logits and features may mix; None for the likeliest.
         max_n_logits: most logit nodes, where targets are not given.
         desired_logit_prob: logit nodes are added until their probabilities sum to this.
         batch_size: targets of a batch. Those of `update_interval` batches are carried down at once
@@ -60,6 +62,7 @@ def attribute(
     Raises:
         errors.OutOfMemory: not even a batch of one fits.
         errors.NotFinite: the model's numbers on this prompt overflow in its dtype.
+        errors.InvalidInput: a target is a feature that isn't active on the prompt.
     """
     progress = Progress(max_feature_nodes, on_progress, check)
     reason = unsupported(model)
@@ -80,11 +83,13 @@ def attribute(
     local = build_local_replacement_model(model, tokens)
     if not local.logits.isfinite().all():
         raise errors.NotFinite.of("the model's logits after this prompt", model.cfg.dtype)
+    active = local.features.activations
     targets = find_targets(
         attribution_targets,
         local.logits,
         model.unembed.W_U,
         model.tokenizer,
+        ActiveOnPrompt(active.indices().T, active.values()),
         max_n_logits=max_n_logits,
         desired_logit_prob=desired_logit_prob,
     )
@@ -94,7 +99,6 @@ def attribute(
     # One pass without a copy: a number that isn't finite is the least or the largest, or spreads.
     if not torch.stack(adjacency.aminmax()).isfinite().all():
         raise errors.NotFinite.of("the edges of this prompt's graph", model.cfg.dtype)
-    active = local.features.activations
     return Graph(
         input_string=model.tokenizer.decode(tokens),
         input_tokens=tokens,

@@ -96,7 +96,7 @@ class Expansion:
         n_nodes = n_sources + len(self._targets)
         adjacency = _host_zeros(n_nodes, n_nodes)
         self._at_once = self._affordable_at_once(rows_on_host=True)
-        self._logit_rows(adjacency[n_sources:, :n_sources])
+        self._target_rows(adjacency[n_sources:, :n_sources])
         for features in torch.arange(self._shape.n_active).split(self._layers.bincount().tolist()):
             if len(features):
                 self._feature_rows(features, adjacency[features[0] : features[-1] + 1, :n_sources])
@@ -107,7 +107,7 @@ class Expansion:
         n_logits, n_active = len(self._targets), self._shape.n_active
         rows = self._new_rows(n_logits + n_features)
         self._at_once = self._affordable_at_once(rows_on_host=not rows.is_cuda)
-        self._logit_rows(rows[:n_logits])
+        self._target_rows(rows[:n_logits])
         ranking = Ranking(rows, self._targets.probabilities, n_active, self._shape.n_layers)
         before_layer = self._local.before_layer
         queue_length = self._update_interval * self._batch_size
@@ -156,6 +156,15 @@ class Expansion:
             ]
         )
 
+    def _target_rows(self, out: torch.Tensor) -> None:
+        """Write the rows of the graph's targets, in their order, to `out`."""
+        n_vectors, order = len(self._targets.vectors), self._targets.order
+        self._logit_rows(out[:n_vectors])
+        if order is not None:
+            features = torch.tensor(self._targets.features)
+            self._feature_rows(features, out[n_vectors:], are_nodes=False)
+            out.copy_(out[torch.tensor(order, device=out.device)])
+
     def _logit_rows(self, out: torch.Tensor) -> None:
         reads = self._local.logit_reads(self._targets.vectors)
         layers = torch.full((len(reads),), self._shape.n_layers)
@@ -167,8 +176,13 @@ class Expansion:
             self._batch(layers[start:end], positions[start:end], reads[start:end], out[start:end])
             start = end
 
-    def _feature_rows(self, features: torch.Tensor, out: torch.Tensor) -> None:
-        """Write the rows of features, whose layers descend within a batch, to `out`."""
+    def _feature_rows(
+        self, features: torch.Tensor, out: torch.Tensor, *, are_nodes: bool = True
+    ) -> None:
+        """Write the rows of features, whose layers descend within a batch, to `out`.
+
+        Progress counts those that become the graph's feature nodes.
+        """
         start = 0
         while start < len(features):
             batch = features[start : start + self._at_once]
@@ -179,7 +193,8 @@ class Expansion:
                 self._local.feature_reads(self._layers[batch], batch.to(self._device)),
                 out[start : start + len(batch)],
             )
-            self._progress.advance(len(batch))
+            if are_nodes:
+                self._progress.advance(len(batch))
             start += len(batch)
 
     def _batch(

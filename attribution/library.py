@@ -14,6 +14,7 @@ from circuit_tracer.utils.tl_nnsight_mapping import get_mapping
 
 import errors
 from attribution.circuit_tracer_names import library_loop, run_forward_pass, unembedding
+from attribution.library_targets import OwnTargets, for_the_library
 from attribution.progress import Progress
 
 if TYPE_CHECKING:
@@ -33,9 +34,14 @@ def attribute_with_library(
     Settings, result and errors are those of `attribution.attribute`. One thing differs from the
     library: with nnsight it leaves Gemma 3's embedding scale out of the edges from tokens.
     """
-    watched, n_features = _WatchedModel(model, progress), progress.max_feature_nodes
+    targets, own = for_the_library(settings.pop("attribution_targets"))
+    watched, n_features = _WatchedModel(model, progress, own), progress.max_feature_nodes
     with _own_logging():
-        graph = library_loop()(prompt, watched, max_feature_nodes=n_features, **settings)
+        graph = library_loop()(
+            prompt, watched, attribution_targets=targets, max_feature_nodes=n_features, **settings
+        )
+    if own is not None:
+        graph.logit_targets = own.logit_targets
     graph.activation_values = graph.activation_values.float()
     return graph
 
@@ -47,8 +53,8 @@ class _WatchedModel:
     `ln_final(forward(tokens))`, the prompt once a row, and gets what the context's pass left.
     """
 
-    def __init__(self, model: Any, progress: Progress) -> None:
-        self._model, self._progress = model, progress
+    def __init__(self, model: Any, progress: Progress, own: OwnTargets | None) -> None:
+        self._model, self._progress, self._own = model, progress, own
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -61,8 +67,10 @@ class _WatchedModel:
         context.logits = context.logits[:, -1:].float()
         if self._model.backend == "nnsight":
             context.token_vectors = _embedded(self._model, inputs)
+        if self._own is not None:
+            self._own.find(context, self._model)
         self._progress.start(context.activation_matrix._nnz())
-        self._context = _WatchedContext(context, self._model, self._progress)
+        self._context = _WatchedContext(context, self._model, self._progress, self._own)
         return self._context
 
     def run_forward_pass(
@@ -101,8 +109,11 @@ class _WatchedContext:
     Which features are selected goes by the batch size that was asked for.
     """
 
-    def __init__(self, context: Any, model: Any, progress: Progress) -> None:
+    def __init__(
+        self, context: Any, model: Any, progress: Progress, own: OwnTargets | None
+    ) -> None:
         self._context, self._model, self._progress = context, model, progress
+        self._places = None if own is None else own.places
         # The lists that a forward pass fills, as it has to find them.
         names = ("_resid_activations", "_feature_output_activations")
         self._empty = {name: list(getattr(context, name, [])) for name in names}
@@ -128,6 +139,10 @@ class _WatchedContext:
         retain_graph: bool = True,
     ) -> torch.Tensor:
         self._progress.check()
+        are_targets = int(layers[0]) == self._context.n_layers
+        if are_targets and self._places is not None:
+            own, self._places = self._places.tensor_split([len(layers)])
+            layers, positions = own.T
         parts: list[torch.Tensor] = []
         start = 0
         while start < len(layers):
@@ -150,7 +165,7 @@ class _WatchedContext:
         rows = torch.cat(parts)
         if not rows.isfinite().all():
             raise errors.NotFinite.of("the edges of this prompt's graph", self._model.cfg.dtype)
-        if int(layers[0]) < self._context.n_layers:  # a batch of features, not of logits
+        if not are_targets:
             self._progress.advance(len(layers))
         return rows
 

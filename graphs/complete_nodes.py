@@ -37,6 +37,8 @@ class CompleteNodes(DocumentNodes):
         prompt_tokens: the token string of each position.
         logit_tokens: token strings by index in the vocabulary. A logit that isn't in it keeps the
             graph's own string.
+        logit_positions: by the same index, of logits that aren't at the last position: those that
+            stand for a feature.
         traces: those of nodes that are not among `rows` are left out.
 
     Raises:
@@ -50,9 +52,10 @@ class CompleteNodes(DocumentNodes):
         prompt_tokens: Sequence[str],
         logit_tokens: Mapping[int, str],
         traces: "QKTraces",
+        logit_positions: Mapping[int, int],
     ) -> None:
         graph = cast("CompleteGraph", pruned.graph)
-        places = _places(graph)
+        places = _places(graph, logit_positions)
         self._places = [places[row] for row in rows.tolist()]
         self._prompt_tokens = prompt_tokens
         ids = [node_id(*place) for place in self._places]
@@ -108,7 +111,7 @@ class CompleteNodes(DocumentNodes):
         return outside
 
 
-def _places(graph: "CompleteGraph") -> list[Place]:
+def _places(graph: "CompleteGraph", logit_positions: Mapping[int, int]) -> list[Place]:
     """Return the place of every node of a graph, by row."""
     features = graph.active_features.cpu()[graph.selected_features.cpu()].tolist()
     sublayers, positions = range(graph.n_sublayers), range(graph.n_pos)
@@ -117,7 +120,10 @@ def _places(graph: "CompleteGraph") -> list[Place]:
         *(("feature", sublayer, position, index) for sublayer, position, index in features),
         *(("error", sublayer, position, -1) for sublayer in sublayers for position in positions),
         *(("embedding", -1, position, token) for position, token in enumerate(tokens)),
-        *(("logit", graph.n_sublayers, last, t.vocab_idx) for t in graph.logit_targets),
+        *(
+            ("logit", graph.n_sublayers, logit_positions.get(t.vocab_idx, last), t.vocab_idx)
+            for t in graph.logit_targets
+        ),
     ]
 
 

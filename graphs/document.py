@@ -11,6 +11,7 @@ A document is encoded in chunks: beyond the arrays, one chunk and the node ids a
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,7 +56,10 @@ class Document:
 
 
 def build(
-    pruned: "PrunedGraph", metadata: Mapping[str, Any], logit_tokens: Mapping[int, str]
+    pruned: "PrunedGraph",
+    metadata: Mapping[str, Any],
+    logit_tokens: Mapping[int, str],
+    logit_positions: Mapping[int, int] = MappingProxyType({}),
 ) -> Document:
     """Decide what is in the document, as the library does, and check that JSON can express it.
 
@@ -65,6 +69,7 @@ def build(
     Args:
         metadata: the document's, with a string for each position in `prompt_tokens`.
         logit_tokens: token strings by index in the vocabulary, see `Nodes`.
+        logit_positions: by the same index, of logits that aren't at the last position.
 
     Raises:
         NotFinite: a number is NaN or infinite.
@@ -72,7 +77,9 @@ def build(
         InvalidInput: a token is an attribution target twice, or a text holds half of a surrogate
             pair, which UTF-8 can't express.
     """
-    return _assembled(pruned, metadata, lambda rows: Nodes(pruned, rows, logit_tokens))
+    return _assembled(
+        pruned, metadata, lambda rows: Nodes(pruned, rows, logit_tokens, logit_positions)
+    )
 
 
 def build_complete(
@@ -80,6 +87,7 @@ def build_complete(
     metadata: Mapping[str, Any],
     logit_tokens: Mapping[int, str],
     traces: "QKTraces",
+    logit_positions: Mapping[int, int] = MappingProxyType({}),
 ) -> Document:
     """Do the same for a complete replacement model's graph, with the traces of its attention.
 
@@ -97,7 +105,7 @@ def build_complete(
     return _assembled(
         pruned,
         metadata,
-        lambda rows: CompleteNodes(pruned, rows, tokens, logit_tokens, traces),
+        lambda rows: CompleteNodes(pruned, rows, tokens, logit_tokens, traces, logit_positions),
     )
 
 

@@ -31,6 +31,8 @@ class Nodes(DocumentNodes):
         rows: the document's nodes as rows of the graph, (n,) and ascending.
         logit_tokens: token strings by index in the vocabulary. A logit that isn't in it, such as
             a difference of logits, keeps the graph's own string.
+        logit_positions: by the same index, of logits that aren't at the last position: those that
+            stand for a feature.
 
     Raises:
         InvalidInput: two nodes have one id, as two logit nodes of one token have.
@@ -41,9 +43,10 @@ class Nodes(DocumentNodes):
         pruned: "PrunedGraph",
         rows: npt.NDArray[np.intp],
         logit_tokens: Mapping[int, str],
+        logit_positions: Mapping[int, int],
     ) -> None:
         graph = pruned.graph
-        of_graph = _coordinates(graph)
+        of_graph = _coordinates(graph, logit_positions)
         self._coordinates = [of_graph[row] for row in rows.tolist()]
         ids = [f"{layer}_{index}_{at}" for _, layer, index, at in self._coordinates]
         probabilities = graph.logit_probabilities.float().tolist()
@@ -89,7 +92,9 @@ class Nodes(DocumentNodes):
             yield node
 
 
-def _coordinates(graph: "Graph") -> list[tuple[str, str, int, int]]:
+def _coordinates(
+    graph: "Graph", logit_positions: Mapping[int, int]
+) -> list[tuple[str, str, int, int]]:
     """Return kind, layer, index and position of every node of a graph, by row.
 
     The index is a feature's in its transcoder and a token's in the vocabulary; an error has -1.
@@ -102,7 +107,10 @@ def _coordinates(graph: "Graph") -> list[tuple[str, str, int, int]]:
         *((FEATURE, str(layer), index, position) for layer, position, index in features),
         *((ERROR, str(layer), -1, position) for layer in layers for position in positions),
         *((EMBEDDING, "E", token, position) for position, token in enumerate(tokens)),
-        *((LOGIT, logit_layer, logit.vocab_idx, last) for logit in logits),
+        *(
+            (LOGIT, logit_layer, logit.vocab_idx, logit_positions.get(logit.vocab_idx, last))
+            for logit in logits
+        ),
     ]
 
 

@@ -38,6 +38,10 @@ features of attention, lorsa:2:157:4=0 is one of these, and transcoder:2:157:4=0
 features both texts are the default one.
 """
 
+_TARGET_FEATURE = re.compile(
+    r"(?P<layer>\d+):(?P<index>\d+):(?P<position>\d+)(:(?P<kind>transcoder|lorsa))?"
+)
+
 _FEATURE = re.compile(
     r"((?P<kind>lorsa|transcoder):)?(?P<layer>\d+):(?P<index>\d+):(?P<read>\d+)(@(?P<changed>\d+|new))?"
     r"=(?P<change>0|[+-]\d*\.?\d+([eE][+-]?\d+)?)"
@@ -181,6 +185,11 @@ def _job(args: Namespace) -> dict[str, Any]:
         given["signed_headers"] = dict(args.signed_headers)
     if args.command == "intervene":
         given["groups"] = {**args.groups_of, **dict(args.groups or [])}
+    if given.get("attribution_targets") is not None:
+        given["attribution_targets"] = [
+            {"plus": target[0], "minus": target[1]} if isinstance(target, list) else target
+            for target in args.attribution_targets
+        ]
     return {"action": action, **{name: v for name, v in given.items() if v is not None}}
 
 
@@ -235,6 +244,26 @@ def _layers(text: str) -> str | list[int]:
     if found is None and text != "all":
         raise ArgumentTypeError(f"{text!r} is not all or FIRST-LAST, such as 0-3")
     return "all" if found is None else [int(found[1]), int(found[2])]
+
+
+def _side(text: str) -> list[str]:
+    """The tokens of a difference's side: one, or those of a JSON list."""
+    try:
+        tokens = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return [text]
+    is_list = isinstance(tokens, list) and all(isinstance(token, str) for token in tokens)
+    return tokens if is_list else [text]
+
+
+def _target_feature(text: str) -> dict[str, Any]:
+    found = _TARGET_FEATURE.fullmatch(text)
+    if found is None:
+        raise ArgumentTypeError(
+            f"{text!r} is not LAYER:INDEX:POSITION or LAYER:INDEX:POSITION:lorsa; such as 2:157:4"
+        )
+    place = {name: int(found[name]) for name in ("layer", "index", "position")}
+    return place if found["kind"] is None else {**place, "kind": found["kind"]}
 
 
 def _groups_of(name: str) -> dict[str, list[dict[str, int]]]:
@@ -309,6 +338,24 @@ _TARGETS = [
         dest="attribution_targets",
         action="append",
         metavar="TOKEN",
+    ),
+    _option(
+        "--attribution-difference",
+        "attribute from a difference of logits; a side is a token, or a JSON list for their mean",
+        dest="attribution_targets",
+        action="append",
+        type=_side,
+        nargs=2,
+        metavar=("PLUS", "MINUS"),
+    ),
+    _option(
+        "--attribution-feature",
+        "attribute from LAYER:INDEX:POSITION, a feature that is active there; one of attention "
+        "ends with :lorsa",
+        dest="attribution_targets",
+        action="append",
+        type=_target_feature,
+        metavar="FEATURE",
     ),
     _option(
         "--signed-header",

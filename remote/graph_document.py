@@ -28,6 +28,7 @@ class GraphMetadata(_Part):
     scan: str
     prompt: str
     prompt_tokens: list[str]
+    attribution_targets: list[Any] | None = None  # None: the likeliest tokens
     graph_scores: GraphScores
     info: GraphInfo
 

@@ -65,7 +65,11 @@ def print_graph(console: Console, graph: dict[str, Any], path: Path) -> None:
 
 
 def _predictions(graph: GraphDocument) -> Table:
-    table = Table("next token", "probability", title="Likeliest next tokens", **TABLE_STYLE)
+    """The tokens that a graph explains, or the targets that were asked for."""
+    if graph.metadata.attribution_targets is None:
+        table = Table("next token", "probability", title="Likeliest next tokens", **TABLE_STYLE)
+    else:
+        table = Table("target", "weight", title="Attribution targets", **TABLE_STYLE)
     for node in graph.of_type(LOGIT):
         label = (node.clerp or "").removeprefix("Output ").removeprefix("Logit ")
         table.add_row(line(label.rsplit(" (p=", 1)[0]), f"{node.token_prob:.4f}")

@@ -16,6 +16,7 @@ from schemas import (
 from settings import Settings
 
 FEATURE = {"layer": 1, "index": 2, "token_active_position": 3, "steer_position": 3, "delta": 1.5}
+TARGET = {"layer": 1, "index": 2, "position": 3}
 
 
 def graph(**fields):
@@ -214,8 +215,57 @@ REFUSED_GRAPHS = [
     ({"desired_logit_prob": 0}, ["desired_logit_prob", "greater than 0", "got 0"]),
     ({"desired_logit_prob": 1.01}, ["desired_logit_prob", "less than or equal to 1", "1.01"]),
     ({"attribution_targets": []}, ["attribution_targets", "at least 1"]),
+    ({"attribution_targets": [" a"] * 1001}, ["attribution_targets", "at most 1000", "of 1001"]),
     ({"attribution_targets": " a"}, ["attribution_targets", "list", "' a'"]),
     ({"attribution_targets": [1]}, ["attribution_targets[0]", "string", "got 1"]),
+    ({"attribution_targets": [[" a"]]}, ["attribution_targets[0]", "string", "got a list of 1"]),
+    ({"attribution_targets": [" a", {}]}, ["attribution_targets[1]", "plus", "layer", "0 fields"]),
+    (
+        {"attribution_targets": [{"token": " a"}]},
+        ["attribution_targets[0] should be", "token string", "got an object with 1 fields"],
+    ),
+    ({"attribution_targets": [{"plus": [" a"]}]}, ["attribution_targets[0].minus is required"]),
+    (
+        {"attribution_targets": [{"plus": [" a"], "minus": []}]},
+        ["attribution_targets[0].minus", "at least 1"],
+    ),
+    (
+        {"attribution_targets": [{"plus": " a", "minus": [" b"]}]},
+        ["attribution_targets[0].plus", "list", "' a'"],
+    ),
+    (
+        {"attribution_targets": [{"plus": [" a", 3], "minus": [" b"]}]},
+        ["attribution_targets[0].plus[1]", "string", "got 3"],
+    ),
+    (
+        {"attribution_targets": [{"plus": [" a"] * 1001, "minus": [" b"]}]},
+        ["attribution_targets[0].plus", "at most 1000", "a list of 1001"],
+    ),
+    (
+        {"attribution_targets": [{"plus": [" a"], "minus": [" b"], "weight": 1}]},
+        ["attribution_targets[0].weight is no field", "known: plus, minus"],
+    ),
+    ({"attribution_targets": [{"layer": 1, "index": 2}]}, ["targets[0].position is required"]),
+    (
+        {"attribution_targets": [{**TARGET, "layer": -1}]},
+        ["attribution_targets[0].layer", "equal to 0", "got -1"],
+    ),
+    (
+        {"attribution_targets": [" a", {**TARGET, "index": "2"}]},
+        ["attribution_targets[1].index", "integer", "'2'"],
+    ),
+    (
+        {"attribution_targets": [{**TARGET, "positon": 1}]},
+        ["attribution_targets[0].positon is no field", "did you mean position?"],
+    ),
+    (
+        {"attribution_targets": [{**TARGET, "kind": "mlp"}]},
+        ["attribution_targets[0].kind", "'transcoder' or 'lorsa'", "'mlp'"],
+    ),
+    (
+        {"attribution_targets": [{**TARGET, "plus": [" a"], "minus": [" b"]}]},
+        ["attribution_targets[0].layer is no field"],
+    ),
     ({"node_threshold": -0.1}, ["node_threshold", "greater than or equal to 0", "-0.1"]),
     ({"node_threshold": 1.1}, ["node_threshold", "less than or equal to 1", "1.1"]),
     ({"edge_threshold": float("nan")}, ["edge_threshold", "finite", "nan"]),
@@ -423,6 +473,73 @@ def test_an_experiment_on_a_group_that_is_not_there_is_refused(body, name, data)
     experiments[which] = changes
     words = f"experiments[{which}][{len(changes) - 1}].group"
     assert words in str(refusal({**body, "experiments": experiments}))
+
+
+TOKEN = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
+SIDE = st.lists(TOKEN, min_size=1, max_size=3)
+NUMBER = st.integers(0, 2**53)
+TARGETS = st.lists(
+    st.one_of(
+        TOKEN,
+        st.fixed_dictionaries({"plus": SIDE, "minus": SIDE}),
+        st.fixed_dictionaries(
+            {"layer": NUMBER, "index": NUMBER, "position": NUMBER},
+            optional={"kind": st.sampled_from(["transcoder", "lorsa"])},
+        ),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(TARGETS)
+def test_targets_of_all_kinds_mix_and_are_kept_as_they_were_asked_for(targets):
+    request = parse_request(graph(attribution_targets=targets))
+    kept = request.model_dump(mode="json", include={"attribution_targets"}, exclude_unset=True)
+    assert kept == {"attribution_targets": targets}
+
+
+@given(TARGETS, st.sampled_from(["plus", "minus", "layer", "index", "position", "kind"]))
+def test_a_target_s_field_that_is_null_counts_as_absent(targets, field):
+    nulled = [{**each, field: None} if isinstance(each, dict) else each for each in targets]
+    without = [
+        {name: value for name, value in each.items() if name != field}
+        if isinstance(each, dict)
+        else each
+        for each in targets
+    ]
+
+    def outcome(given):
+        try:
+            return parse_request(graph(attribution_targets=given))
+        except InvalidInput as error:
+            return str(error)
+
+    ours, expected = outcome(nulled), outcome(without)
+    if isinstance(expected, str):
+        # A message that counts an object's fields counts those that are null too.
+        assert isinstance(ours, str)
+        assert ours.split(", got")[0] == expected.split(", got")[0]
+    else:
+        assert ours == expected
+
+
+BROKEN = st.one_of(
+    st.none(),
+    st.integers(),
+    st.just(""),
+    st.lists(TOKEN, max_size=2),
+    st.dictionaries(st.sampled_from(["plus", "minus", "layer", "kind", "weight"]), st.none()),
+    st.fixed_dictionaries({"plus": st.just([]), "minus": SIDE}),
+    st.fixed_dictionaries({"layer": st.integers(max_value=-1), "index": NUMBER}),
+)
+
+
+@given(st.lists(TOKEN, max_size=3), BROKEN)
+def test_a_broken_target_is_refused_by_its_place(before, broken):
+    error = refusal(graph(attribution_targets=[*before, broken]))
+    assert isinstance(error, InvalidInput)
+    assert f"attribution_targets[{len(before)}]" in str(error)
 
 
 JSON = st.recursive(

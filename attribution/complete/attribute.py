@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
 
@@ -13,14 +12,15 @@ from attribution.complete.graph import CompleteGraph
 from attribution.complete.local_model import LocalCompleteModel
 from attribution.expansion import Expansion
 from attribution.progress import Progress
-from attribution.targets import find_targets
+from attribution.target_kinds import ActiveOnPrompt
+from attribution.targets import Requested, find_targets
 
 
 @torch.no_grad()
 def attribute(
     local: LocalCompleteModel,
     *,
-    attribution_targets: Sequence[Any] | torch.Tensor | None = None,
+    attribution_targets: Requested | None = None,
     max_n_logits: int = 10,
     desired_logit_prob: float = 0.95,
     batch_size: int = 48,
@@ -32,8 +32,9 @@ def attribute(
 
     Args:
         local: a model on one prompt, as `freeze` gives it.
-        attribution_targets: token ids (n,), token strings or circuit-tracer's custom targets; None
-            for the likeliest tokens.
+        attribution_targets: token ids (n,), circuit-tracer's custom targets, or a list in which
+            token ids, token strings, differences of logits and features may mix; None for the
+            likeliest tokens.
         max_n_logits: most logit nodes, where targets are not given.
         desired_logit_prob: logit nodes are added until their probabilities sum to this.
         batch_size: features are ranked anew after so many. It decides which are selected.
@@ -44,6 +45,7 @@ def attribute(
     Raises:
         errors.OutOfMemory: not even a batch of one fits.
         errors.NotFinite: the model's numbers on this prompt overflow in its dtype.
+        errors.InvalidInput: a target is a feature that isn't active on the prompt.
     """
     progress, model = Progress(max_feature_nodes, on_progress, check), local.model
     if not local.logits.isfinite().all():
@@ -53,6 +55,7 @@ def attribute(
         local.logits,
         model.language_model.W_U,
         model.tokenizer,
+        ActiveOnPrompt(local.active_features, local.activation_values, has_sublayers=True),
         max_n_logits=max_n_logits,
         desired_logit_prob=desired_logit_prob,
     )

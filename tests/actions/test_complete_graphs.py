@@ -243,6 +243,55 @@ def test_targets_replace_the_likeliest_tokens(settings):
     assert [node["token"] for node in of_type(graph, "logit")] == [" tennis", " baloncesto"]
 
 
+def test_a_difference_and_features_of_both_kinds_are_targets(settings, complete):
+    whole = ask({**GRAPH, **WHOLE}, settings)
+    named = []
+    for kind, letters in (("lorsa", "_lor_"), ("transcoder", "_cro_")):
+        node = [n for n in whole["nodes"] if letters in n["node_id"] and n["layer"] > 0][-1]
+        layer, _, index, position = node["node_id"].split("_")
+        place = {"layer": int(layer), "index": int(index), "position": int(position)}
+        named.append({**place, "kind": kind})
+    targets = [{"plus": [" tennis"], "minus": [" baloncesto"]}, " tennis", *named]
+    graph = ask({**TRACED, "attribution_targets": targets}, settings)
+    Graph.model_validate_json(json.dumps(graph))
+    logits, d_vocab = of_type(graph, "logit"), complete[1].d_vocab
+    last = len(graph["metadata"]["prompt_tokens"]) - 1
+    positions = [last, last, *(place["position"] for place in named)]
+    assert [n["feature"] for n in logits][::2] == [d_vocab, d_vocab + 2]
+    assert [n["ctx_idx"] for n in logits] == positions
+    assert [n["node_id"] for n in logits] == [
+        f"{N_LAYERS}_{n['feature']}_{n['ctx_idx']}" for n in logits
+    ]
+    assert [n["token"] for n in logits] == [
+        " tennis -  baloncesto",
+        " tennis",
+        "layer {layer} lorsa feature {index} at {position}".format(**named[0]),
+        "layer {layer} feature {index} at {position}".format(**named[1]),
+    ]
+    assert [f"(p={n['token_prob']:.3f})" in n["clerp"] for n in logits] == [True] * 4
+    assert graph["metadata"]["attribution_targets"] == targets
+    assert traced(graph)
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ({"layer": N_LAYERS, "index": 0, "position": 1}, ["layer is", f"has {N_LAYERS} layers"]),
+        ({"layer": 0, "index": 10**6, "position": 1}, ["index is 1000000", "transcoder", "0 to"]),
+        (
+            {"layer": 0, "index": 10**6, "position": 1, "kind": "lorsa"},
+            ["index is 1000000", "Lorsa of layer 0 has"],
+        ),
+        ({"layer": 0, "index": 0, "position": 10**6}, ["position is 1000000", "tokens (0 to"]),
+    ],
+)
+def test_a_feature_that_there_is_not_is_refused_with_the_bound(settings, target, words):
+    with pytest.raises(InvalidInput) as raised:
+        ask({**GRAPH, "attribution_targets": [target]}, settings)
+    message = str(raised.value)
+    assert [word for word in ["attribution_targets[0].", *words] if word not in message] == []
+
+
 def test_logits_are_the_forward_pass_s(settings):
     salient = ask(FORWARD, settings)["salient_logits"]
     logits = of_type(ask(GRAPH, settings), "logit")

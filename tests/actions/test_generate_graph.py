@@ -10,7 +10,7 @@ import model_loader
 from attribution.provenance import circuit_tracer_in_use
 from errors import InvalidInput, ModelNotLoaded, PromptTooLong
 from model_loader import get_model
-from tests.support.demo_worker import FORWARD, GRAPH, PROMPT, ask, demo_settings
+from tests.support.demo_worker import FORWARD, GRAPH, PROMPT, ask, demo_settings, forget_graphs
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +197,111 @@ def test_targets_replace_the_likeliest_tokens():
     assert [n["clerp"].split('"')[1] for n in of_type(graph, "logit")] == [" tennis", " baloncesto"]
 
 
+def active_feature(graph, n=0):
+    """One of the graph's features above the first layer, as a target."""
+    layer, index, position = [f for f in features(graph) if int(f["layer"]) > 1][n][
+        "node_id"
+    ].split("_")
+    return {"layer": int(layer), "index": int(index), "position": int(position)}
+
+
+DIFFERENCE = {"plus": [" basket"], "minus": [" tennis"]}
+MEANS = {"plus": [" basket", " baloncesto"], "minus": [" tennis", " football", " fútbol"]}
+
+
+def test_targets_of_all_kinds_are_logit_nodes_with_indices_past_the_vocabulary(graph):
+    feature = active_feature(graph)
+    targets = [DIFFERENCE, " tennis", feature, MEANS]
+    mixed = ask({**GRAPH, "attribution_targets": targets})
+    logits, d_vocab = of_type(mixed, "logit"), get_model(demo_settings()).d_vocab
+    [tennis] = of_type(ask({**GRAPH, "attribution_targets": [" tennis"]}), "logit")
+    assert [n["feature"] for n in logits] == [d_vocab, tennis["feature"], d_vocab + 2, d_vocab + 3]
+    layer, at = tennis["layer"], feature["position"]
+    assert [n["node_id"] for n in logits] == [
+        f"{layer}_{d_vocab}_4",
+        tennis["node_id"],
+        f"{layer}_{d_vocab + 2}_{at}",
+        f"{layer}_{d_vocab + 3}_4",
+    ]
+    assert [n["ctx_idx"] for n in logits] == [4, 4, at, 4]
+    assert [n["layer"] for n in logits] == [layer] * 4
+    assert [n["clerp"].split('"')[1] for n in logits] == [
+        " basket -  tennis",
+        " tennis",
+        f"layer {feature['layer']} feature {feature['index']} at {at}",
+        "mean[ basket,  baloncesto] - mean[ tennis,  football,  fútbol]",
+    ]
+    for node in logits:
+        assert node["clerp"].startswith('Output "')
+        assert node["clerp"].endswith(f'" (p={node["token_prob"]:.3f})')
+    assert [n["is_target_logit"] for n in logits] == [True, False, False, False]
+    assert mixed["metadata"]["attribution_targets"] == targets
+    ids = [node["node_id"] for node in mixed["nodes"]]
+    assert len(set(ids)) == len(ids)
+
+
+def test_weights_are_probabilities_their_differences_and_one(graph):
+    feature = active_feature(graph)
+    tokens = [*MEANS["plus"], *MEANS["minus"]]
+    of_tokens, mixed = (
+        [n["token_prob"] for n in of_type(ask({**GRAPH, "attribution_targets": t}), "logit")]
+        for t in (tokens, [tokens[0], DIFFERENCE, MEANS, feature])
+    )
+    basket, baloncesto, tennis, *others = of_tokens
+    means = (basket + baloncesto) / 2 - (tennis + sum(others)) / 3
+    expected = [basket, abs(basket - tennis), abs(means), 1.0]
+    assert mixed == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_feature_s_graph_has_the_links_that_lead_to_the_feature(graph):
+    whole = ask({**GRAPH, "node_threshold": 1, "edge_threshold": 1})
+    target = active_feature(whole, -1)
+    name = f"{target['layer']}_{target['index']}_{target['position']}"
+    into = {(link["source"], link["weight"]) for link in whole["links"] if link["target"] == name}
+
+    asked = {**GRAPH, "attribution_targets": [target], "node_threshold": 1, "edge_threshold": 1}
+    own = ask(asked)
+
+    [logit] = of_type(own, "logit")
+    links = {
+        link["source"]: link["weight"]
+        for link in own["links"]
+        if link["target"] == logit["node_id"]
+    }
+    assert len(into) > 10
+    for source, weight in into:
+        assert links[source] == pytest.approx(weight, rel=1e-4, abs=1e-6)
+    for node in features(own):
+        assert int(node["layer"]) < target["layer"]
+        assert node["ctx_idx"] <= target["position"]
+    assert 0 < own["metadata"]["graph_scores"]["replacement_score"] <= 1
+
+
+@pytest.fixture
+def same_column():
+    """Two tokens of the demo model that its unembedding doesn't tell apart."""
+    model, token_text = get_model(demo_settings()).model, get_model(demo_settings()).token_text
+    one, other = (token_text.id_of(token) for token in (" basket", " tennis"))
+    kept = model.unembed.W_U[:, other].clone()
+    model.unembed.W_U.data[:, other] = model.unembed.W_U[:, one]
+    yield
+    model.unembed.W_U.data[:, other] = kept
+    forget_graphs()
+
+
+@pytest.mark.usefixtures("same_column")
+def test_a_difference_that_nothing_can_move_is_refused(graph):
+    forget_graphs()
+    with pytest.raises(InvalidInput, match=r"attribution_targets: nothing .* moves any of them"):
+        ask({**GRAPH, "attribution_targets": [DIFFERENCE]})
+    beside = ask({**GRAPH, "attribution_targets": [DIFFERENCE, active_feature(graph)]})
+    assert len(of_type(beside, "logit")) == 2
+
+
+def test_the_likeliest_tokens_are_no_request_for_targets(graph):
+    assert "attribution_targets" not in graph["metadata"]
+
+
 def test_without_a_slug_one_is_made_from_prompt_and_time():
     body = {key: value for key, value in GRAPH.items() if key != "slug_identifier"}
     assert ask(body)["metadata"]["slug"].startswith("michael-jordan-joue-au-")
@@ -224,6 +329,46 @@ def test_messages_are_rendered_and_a_bos_already_there_is_not_doubled(graph):
             {"attribution_targets": [" tennis", " tennis"]},
             InvalidInput,
             ["attribution_targets[1]", "' tennis'", "twice"],
+        ),
+        (
+            {"attribution_targets": [DIFFERENCE, {"plus": [" basket"], "minus": [" tennis"]}]},
+            InvalidInput,
+            ["attribution_targets[1]", "twice"],
+        ),
+        (
+            {"attribution_targets": [{"plus": [" joue au"], "minus": [" tennis"]}]},
+            InvalidInput,
+            ["attribution_targets[0].plus[0] is ' joue au'", "2 tok"],
+        ),
+        (
+            {"attribution_targets": [{"plus": [" tennis"], "minus": [" basket", " tennis"]}]},
+            InvalidInput,
+            ["attribution_targets[0].minus[1] is ' tennis'", "twice"],
+        ),
+        (
+            {"attribution_targets": [{"layer": 4, "index": 0, "position": 1}]},
+            InvalidInput,
+            ["attribution_targets[0].layer is 4", "the model has 4 layers (0 to 3)"],
+        ),
+        (
+            {"attribution_targets": [" tennis", {"layer": 0, "index": 1024, "position": 1}]},
+            InvalidInput,
+            ["attribution_targets[1].index is 1024", "has 1024 features (0 to 1023)"],
+        ),
+        (
+            {"attribution_targets": [{"layer": 0, "index": 3, "position": 5}]},
+            InvalidInput,
+            ["attribution_targets[0].position is 5", "the prompt has 5 tokens (0 to 4)"],
+        ),
+        (
+            {"attribution_targets": [{"layer": 0, "index": 3, "position": 1, "kind": "lorsa"}]},
+            InvalidInput,
+            ['attribution_targets[0].kind is "lorsa"', "no attention features", "leave kind out"],
+        ),
+        (
+            {"attribution_targets": [{"layer": 1, "index": 3, "position": 0}]},
+            InvalidInput,
+            ["attribution_targets[0] is feature 3 of layer 1 at position 0", "isn't active"],
         ),
         ({"messages": [{"role": "alien", "content": "x"}], "prompt": None}, InvalidInput, ["role"]),
     ],

@@ -185,6 +185,37 @@ def test_all_four_actions_agree(
     assert (parsed["messages"] is not None) == ("messages" in body)
 
 
+def test_targets_of_all_kinds_go_through_nnsight(
+    home: tuple[Path, Any], served: LoadedModel
+) -> None:
+    body = {"action": "generate-graph", "slug_identifier": "oss", "prompt": TEXT}
+    settings = settings_in(home[0])
+    whole = ask({**body, "node_threshold": 1, "edge_threshold": 1}, settings)
+    features = [n for n in whole["nodes"] if n["feature_type"] == "cross layer transcoder"]
+    layer, index, position = map(int, features[-1]["node_id"].split("_"))
+    one, other, *_ = whole["metadata"]["prompt_tokens"][1:]
+    targets = [
+        {"layer": layer, "index": index, "position": position},
+        one,
+        {"plus": [one], "minus": [other]},
+    ]
+    graph = ask({**body, "attribution_targets": targets}, settings)
+    logits = [node for node in graph["nodes"] if node["feature_type"] == "logit"]
+    assert [n["feature"] for n in logits][::2] == [served.d_vocab, served.d_vocab + 2]
+    assert logits[0]["ctx_idx"] == position
+    into = {
+        name: {k["source"]: k["weight"] for k in links if k["target"] == name}
+        for name, links in (
+            (logits[0]["node_id"], graph["links"]),
+            (features[-1]["node_id"], whole["links"]),
+        )
+    }
+    own, of_feature = into.values()
+    assert len(own) > 3
+    for source, weight in own.items():
+        assert weight == pytest.approx(of_feature[source], rel=1e-3, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     "messages",
     [

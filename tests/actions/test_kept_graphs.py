@@ -102,6 +102,7 @@ def test_a_graph_from_what_was_kept_is_the_graph_of_a_fresh_attribution():
         {"max_feature_nodes": 20},
         {"batch_size": 3, "max_feature_nodes": 20},
         {"attribution_targets": [" tennis"]},
+        {"attribution_targets": [{"plus": [" tennis"], "minus": [" basket"]}]},
     ],
 )
 def test_what_changes_the_attribution_is_attributed_anew(fields):
@@ -109,6 +110,45 @@ def test_what_changes_the_attribution_is_attributed_anew(fields):
     after_another = ask({**GRAPH, **fields})
     forget_graphs()
     assert without_times(after_another) == without_times(ask({**GRAPH, **fields}))
+
+
+def test_targets_that_differ_in_kind_side_or_order_are_not_taken_for_one_another():
+    sides = {"plus": [" tennis"], "minus": [" basket"]}
+    feature = {"layer": 1, "position": 4}
+    active = [
+        node["node_id"].split("_")[1]
+        for node in ask({**GRAPH, "node_threshold": 1, "edge_threshold": 1})["nodes"]
+        if node["node_id"].startswith("1_") and node["ctx_idx"] == 4 and node["activation"]
+    ]
+    asked = [
+        [" tennis", " basket"],
+        [" basket", " tennis"],
+        [sides],
+        [{"plus": sides["minus"], "minus": sides["plus"]}],
+        [{**feature, "index": int(active[0])}],
+        [{**feature, "index": int(active[1])}],
+    ]
+    graphs = [without_times(ask({**GRAPH, "attribution_targets": each})) for each in asked]
+    for targets, graph in zip(asked, graphs, strict=True):
+        forget_graphs()
+        assert graph == without_times(ask({**GRAPH, "attribution_targets": targets}))
+
+
+def test_a_graph_of_a_difference_and_a_feature_is_kept_too(request):
+    [feature] = [
+        node for node in ask(GRAPH)["nodes"] if node["feature_type"] == "cross layer transcoder"
+    ][:1]
+    layer, index, position = map(int, feature["node_id"].split("_"))
+    targets = [
+        {"plus": [" tennis"], "minus": [" basket"]},
+        {"layer": layer, "index": index, "position": position},
+    ]
+    body = {**GRAPH, "attribution_targets": targets}
+    first = ask(body)
+    request.getfixturevalue("no_model")
+    again = ask({**body, **OTHER_THRESHOLDS})
+    assert again["metadata"]["attribution_targets"] == targets
+    assert len(again["nodes"]) >= len(first["nodes"])
 
 
 def test_without_room_nothing_is_kept_and_nothing_is_promised(store):

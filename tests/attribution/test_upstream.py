@@ -29,7 +29,9 @@ pytestmark = [
 
 # With what circuit-tracer computes these compare, on models of every architecture and dictionary.
 COMPARISONS = {
-    "graphs": [f"attribution/test_{name}.py" for name in ("attribute", "truth", "conduct")],
+    "graphs": [
+        f"attribution/test_{name}.py" for name in ("attribute", "target_kinds", "truth", "conduct")
+    ],
     "pruning": [f"attribution/test_{name}.py" for name in ("pruning", "demo_model")],
     "steering": [
         f"steering/test_{name}.py" for name in ("against_the_library", "features", "recovery")

@@ -22,9 +22,9 @@ from tests.support.programs import output_of
 from tests.support.synthetic_graph import make_graph, make_metadata, make_pruned
 
 
-def build(pruned, *, logit_tokens=None, **metadata):
+def build(pruned, *, logit_tokens=None, logit_positions=None, **metadata):
     fields = make_metadata(pruned.graph.n_pos, **metadata)
-    return graph_document.build(pruned, fields, logit_tokens or {})
+    return graph_document.build(pruned, fields, logit_tokens or {}, logit_positions or {})
 
 
 def decode(pruned, **given):
@@ -227,6 +227,17 @@ def test_a_target_that_is_no_token_has_an_id_of_its_own():
     assert logits[1]["node_id"] == "4_257_4"
     assert logits[1]["jsNodeId"] == "L_257-4"
     assert logits[1]["clerp"].startswith('Output "basket - tennis" (p=0.')
+
+
+def test_a_logit_that_stands_for_a_feature_is_at_the_feature_s_position():
+    graph = make_graph()
+    graph.logit_targets[1] = LogitTarget("layer 1 feature 5 at 2", 256 + 1)
+    nodes = of_type(decode(make_pruned(graph, 50), logit_positions={257: 2}), "logit")
+    assert [node["node_id"] for node in nodes] == ["4_7_4", "4_257_2", "4_9_4", "4_10_4"]
+    assert [node["ctx_idx"] for node in nodes] == [4, 2, 4, 4]
+    assert nodes[1]["jsNodeId"] == "L_257-2"
+    links = decode(make_pruned(graph, 900), logit_positions={257: 2})["links"]
+    assert "4_257_2" in {link["target"] for link in links}
 
 
 def test_a_logit_shows_its_token_as_the_caller_has_it():

@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 
 from client import main
 from remote.arguments import parse
-from schemas import SteerFeature, parse_request
+from schemas import SteerFeature, TargetDifference, TargetFeature, parse_request
 from tests.support.demo_worker import PROMPT
 from tests.support.programs import ROOT, imported_by
 from tools.documents import read
 
 PAGE = read("docs/client.md")
+
+positions = st.integers(0, 10**6)
 
 
 @pytest.fixture
@@ -98,6 +100,53 @@ def test_a_graph_s_options_become_the_job_s_fields():
     parse_request(job)
 
 
+def test_targets_of_all_kinds_keep_the_order_in_which_they_are_given():
+    line = "graph hello --attribution-feature 2:157:4 --attribution-target ' basket'"
+    line += " --attribution-difference ' basket' ' tennis' --attribution-feature 3:9:1:lorsa"
+    line += """ --attribution-difference '[" a", " b"]' '[" c"]' --attribution-target '[" a"]'"""
+    job = parse(shlex.split(line)).job
+    assert job["attribution_targets"] == [
+        {"layer": 2, "index": 157, "position": 4},
+        " basket",
+        {"plus": [" basket"], "minus": [" tennis"]},
+        {"layer": 3, "index": 9, "position": 1, "kind": "lorsa"},
+        {"plus": [" a", " b"], "minus": [" c"]},
+        '[" a"]',
+    ]
+    parse_request(job)
+
+
+@given(positions, positions, positions, st.sampled_from([None, "lorsa", "transcoder"]))
+def test_a_target_feature_is_read_as_it_is_written(layer, index, position, kind):
+    text = ":".join(str(part) for part in (layer, index, position, kind) if part is not None)
+    job = parse(["graph", "a", "--attribution-feature", text]).job
+    [target] = parse_request(job).attribution_targets
+    assert target == TargetFeature(
+        layer=layer, index=index, position=position, kind=kind or "transcoder"
+    )
+
+
+tokens = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(
+    lambda token: not token.startswith(("-", "["))
+)
+
+
+@given(st.lists(tokens, min_size=1, max_size=3), st.lists(tokens, min_size=1, max_size=3))
+def test_a_difference_is_read_as_it_is_written(plus, minus):
+    sides = [side[0] if len(side) == 1 else json.dumps(side) for side in (plus, minus)]
+    job = parse(["graph", "a", "--attribution-difference", *sides]).job
+    [target] = parse_request(job).attribution_targets
+    assert target == TargetDifference(plus=plus, minus=minus)
+
+
+@pytest.mark.parametrize("feature", ["", "1", "1:2", "1:2:x", "-1:2:3", "1:2:3:mlp", "1:2:3=0"])
+def test_a_target_feature_that_is_not_one_is_explained(feature, capsys):
+    with pytest.raises(SystemExit) as exited:
+        parse(["graph", "a", f"--attribution-feature={feature}"])
+    assert exited.value.code == 2
+    assert "LAYER:INDEX:POSITION" in capsys.readouterr().err
+
+
 def test_a_steer_s_options_become_the_job_s_fields():
     line = "steer hello --feature 1:2:3=0 --n-tokens 4 --top-k 2 --temperature 0.5 --seed 7"
     line += " --freq-penalty 0.25 --freeze-attention --steered-output-only --model-id demo"
@@ -117,7 +166,6 @@ def test_a_steer_s_options_become_the_job_s_fields():
     }
 
 
-positions = st.integers(0, 10**6)
 deltas = st.floats(allow_nan=False, allow_infinity=False)
 
 

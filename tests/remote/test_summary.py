@@ -1,5 +1,7 @@
 """What a summary says of outputs that the demo model doesn't give."""
 
+import re
+
 import pytest
 from rich.console import Console
 
@@ -134,6 +136,16 @@ def test_a_graph_counts_its_nodes_and_quotes_its_tokens_as_the_other_summaries_d
     text = capsys.readouterr().out
     assert '1 " cat"' in text
     assert "nodes   2: 1 feature, 0 errors, 0 tokens, 1 logit\n" in text
+
+
+def test_targets_that_were_asked_for_are_not_called_the_likeliest_tokens(capsys, graph):
+    path, document = graph
+    document["metadata"]["attribution_targets"] = [{"plus": [" sat"], "minus": [" ran"]}]
+    document["nodes"][1]["clerp"] = 'Output " sat -  ran" (p=0.500)'
+    print_graph(Console(width=80, highlight=False, emoji=False), document, path)
+    text = capsys.readouterr().out
+    assert "Likeliest" not in text
+    assert re.search(r'Attribution targets\s+target +weight\s+" sat -  ran" +0\.5000', text)
 
 
 def test_the_model_s_name_in_a_graph_can_not_control_the_terminal_or_the_markup(capsys, graph):

@@ -106,6 +106,15 @@ GROUP = st.lists(
 CHANGE = st.fixed_dictionaries(
     {"group": st.sampled_from("ab") | TEXT}, optional={"scale": NUMBER, "value": NUMBER}
 )
+SIDE = st.lists(st.sampled_from([" basket", " tennis", " au"]) | TEXT, max_size=2)
+TARGET = st.one_of(
+    TEXT,
+    st.fixed_dictionaries({"plus": SIDE, "minus": SIDE}),
+    st.fixed_dictionaries(
+        {"layer": st.integers(0, 4), "index": st.integers(0, 1024), "position": SMALL},
+        optional={"kind": st.sampled_from(["transcoder", "lorsa", "mlp"])},
+    ),
+)
 PROMPT = {"prompt": TEXT, "messages": MESSAGES}
 BORDERLINE = st.one_of(
     st.fixed_dictionaries(
@@ -118,7 +127,7 @@ BORDERLINE = st.one_of(
             "node_threshold": UNIT,
             "edge_threshold": UNIT,
             "max_feature_nodes": NUMBER,
-            "attribution_targets": st.lists(TEXT, max_size=3),
+            "attribution_targets": st.lists(TARGET, max_size=3),
             "slug_identifier": TEXT,
             "user_id": TEXT,
             "signed_url": TEXT | REFUSED_URLS,
@@ -262,7 +271,10 @@ def test_a_huge_value_in_any_field_is_refused_soon(action, value, model_runs):
 
 @pytest.mark.parametrize("name", LONG_NAMES, ids=[name[:8] for name in LONG_NAMES])
 def test_a_field_of_any_name_is_refused_soon(name, model_runs):
-    for body in (*GOOD, {**STEER, "features": [{**FEATURE, name: 1}]}):
+    target = {"layer": 1, "index": 2, "position": 3, name: 1}
+    nested = [{**STEER, "features": [{**FEATURE, name: 1}]}]
+    nested.append({**GRAPH, "attribution_targets": [target]})
+    for body in (*GOOD, *nested):
         assert_answered_or_refused_soon({**body, name: 1}, model_runs)
 
 
@@ -278,6 +290,10 @@ def test_a_field_of_any_name_is_refused_soon(name, model_runs):
         (
             {**GRAPH, "attribution_targets": ["a" * 257]},
             "invalid_input: attribution_targets[0] h",
+        ),
+        (
+            {**GRAPH, "attribution_targets": [{"plus": ["a" * 257], "minus": [" a"]}]},
+            "invalid_input: attribution_targets[0].plus[0] h",
         ),
         ({**GRAPH, "batch_size": 2**53 + 1}, "invalid_input: batch_size: input should be less"),
         ({**FORWARD, "action": [[1]]}, "invalid_input: action must be a string, got a list of 1"),

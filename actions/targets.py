@@ -1,0 +1,94 @@
+"""What a request's attribution targets mean for the loaded model and the prompt."""
+
+from collections.abc import Callable, Sequence
+
+from actions.tokens import token_id
+from attribution import FeatureTarget, LogitDifference
+from errors import InvalidInput
+from loading.loaded_model import LoadedModel
+from prompting.prompts import Prompt
+from schemas import AttributionTarget, TargetDifference, TargetFeature
+
+Target = int | LogitDifference | FeatureTarget  # a token by its id
+
+_TOKENS_IN_LABEL = 3
+
+
+def read_targets(
+    requested: Sequence[AttributionTarget] | None,
+    loaded: LoadedModel,
+    prompt: Prompt,
+    check: Callable[[], None],
+) -> list[Target] | None:
+    """Turn tokens into ids, and check features against the model and the prompt.
+
+    Whether a feature is active shows when the model runs.
+
+    Raises:
+        InvalidInput: a target isn't the model's or the prompt's, or is named twice.
+    """
+    if requested is None:
+        return None
+    targets: dict[Target, None] = {}
+    for i, target in enumerate(requested):
+        check()
+        name = f"attribution_targets[{i}]"
+        if isinstance(target, TargetDifference):
+            read: Target = _difference(name, target, loaded)
+        elif isinstance(target, TargetFeature):
+            read = _feature(name, target, loaded, prompt)
+        else:
+            read = token_id(name, target, loaded)
+        if read in targets:
+            what = repr(target) if isinstance(target, str) else "the same target"
+            raise InvalidInput(f"{name} names {what} twice; name it once")
+        targets[read] = None
+    return list(targets)
+
+
+def _difference(name: str, target: TargetDifference, loaded: LoadedModel) -> LogitDifference:
+    ids: dict[int, None] = {}
+    for side in ("plus", "minus"):
+        for i, token in enumerate(getattr(target, side)):
+            found = token_id(f"{name}.{side}[{i}]", token, loaded)
+            if found in ids:
+                raise InvalidInput(
+                    f"{name}.{side}[{i}] is {token!r}, which this difference has twice; name each "
+                    "token once, on one side"
+                )
+            ids[found] = None
+    tokens = list(ids)
+    plus, minus = tuple(tokens[: len(target.plus)]), tuple(tokens[len(target.plus) :])
+    return LogitDifference(plus, minus, f"{_mean(plus, loaded)} - {_mean(minus, loaded)}")
+
+
+def _mean(token_ids: Sequence[int], loaded: LoadedModel) -> str:
+    """One side of a difference in a few words."""
+    tokens = loaded.token_text.singles(token_ids[:_TOKENS_IN_LABEL])
+    if len(token_ids) == 1:
+        return tokens[0]
+    more = len(token_ids) - len(tokens)
+    return f"mean[{', '.join(tokens)}{f' and {more} more' if more else ''}]"
+
+
+def _feature(
+    name: str, target: TargetFeature, loaded: LoadedModel, prompt: Prompt
+) -> FeatureTarget:
+    if target.kind == "lorsa" and not loaded.is_complete:
+        raise InvalidInput(
+            f'{name}.kind is "lorsa", but the loaded set {loaded.entry.transcoder_label} has no '
+            "attention features (Lorsas); leave kind out"
+        )
+    n_layers, n_tokens = loaded.model.cfg.n_layers, len(prompt.ids)
+    _check_bound(f"{name}.layer", target.layer, n_layers, f"the model has {n_layers} layers")
+    module = "Lorsa" if target.kind == "lorsa" else "transcoder"
+    n_features = loaded.n_features(target.layer, target.kind)
+    there_is = f"the {module} of layer {target.layer} has {n_features} features"
+    _check_bound(f"{name}.index", target.index, n_features, there_is)
+    _check_bound(f"{name}.position", target.position, n_tokens, f"the prompt has {n_tokens} tokens")
+    return FeatureTarget(target.layer, target.index, target.position, target.kind)
+
+
+def _check_bound(field: str, value: int, bound: int, what_there_is: str) -> None:
+    if value >= bound:
+        raise InvalidInput(f"{field} is {value}, {what_there_is} (0 to {bound - 1})")
