@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import steering
 from actions.job import Job, OnPart, prepare_prompt
@@ -28,11 +28,8 @@ _MOST_PREDICTIONS_OF_A_PART = 10  # the output has all
 class _Named:
     """A feature as the request names it, and the layers of steering that may be meant."""
 
-    def __init__(self, feature: SteerFeature, name: str, loaded: LoadedModel) -> None:
-        self.feature, self.name = feature, name
-        self.layers = steering.layers_meant(
-            loaded.model, feature.layer, feature.index, feature.kind, name
-        )
+    def __init__(self, feature: SteerFeature, name: str, layers: list[int]) -> None:
+        self.feature, self.name, self.layers = feature, name, layers
 
     @property
     def places(self) -> list[tuple[int, int, int]]:
@@ -47,9 +44,7 @@ def run(request: SteerRequest, loaded: LoadedModel, job: Job) -> SteerResponse:
     with job.stage("tokenise"):
         prompt = prepare_prompt(request, loaded, job)
     options = _options(request, loaded, job)
-    named = [
-        _Named(feature, f"features[{n}]", loaded) for n, feature in enumerate(request.features)
-    ]
+    named = _named(request, loaded)
     positions = (feature.model_dump(include=_POSITIONS) for feature in request.features)
     steering.check_bounds(loaded.model, len(prompt.ids), options, positions)
     unsteerable = prompt.unsteerable_positions
@@ -77,6 +72,18 @@ def run(request: SteerRequest, loaded: LoadedModel, job: Job) -> SteerResponse:
         STEERED_LOGITS_BY_TOKEN=_logits_by_token(steered, request, loaded, prompt),
         ignored_features=[f for f in request.features if f.steer_position in unsteerable],
     )
+
+
+def _named(request: SteerRequest, loaded: LoadedModel) -> list[_Named]:
+    """The features, each checked against the loaded model once, however often it is named."""
+    meant: dict[tuple[int, int, Any], list[int]] = {}
+    named = []
+    for n, feature in enumerate(request.features):
+        key, name = (feature.layer, feature.index, feature.kind), f"features[{n}]"
+        if key not in meant:
+            meant[key] = steering.layers_meant(loaded.model, *key, name)
+        named.append(_Named(feature, name, meant[key]))
+    return named
 
 
 def _options(request: SteerRequest, loaded: LoadedModel, job: Job) -> Options:

@@ -45,7 +45,9 @@ def layers_meant(model: Any, layer: int, index: int, kind: Kind | None, name: st
     Raises:
         InvalidInput: the model has no such layer, kind or feature.
     """
-    refuse_beyond(f"{name}.layer", layer, model.cfg.n_layers, "the model has {} layers")
+    # Asked for each of up to ten thousand features: words are made only for an error.
+    if not 0 <= layer < model.cfg.n_layers:
+        refuse_beyond(f"{name}.layer", layer, model.cfg.n_layers, "the model has {} layers")
     if isinstance(model, CompleteModel):
         layers = [2 * layer + n for n, its in enumerate(_KINDS) if kind in (None, its)]
     elif kind == "lorsa":
@@ -54,10 +56,11 @@ def layers_meant(model: Any, layer: int, index: int, kind: Kind | None, name: st
         )
     else:
         layers = [layer]
-    sizes = {its: n_features(model, its) for its in layers}
-    what_there_is = f"the model has {{}} features in layer {layer}"
-    refuse_beyond(f"{name}.index", index, max(sizes.values()), what_there_is)
-    return [its for its, size in sizes.items() if index < size]
+    meant = [its for its in layers if 0 <= index < n_features(model, its)]
+    if not meant:
+        most = max(n_features(model, its) for its in layers)
+        refuse_beyond(f"{name}.index", index, most, f"the model has {{}} features in layer {layer}")
+    return meant
 
 
 def active_layer(layers: Sequence[int], activations: Sequence[float], name: str) -> int:
