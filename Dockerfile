@@ -15,7 +15,9 @@ RUN PIP_NO_CACHE_DIR=1 make PYTHON=python3 .venv/.runtime
 FROM ${PYTHON_IMAGE} AS runtime
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin worker \
     && install --directory --owner worker /app/out
+# torch asks for the user's name, which under another number than the worker's nothing else tells.
 ENV PATH=/app/.venv/bin:$PATH \
+    USER=worker \
     HOME=/home/worker \
     HF_HOME=/runpod-volume/huggingface-cache \
     PYTHONUNBUFFERED=1
