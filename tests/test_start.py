@@ -84,18 +84,24 @@ def test_the_program_serves_on_loopback_logs_nothing_private_and_ends_when_told(
         assert private not in log + refused.text
 
 
-@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGHUP])
-def test_a_server_told_to_end_while_it_loads_its_model_ends(tmp_path, told):
-    port = free_port()
+@contextlib.contextmanager
+def started(directory, port, words):
+    """The program, once it has logged these words."""
     with subprocess.Popen(
         [sys.executable, str(ROOT / "start.py"), "--port", str(port)],
-        cwd=tmp_path,
+        cwd=directory,
         env=environment(),
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        assert process.stderr is not None
-        assert any("imported the libraries" in line for line in process.stderr)
+        assert any(words in line for line in process.stderr)
+        yield process
+
+
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGHUP])
+def test_a_server_told_to_end_while_it_loads_its_model_ends(tmp_path, told):
+    port = free_port()
+    with started(tmp_path, port, "imported the libraries") as process:
         process.send_signal(told)
         assert process.wait(60) == 0
     with socket.socket() as connection:
@@ -104,15 +110,7 @@ def test_a_server_told_to_end_while_it_loads_its_model_ends(tmp_path, told):
 
 def test_a_served_model_s_terminal_that_is_closed_ends_it_as_sigterm_does(tmp_path):
     port = free_port()
-    with subprocess.Popen(
-        [sys.executable, str(ROOT / "start.py"), "--port", str(port)],
-        cwd=tmp_path,
-        env=environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stderr is not None
-        assert any("serving demo, see" in line for line in process.stderr)
+    with started(tmp_path, port, "serving demo, see") as process:
         process.send_signal(signal.SIGHUP)
         log = process.stderr.read()
         assert process.wait(60) == 0

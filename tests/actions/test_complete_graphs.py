@@ -11,7 +11,13 @@ import model_loader
 from actions.answer import answer
 from errors import Cancelled, DeadlineExceeded, InvalidInput, PromptTooLong
 from serving.http_docs import EXAMPLES
-from tests.support.complete_worker import N_CTX, N_LAYERS, forget_graphs, serving_complete
+from tests.support.complete_worker import (
+    N_CTX,
+    N_LAYERS,
+    forbidding_runs,
+    forget_graphs,
+    serving_complete,
+)
 from tests.support.demo_worker import (
     FORWARD,
     GRAPH,
@@ -41,19 +47,8 @@ def settings(complete):
 
 @pytest.fixture
 def no_model(complete):
-    """A function: after its call, a run of the model fails the test."""
-    handles = []
-
-    def forbid():
-        def fail(*_):
-            raise AssertionError("the model ran")
-
-        block = complete[1].model.language_model.blocks[0]
-        handles.append(block.register_forward_pre_hook(fail))
-
-    yield forbid
-    for handle in handles:
-        handle.remove()
+    with forbidding_runs(complete[1]) as forbid:
+        yield forbid
 
 
 def of_type(graph, kind):

@@ -10,7 +10,7 @@ import pytest
 from actions.answer import answer
 from errors import UploadFailed
 from graphs.cache import TracedGraph, kept_bytes
-from tests.support.complete_worker import forget_graphs, serving_complete
+from tests.support.complete_worker import forbidding_runs, forget_graphs, serving_complete
 from tests.support.demo_worker import GRAPH, as_json, ask, comparable, without_times
 from tests.support.http_server import assert_error, post, serving
 from tests.support.object_store import running_store
@@ -43,19 +43,8 @@ def settings(complete):
 
 @pytest.fixture
 def no_model(complete):
-    """A function: after its call, a run of the model fails the test."""
-    handles = []
-
-    def forbid():
-        def fail(*_):
-            raise AssertionError("the model ran")
-
-        block = complete[1].model.language_model.blocks[0]
-        handles.append(block.register_forward_pre_hook(fail))
-
-    yield forbid
-    for handle in handles:
-        handle.remove()
+    with forbidding_runs(complete[1]) as forbid:
+        yield forbid
 
 
 def test_a_large_traced_graph_is_uploaded_and_the_receipt_tells_what_the_store_then_has(

@@ -20,7 +20,7 @@ from remote.batch_folder import Record
 from remote.batch_index import COLUMNS
 from remote.jobs import Progress
 from remote.prompt_files import PromptRow, read_prompts
-from tests.support.control_plane import ControlPlane, running_worker
+from tests.support.control_plane import ControlPlane
 from tests.support.demo_worker import PROMPT, TOO_LONG, ask, without_times
 from tests.support.http_server import serving
 from tests.support.object_store import BUCKET, running_store
@@ -237,14 +237,6 @@ def test_without_pyarrow_there_is_a_csv_index_and_a_word_about_the_other(
     assert code == 0
     assert "no index.parquet: it needs `pip install pyarrow`" in said
     assert not (tmp_path / "runs" / "index.parquet").exists()
-
-
-@pytest.fixture(scope="module")
-def worker(plane, tmp_path_factory):
-    """A worker whose model takes a fifth of a second more for each of its runs."""
-    directory = tmp_path_factory.mktemp("worker")
-    with running_worker(plane, directory, "-m", "tests.support.slow_worker") as worker:
-        yield worker
 
 
 @pytest.fixture

@@ -26,29 +26,14 @@ from remote.errors import (
     WrongTarget,
 )
 from remote.retries import Patience
-from tests.support.control_plane import running_worker
 from tests.support.demo_worker import PROMPT, ask, without_times
 from tests.support.polling import until
 from tests.support.programs import ROOT
-from tests.support.runpod_endpoint import ENDPOINT_ID, USER_KEY, RunpodEndpoint
+from tests.support.runpod_endpoint import ENDPOINT_ID, USER_KEY
 from tests.support.sdk_jobs import FEATURE, GRAPH, LONG_STEER, STEER, stopped
 
 LONG = ["steer", PROMPT, "--feature", "2:5:4=+20", "--temperature", "5", "--seed", "4"]
 LONG += ["--n-tokens", "40", "--endpoint", ENDPOINT_ID]
-
-
-@pytest.fixture(scope="module")
-def worker(plane, tmp_path_factory):
-    """A worker whose model takes a fifth of a second more for each of its runs."""
-    directory = tmp_path_factory.mktemp("worker")
-    with running_worker(plane, directory, "-m", "tests.support.slow_worker") as worker:
-        yield worker
-
-
-@pytest.fixture
-def endpoint(plane, worker):
-    with RunpodEndpoint(plane) as endpoint:
-        yield endpoint
 
 
 @pytest.fixture

@@ -15,13 +15,12 @@ from model_loader import get_model
 from prompting.token_text import joined
 from remote.errors import Interrupted, JobTimedOut, Unreachable, WorkerFailure
 from remote.retries import Patience
-from tests.support.control_plane import ControlPlane, running_worker
 from tests.support.demo_worker import PROMPT, ask, demo_settings
 from tests.support.http_server import get, serving
 from tests.support.polling import until
 from tests.support.programs import ROOT
 from tests.support.raw_server import RawServer
-from tests.support.runpod_endpoint import ENDPOINT_ID, USER_KEY, RunpodEndpoint
+from tests.support.runpod_endpoint import ENDPOINT_ID, USER_KEY
 from tests.support.sdk_jobs import FEATURE, stopped
 
 STEER = {"prompt": PROMPT, "features": [FEATURE], "n_tokens": 12, "temperature": 5.0, "seed": 4}
@@ -40,26 +39,6 @@ def server():
 def over_http(server):
     with Client.to_url(server.url, patience=PATIENCE) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def plane():
-    with ControlPlane() as plane:
-        yield plane
-
-
-@pytest.fixture(scope="module")
-def worker(plane, tmp_path_factory):
-    """A worker whose model takes a fifth of a second more for each of its runs."""
-    directory = tmp_path_factory.mktemp("worker")
-    with running_worker(plane, directory, "-m", "tests.support.slow_worker") as worker:
-        yield worker
-
-
-@pytest.fixture
-def endpoint(plane, worker):
-    with RunpodEndpoint(plane) as endpoint:
-        yield endpoint
 
 
 @pytest.fixture

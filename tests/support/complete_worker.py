@@ -1,6 +1,6 @@
 """The demo's language model with random transcoders and Lorsas, behind the worker's own front."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,3 +36,22 @@ def serving_complete(directory: Path, **changed: Any) -> Iterator[tuple[Settings
 def forget_graphs(loaded: LoadedModel, max_bytes: int = 10**9) -> None:
     """Drop every attribution that the model has kept."""
     object.__setattr__(loaded, "graphs", GraphCache(max_bytes))
+
+
+@contextmanager
+def forbidding_runs(loaded: LoadedModel) -> Iterator[Callable[[], None]]:
+    """Yield a function: from its call on, a run of the model fails the test."""
+    handles = []
+
+    def fail(*_: Any) -> None:
+        raise AssertionError("the model ran")
+
+    def forbid() -> None:
+        block = loaded.model.language_model.blocks[0]
+        handles.append(block.register_forward_pre_hook(fail))
+
+    try:
+        yield forbid
+    finally:
+        for handle in handles:
+            handle.remove()
