@@ -48,8 +48,6 @@ def attribute(
         errors.InvalidInput: a target is a feature that isn't active on the prompt.
     """
     progress, model = Progress(max_feature_nodes, on_progress, check), local.model
-    if not local.logits.isfinite().all():
-        raise errors.NotFinite.of("the model's logits after this prompt", model.cfg.dtype)
     targets = find_targets(
         attribution_targets,
         local.logits,

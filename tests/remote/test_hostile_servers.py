@@ -23,6 +23,7 @@ from tests.support.raw_server import RawServer
 PATIENCE = Patience(outage_s=0.3, busy_s=0.3, first_wait_s=0.02, longest_wait_s=0.1)
 ESCAPES = "\x1b]0;title\x07\x1b[2J\x1b[31m\x9b1m\x7f\r\u202e[bold]x[/bold]\u2066"
 BOMB = gzip.compress(bytes(200_000_000), 1)
+EMPTY = gzip.compress(b"{}")
 MEMORY = 90_000_000
 
 
@@ -100,7 +101,7 @@ def test_a_download_that_unpacks_to_what_no_graph_does_is_stopped(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "stored", [gzip.compress(b"{}")[:-4], gzip.compress(b"{}") + b"x", gzip.compress(b"{}") * 2]
+    "stored", [EMPTY[:-4], EMPTY + b"x", EMPTY * 2], ids=["cut", "longer", "twice"]
 )
 def test_a_download_that_is_not_one_whole_gzipped_file_is_no_graph(tmp_path, stored):
     with pytest.raises(NotTheGraph, match="can't be unpacked"):
