@@ -306,7 +306,8 @@ def sent_ids(folder):
 def test_ctrl_c_cancels_what_is_in_flight_and_the_next_run_does_the_rest(batch, endpoint, tmp_path):
     stopped = start(endpoint, tmp_path, MANY, "--in-flight", "3")
     graphs = tmp_path / "runs" / "graphs"
-    until(lambda: graphs.exists() and [*graphs.glob("[!.]*")])
+    # Of two that are in flight the one worker has not begun the second.
+    until(lambda: graphs.exists() and [*graphs.glob("[!.]*")] and len(sent_ids(tmp_path)) > 1)
     stopped.send_signal(signal.SIGINT)
     said, _ = stopped.communicate(timeout=60)
     assert stopped.returncode == 130, said
