@@ -272,29 +272,30 @@ def start(endpoint, folder, prompts, *arguments):
 MANY = [f"{name} joue au" for name in ("Michael", "Rafael", "Roger", "Kobe", "LeBron", "Serena")]
 
 
+def stop_in_flight(endpoint, worker, client, folder, in_flight):
+    """Stop a worker after its first result, and wait until a client has that and has sent as many
+    jobs as it may, with their ids written down."""
+    endpoint.plane.wait(endpoint.finished)
+    worker.stop()
+    until(
+        lambda: (
+            client.poll() is not None
+            or len(set(sent_ids(folder)).difference(endpoint.finished())) == in_flight
+        )
+    )
+    assert client.poll() is None, client.communicate()
+
+
 def test_a_killed_client_s_jobs_are_collected_and_none_is_sent_twice(
-    batch, endpoint, plane, tmp_path
+    batch, endpoint, worker, tmp_path
 ):
-    killed = start(endpoint, tmp_path, MANY, "--in-flight", "4")
-    graphs = tmp_path / "runs" / "graphs"
-    until(lambda: graphs.exists() and len([*graphs.glob("[!.]*")]) >= 1)
-    kill_between_two_jobs(killed, endpoint, tmp_path)
+    with start(endpoint, tmp_path, MANY, "--in-flight", "3") as client:
+        stop_in_flight(endpoint, worker, client, tmp_path, 3)
+        client.kill()
+    worker.go_on()
     assert batch(MANY, "--endpoint", ENDPOINT_ID)[0] == 0
     assert sorted(body["input"]["prompt"] for body in endpoint.submitted) == sorted(MANY)
     assert states(tmp_path) == ["done"] * len(MANY)
-
-
-def kill_between_two_jobs(client, endpoint, folder):
-    """Kill a client that has jobs in flight, whose ids are all written down."""
-    while True:
-        until(lambda: len(sent_ids(folder)) >= 3)
-        client.send_signal(signal.SIGSTOP)
-        time.sleep(0.2)  # what it has sent arrives
-        if len([*(folder / "runs" / "rows").glob("[!.]*.json")]) == len(endpoint.submitted):
-            client.kill()
-            client.communicate()
-            return
-        client.send_signal(signal.SIGCONT)
 
 
 def sent_ids(folder):
@@ -303,17 +304,19 @@ def sent_ids(folder):
     return [record["job_id"] for record in records if record["state"] == "sent"]
 
 
-def test_ctrl_c_cancels_what_is_in_flight_and_the_next_run_does_the_rest(batch, endpoint, tmp_path):
-    stopped = start(endpoint, tmp_path, MANY, "--in-flight", "3")
-    graphs = tmp_path / "runs" / "graphs"
-    # Of two that are in flight the one worker has not begun the second.
-    until(lambda: graphs.exists() and [*graphs.glob("[!.]*")] and len(sent_ids(tmp_path)) > 1)
-    stopped.send_signal(signal.SIGINT)
-    said, _ = stopped.communicate(timeout=60)
+def test_ctrl_c_cancels_what_is_in_flight_and_the_next_run_does_the_rest(
+    batch, endpoint, worker, tmp_path
+):
+    with start(endpoint, tmp_path, MANY, "--in-flight", "3") as stopped:
+        stop_in_flight(endpoint, worker, stopped, tmp_path, 3)
+        in_flight = sent_ids(tmp_path)
+        stopped.send_signal(signal.SIGINT)
+        said, _ = stopped.communicate(timeout=60)
+    worker.go_on()
     assert stopped.returncode == 130, said
     assert "the same command does what is missing" in said
-    assert sent_ids(tmp_path) == [] or set(sent_ids(tmp_path)).isdisjoint(endpoint.cancelled)
-    assert endpoint.cancelled
+    assert sorted(endpoint.cancelled) == sorted(in_flight)
+    assert sent_ids(tmp_path) == []
     assert {*states(tmp_path)} == {"done", "missing"}
     assert batch(MANY, "--endpoint", ENDPOINT_ID)[0] == 0
     assert states(tmp_path) == ["done"] * len(MANY)

@@ -80,6 +80,10 @@ class RunpodEndpoint:
         """Keep a job's result no longer."""
         del self._known[job_id]
 
+    def finished(self) -> list[str]:
+        """The jobs that were submitted here and have a result."""
+        return [job_id for job_id in list(self._known) if self.plane.jobs[job_id].results]
+
     def count(self, route: str) -> int:
         return sum(asked == route for asked, _ in self.requests)
 
