@@ -40,8 +40,8 @@ _ADVICE = {
     ),
     "NoSuchBucket": "the bucket does not exist; create it or sign a URL of another",
     "EntityTooLarge": (
-        "set compress, or ask for less with node_threshold and edge_threshold, of a .pt file with "
-        "max_feature_nodes"
+        "ask for less with node_threshold and edge_threshold, of format pt with "
+        "max_feature_nodes, or set compress"
     ),
 }
 # What a status means without one of these codes.
