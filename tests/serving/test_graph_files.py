@@ -2,6 +2,9 @@
 
 import asyncio
 import gzip
+import re
+import shutil
+import subprocess
 
 import pytest
 import requests
@@ -15,6 +18,7 @@ from tests.support.demo_worker import ask, without_times
 from tests.support.http_server import GRAPH, assert_error, get, post
 from tests.support.polling import until
 from tests.support.programs import ROOT, run, without
+from tools.documents import read
 
 FILE = {**GRAPH, "format": "pt"}
 
@@ -47,6 +51,17 @@ def test_over_http_the_file_is_streamed_with_its_type_and_name(server, tmp_path,
     assert graph.n_pos == 5
     assert graph.logit_targets[0].token_str == " basket"
     assert torch.isfinite(graph.adjacency_matrix).all()
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_page_s_curl_command_of_a_file_works_as_it_stands(server, tmp_path):
+    page = read("docs/http.md")
+    found = re.findall(r"^curl [^\n]*localhost:5004/generate-graph .*?(?=\n```)", page, re.M | re.S)
+    [command] = [command for command in found if '"format": "pt"' in command]
+    command = command.replace("http://localhost:5004", server.url) + " --silent"
+    (tmp_path / "out").mkdir()
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    assert Graph.from_pt(str(tmp_path / "out/jordan.pt")).n_pos == 5
 
 
 def test_within_an_envelope_the_output_is_json_and_a_file_is_refused(server):
