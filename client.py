@@ -37,6 +37,7 @@ from remote.errors import (
     WrongTarget,
 )
 from remote.graph_document import GraphDocument
+from remote.graph_files import FORMAT, SUFFIX, is_torch_file, print_file, wants_file
 from remote.graph_summary import print_graph
 from remote.jobs import JobStatus
 from remote.terminal_text import line
@@ -107,6 +108,9 @@ def _connect(args: Namespace) -> Client:
 def _run(args: Namespace, out: Console, err: Console) -> None:
     """Do an action, or wait for a job that was sent before, and print the output."""
     started = time.monotonic()
+    if args.command == "graph" and wants_file(args.job):
+        _save(args, out, err, started)
+        return
     with _connect(args) as client, Display(err) as display:
         if args.endpoint is not None and args.command == "graph" and "signed_url" not in args.job:
             words = "without --signed-url Runpod carries graphs of up to 10 MB"
@@ -123,10 +127,28 @@ def _run(args: Namespace, out: Console, err: Console) -> None:
     summary.print_output(out, output, path)
     if "sha256" in output and path is not None:
         out.print(f"file    {line(str(path))}, its SHA-256 is right", soft_wrap=True)
-        if path.stat().st_size <= _LARGEST_SUMMARISED_BYTES:
+        if is_torch_file(path):
+            print_file(out, path)
+        elif path.stat().st_size <= _LARGEST_SUMMARISED_BYTES:
             _summarise(out, path)
     if args.command != "wait":
         out.print(f"time    {time.monotonic() - started:.1f} s")
+
+
+def _save(args: Namespace, out: Console, err: Console, started: float) -> None:
+    """Have a graph's file written as it comes, and say what it is."""
+
+    def place(name: str) -> Path:
+        path: Path | None = args.output
+        return path or OUTPUT_DIRECTORY / _pt_name(name)
+
+    with _connect(args) as client, Display(err) as display:
+        path = client.run_to_file(args.job, place, display, args.timeout)
+    if args.json:
+        _print_json({"file": str(path), "bytes": path.stat().st_size})
+        return
+    print_file(out, path)
+    out.print(f"time    {time.monotonic() - started:.1f} s")
 
 
 def _summarise(out: Console, path: Path) -> None:
@@ -225,7 +247,8 @@ def _write_graph(args: Namespace, output: dict[str, Any], display: Display) -> P
         return path
     if "sha256" in output and args.download_url is not None:
         receipt = UploadReceipt.model_validate(output)
-        name = _file_name(receipt.url.rpartition("/")[2].removesuffix(".gz"))
+        stored = receipt.url.rpartition("/")[2].removesuffix(".gz")
+        name = _pt_name(stored) if output.get("format") == FORMAT else _file_name(stored)
         path = args.output or OUTPUT_DIRECTORY / name
         download(receipt, args.download_url, path, on_progress=display)
         return path
@@ -236,6 +259,11 @@ def _file_name(text: str) -> str:
     """A name of a file in this folder, of a text that came from the worker."""
     name = re.sub(r"[^\w.-]+", "-", text).lstrip(".").encode()[:_LONGEST_FILE_NAME]
     return name.decode(errors="ignore") or "graph"
+
+
+def _pt_name(text: str) -> str:
+    """The same for circuit-tracer's own file of a graph."""
+    return f"{_file_name(text.removesuffix(SUFFIX))}{SUFFIX}"
 
 
 def _print_json(output: Any) -> None:

@@ -174,6 +174,11 @@ class GenerateGraphRequest(PromptRequest):
         description="what to attribute from instead of the likeliest tokens: tokens as documents "
         "show them, differences of logits, features at a position",
     )
+    format: Literal["json", "pt"] = Field(
+        "json",
+        description="`pt` is circuit-tracer's own file of the graph before pruning, uploaded to "
+        "`signed_url` or sent over HTTP",
+    )
     node_threshold: Threshold = Field(0.8, description="share of influence that nodes keep")
     edge_threshold: Threshold = Field(0.98, description="share of influence that links keep")
     max_feature_nodes: Whole | None = Field(
@@ -546,6 +551,12 @@ class UploadReceipt(BaseModel):
     num_links: int
     num_tokens: int
     timings_ms: dict[str, float]
+
+
+class FileReceipt(UploadReceipt):
+    """The same of circuit-tracer's own file. Its counts are those of the graph before pruning."""
+
+    format: Literal["pt"] = "pt"
 
 
 def parse_request(body: object, path_action: str | None = None) -> Request:

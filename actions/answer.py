@@ -58,6 +58,7 @@ def answer(
     action: str | None = None,
     on_progress: OnProgress | None = None,
     on_part: OnPart | None = None,
+    takes_files: bool = False,
     on_response: Callable[[Response], None] | None = None,
     job_id: str | None = None,
     on_end: OnEnd | None = None,
@@ -70,6 +71,7 @@ def answer(
         action: the action, where something else than the body names it.
         on_progress: called from this thread while a graph or a steered text is made.
         on_part: called from this thread with each token of a steer that asks for a stream.
+        takes_files: whether the door can answer with a file; else every output is JSON.
         on_response: called from this thread with the response. What it raises fails the job: the
             door may have no room for a response of this size.
         job_id: the name of the job in the log.
@@ -80,7 +82,7 @@ def answer(
             as it was before.
     """
     started = time.perf_counter()
-    job = Job(settings, None, cancelled or threading.Event(), on_progress, on_part)
+    job = Job(settings, None, cancelled or threading.Event(), on_progress, on_part, takes_files)
     event: dict[str, Any] = {"job_id": job_id, "action": action}
     try:
         request = schemas.parse_request(body, action)

@@ -1,21 +1,26 @@
 """generate-graph: attribute a prompt's next-token prediction, prune, write it out, upload it."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import delivery
 from actions.attributions import Attributed, attributed, attribution_settings, prune
-from actions.graph_metadata import metadata
+from actions.graph_file import check_file, write_file
+from actions.graph_metadata import metadata, slug_of
 from actions.job import Job, check_max_n_logits, prepare_prompt
 from actions.targets import Target, read_targets
 from attribution import FeatureTarget
 from delivery import Spooled, spool
+from delivery.spooling import BINARY, JSON
 from errors import InvalidInput, UploadFailed
 from graphs import document as graph_document
 from loading.loaded_model import LoadedModel
-from schemas import GenerateGraphRequest, UploadReceipt
+from prompting.prompts import Prompt
+from schemas import FileReceipt, GenerateGraphRequest, UploadReceipt
 
 if TYPE_CHECKING:
+    from circuit_tracer.graph import Graph
+
     from attribution import PrunedGraph
 
 # Of the time of a job of some seconds.
@@ -24,7 +29,7 @@ _TRACED_SHARES = {"tokenise": 1.0, "attribute": 68.0, "trace": 12.0, "prune": 5.
 
 
 def run(request: GenerateGraphRequest, loaded: LoadedModel, job: Job) -> Spooled | UploadReceipt:
-    """The graph document itself, or a receipt when it went to `signed_url`.
+    """The graph itself, a document or a file, or a receipt when it went to `signed_url`.
 
     A finished attribution is kept: a request that differs only in its thresholds, slug, user or
     URL is pruned and written anew, without the model.
@@ -33,6 +38,8 @@ def run(request: GenerateGraphRequest, loaded: LoadedModel, job: Job) -> Spooled
         UploadFailed: the store did not take the graph; a job with a fresh URL finds it kept.
     """
     _check_tracing(request, loaded)
+    if request.format == "pt":
+        check_file(request, loaded, job)
     target = _target(request, job)
     job.shares = _shares(request)
     check_max_n_logits(request.max_n_logits, loaded)
@@ -42,31 +49,52 @@ def run(request: GenerateGraphRequest, loaded: LoadedModel, job: Job) -> Spooled
     settings = attribution_settings(request, loaded, job)
     made = attributed(request, prompt, targets, settings, loaded, job)
     job.counts["active_features"] = len(made.graph.active_features)
+    compress = target is not None and target.compressed
+    if request.format == "pt":
+        with job.stage("encode"):
+            graph = cast("Graph", made.graph)  # what `check_file` lets through
+            name = slug_of(request, prompt, loaded)
+            spooled = write_file(graph, name, job, compress=compress)
+    else:
+        spooled = _write_document(
+            request, prompt, targets, settings, made, loaded, job, compress=compress
+        )
+    if target is None:
+        return spooled
+    with spooled:
+        _upload(spooled, target, job, is_kept=made.is_kept)
+        receipt = FileReceipt if request.format == "pt" else UploadReceipt
+        return receipt(
+            url=target.object_url,
+            bytes=spooled.size,
+            sha256=spooled.sha256,
+            compressed=spooled.compressed,
+            num_nodes=job.counts["nodes"],
+            num_links=job.counts["links"],
+            num_tokens=made.graph.n_pos,
+            timings_ms=job.timings_ms,
+        )
+
+
+def _write_document(
+    request: GenerateGraphRequest,
+    prompt: Prompt,
+    targets: Sequence[Target] | None,
+    settings: Mapping[str, Any],
+    made: Attributed,
+    loaded: LoadedModel,
+    job: Job,
+    *,
+    compress: bool,
+) -> Spooled:
+    """The pruned graph's JSON document, and its sizes in the job's counts."""
     with job.stage("prune"):
         pruned = prune(made.graph, request)
     with job.stage("encode"):
         fields = metadata(request, loaded, job, prompt, pruned, settings)
         document = _document(pruned, made, targets, fields, loaded)
         job.counts |= {"nodes": document.num_nodes, "links": document.num_links}
-        spooled = spool(
-            document.encode(),
-            compress=target is not None and target.compressed,
-            check=job.check,
-        )
-    if target is None:
-        return spooled
-    with spooled:
-        _upload(spooled, target, job, is_kept=made.is_kept)
-        return UploadReceipt(
-            url=target.object_url,
-            bytes=spooled.size,
-            sha256=spooled.sha256,
-            compressed=spooled.compressed,
-            num_nodes=document.num_nodes,
-            num_links=document.num_links,
-            num_tokens=document.num_tokens,
-            timings_ms=job.timings_ms,
-        )
+        return spool(document.encode(), compress=compress, check=job.check)
 
 
 def _check_tracing(request: GenerateGraphRequest, loaded: LoadedModel) -> None:
@@ -82,6 +110,8 @@ def _check_tracing(request: GenerateGraphRequest, loaded: LoadedModel) -> None:
 def _shares(request: GenerateGraphRequest) -> Mapping[str, float]:
     """The usual shares of the stages that this job has, in their order."""
     shares = _TRACED_SHARES if request.enable_qk_tracing else _SHARES
+    if request.format == "pt":
+        shares = {stage: share for stage, share in shares.items() if stage != "prune"}
     return shares if request.signed_url is None else {**shares, "upload": 20.0}
 
 
@@ -113,6 +143,7 @@ def _target(request: GenerateGraphRequest, job: Job) -> delivery.Target | None:
         request.signed_url,
         request.signed_headers,
         compressed=request.compress,
+        media_type=BINARY if request.format == "pt" else JSON,
         allowed_hosts=job.settings.upload_allowed_hosts,
     )
 

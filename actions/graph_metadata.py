@@ -32,7 +32,7 @@ def metadata(
     entry = loaded.entry
     revisions = {"weight_revisions": loaded.revisions} if loaded.revisions else {}
     fields: dict[str, object] = {
-        "slug": request.slug_identifier or _slug(prompt, loaded),
+        "slug": slug_of(request, prompt, loaded),
         "scan": entry.neuronpedia_id,
         "transcoder_list": [],
         "prompt_tokens": loaded.token_text.strings(prompt.ids),
@@ -94,8 +94,10 @@ def _tracing_settings(request: GenerateGraphRequest) -> dict[str, object]:
     }
 
 
-def _slug(prompt: Prompt, loaded: LoadedModel) -> str:
-    """A readable name from the prompt's letters and the time."""
+def slug_of(request: GenerateGraphRequest, prompt: Prompt, loaded: LoadedModel) -> str:
+    """The graph's name: the request's, or a readable one from the prompt's letters and the time."""
+    if request.slug_identifier is not None:
+        return request.slug_identifier
     text = loaded.token_text.text(prompt.ids, start=prompt.text_start)
     words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60].strip("-")
     digest = hashlib.sha256(prompt.text.encode()).hexdigest()[:8]

@@ -36,6 +36,7 @@ class Job:
     cancelled: threading.Event
     on_progress: OnProgress | None = None
     on_part: OnPart | None = None
+    takes_files: bool = False  # the door can answer with something else than JSON
     timings_ms: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     queue_ms: float | None = None  # time that it waited for the model; None: it has not had it yet

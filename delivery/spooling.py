@@ -1,4 +1,4 @@
-"""Chunks of bytes -> a file whose size and SHA-256 are known, gzipped or not.
+"""Bytes as they are made -> a file whose size and SHA-256 are known, gzipped or not.
 
 What an upload needs before its first byte is the length of the whole. A small body stays in
 memory, a large one goes to a temporary file that has no name and is gone when it is closed.
@@ -7,8 +7,9 @@ memory, a large one goes to a temporary file that has no name and is gone when i
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Self
+from typing import IO, Any, Self, cast
 
 from isal import isal_zlib
 
@@ -21,6 +22,10 @@ _GZIP_LEVEL = 2
 _GZIP_WINDOW_BITS = 31
 _PIECE_BYTES = 1024 * 1024
 
+JSON = "application/json"
+BINARY = "application/octet-stream"
+_THRESHOLDS = "ask for less with node_threshold and edge_threshold"
+
 
 @dataclass(frozen=True)
 class Spooled:
@@ -30,6 +35,8 @@ class Spooled:
     size: int  # bytes
     sha256: str  # of these bytes, hexadecimal: of the gzipped ones when `compressed`
     compressed: bool
+    media_type: str = JSON
+    file_name: str | None = None  # of a body that is a file to keep
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the body from its start."""
@@ -55,7 +62,7 @@ def spool(
     check: Callable[[], None] = lambda: None,
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
 ) -> Spooled:
-    """Write the chunks to a spooled file, through gzip when asked.
+    """Write the chunks of a JSON document to a spooled file, through gzip when asked.
 
     The gzip stream carries no time, so equal chunks give equal bytes.
 
@@ -66,29 +73,109 @@ def spool(
     Raises:
         Internal: the disk has no room.
     """
-    file = tempfile.SpooledTemporaryFile(max_size=memory_limit_bytes)  # noqa: SIM115
-    digest = hashlib.sha256()
-    size = 0
-    try:
-        for chunk in _gzip(chunks) if compress else chunks:
-            check()
-            file.write(chunk)
-            digest.update(chunk)
-            size += len(chunk)
-        file.seek(0)
-    except BaseException as error:
-        file.close()
-        if not isinstance(error, OSError):
-            raise
-        raise Internal(
-            f"the worker's disk did not take the graph after {size} bytes ({error.strerror}); "
-            "ask for less with node_threshold and edge_threshold, or give the worker more disk"
-        ) from None
-    return Spooled(file, size, digest.hexdigest(), compress)
+    body = _Body(memory_limit_bytes, check, compress=compress)
+    with body.closed_on_failure(_THRESHOLDS):
+        for chunk in chunks:
+            body.write(chunk)
+        return body.end()
 
 
-def _gzip(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    compressor = isal_zlib.compressobj(_GZIP_LEVEL, isal_zlib.DEFLATED, _GZIP_WINDOW_BITS)
-    for chunk in chunks:
-        yield compressor.compress(chunk)
-    yield compressor.flush()
+def spool_saved(
+    save: Callable[[IO[bytes]], None],
+    *,
+    compress: bool = False,
+    check: Callable[[], None] = lambda: None,
+    memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
+    file_name: str | None = None,
+    advice: str = _THRESHOLDS,
+) -> Spooled:
+    """Do the same with what a library saves, a binary file. No second copy is in memory.
+
+    Args:
+        save: writes to the file that it is given, from the beginning to the end.
+        check: called before each MB.
+        advice: what a caller can do about a file that is too large for the disk.
+    """
+    body = _Body(memory_limit_bytes, check, compress=compress)
+    with body.closed_on_failure(advice):
+        sink = _Sink(body.write)
+        try:
+            save(cast(IO[bytes], sink))
+        finally:
+            if sink.failure is not None:
+                raise sink.failure
+        return body.end(media_type=BINARY, file_name=file_name)
+
+
+class _Body:
+    """A spooled file that is being written."""
+
+    def __init__(
+        self, memory_limit_bytes: int, check: Callable[[], None], *, compress: bool
+    ) -> None:
+        self._file = tempfile.SpooledTemporaryFile(max_size=memory_limit_bytes)  # noqa: SIM115
+        self._check = check
+        self._digest = hashlib.sha256()
+        self._size = 0
+        self._compressor = (
+            isal_zlib.compressobj(_GZIP_LEVEL, isal_zlib.DEFLATED, _GZIP_WINDOW_BITS)
+            if compress
+            else None
+        )
+
+    def write(self, chunk: bytes | memoryview) -> None:
+        self._check()
+        self._store(chunk if self._compressor is None else self._compressor.compress(chunk))
+
+    def _store(self, stored: bytes | memoryview) -> None:
+        self._file.write(stored)
+        self._digest.update(stored)
+        self._size += len(stored)
+
+    def end(self, **described: Any) -> Spooled:
+        """The whole of it, ready to be sent."""
+        if self._compressor is not None:
+            self._store(self._compressor.flush())
+        self._file.seek(0)
+        is_compressed = self._compressor is not None
+        return Spooled(self._file, self._size, self._digest.hexdigest(), is_compressed, **described)
+
+    @contextmanager
+    def closed_on_failure(self, advice: str) -> Iterator[None]:
+        """Free what was written when an exception comes, and word the disk's."""
+        try:
+            yield
+        except BaseException as error:
+            self._file.close()
+            if not isinstance(error, OSError):
+                raise
+            raise Internal(
+                f"the worker's disk did not take the graph after {self._size} bytes "
+                f"({error.strerror}); {advice}, or give the worker more disk"
+            ) from None
+
+
+class _Sink:
+    """A file for a library to write to, which takes everything.
+
+    torch writes from C++, and an exception on its way through that may end the process. So what
+    stops the writing is kept, the rest is dropped, and the caller raises it.
+    """
+
+    def __init__(self, write: Callable[[memoryview], None]) -> None:
+        self._write = write
+        self.failure: BaseException | None = None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        for start in range(0, len(view), _PIECE_BYTES):
+            if self.failure is not None:
+                break
+            try:
+                self._write(view[start : start + _PIECE_BYTES])
+            except BaseException as error:
+                self.failure = error
+        return len(view)
+
+    def flush(self) -> None:
+        pass

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from delivery.addresses import is_public
+from delivery.spooling import JSON
 from errors import InvalidInput, UploadUrlRefused
 
 _PRINTABLE = re.compile(r"[!-\[\]-~]+")  # no space, no control character, no backslash
@@ -40,6 +41,7 @@ def read_target(
     signed_headers: Mapping[str, str] | None = None,
     *,
     compressed: bool,
+    media_type: str = JSON,
     allowed_hosts: Collection[str] = (),
 ) -> Target:
     """Check a job's URL and headers before any work is done for it.
@@ -49,6 +51,7 @@ def read_target(
     Args:
         signed_headers: sent as they are. Host, Content-Type and, for a gzipped body,
             Content-Encoding are added where they aren't among them.
+        media_type: the body's.
         allowed_hosts: hosts that may have any address, in lower case, without port.
 
     Raises:
@@ -61,7 +64,7 @@ def read_target(
     host = str(parts.hostname).rstrip(".")
     if host not in allowed_hosts:
         _check_host(host)
-    headers = _headers(dict(signed_headers or {}), parts.netloc, compressed)
+    headers = _headers(dict(signed_headers or {}), parts.netloc, media_type, compressed)
     names = parse_qs(parts.query).get("X-Amz-SignedHeaders", [""])[0].lower()
     sent = {name.lower() for name in headers} | {"content-length", ""}
     if missing := set(names.split(";")) - sent:
@@ -119,7 +122,9 @@ def not_public() -> UploadUrlRefused:
     )
 
 
-def _headers(given: dict[str, str], netloc: str, compressed: bool) -> dict[str, str]:
+def _headers(
+    given: dict[str, str], netloc: str, media_type: str, compressed: bool
+) -> dict[str, str]:
     """The headers of the request, the signed ones as they were given."""
     for name, value in given.items():
         if not _TOKEN.fullmatch(name) or not _VALUE.fullmatch(value):
@@ -140,7 +145,7 @@ def _headers(given: dict[str, str], netloc: str, compressed: bool) -> dict[str, 
             f"signed_headers: Content-Encoding is {encoding!r} and compress is "
             f"{str(compressed).lower()}; one of them must change"
         )
-    added = {"Host": netloc, "Content-Type": "application/json"}
+    added = {"Host": netloc, "Content-Type": media_type}
     if compressed:
         added["Content-Encoding"] = "gzip"
     return {name: value for name, value in added.items() if name.lower() not in values} | given

@@ -39,7 +39,10 @@ _ADVICE = {
         "the URL has expired, or the signer's clock is off; set the clock and sign a new one"
     ),
     "NoSuchBucket": "the bucket does not exist; create it or sign a URL of another",
-    "EntityTooLarge": "ask for less with node_threshold and edge_threshold, or set compress",
+    "EntityTooLarge": (
+        "ask for less with node_threshold and edge_threshold, of format pt with "
+        "max_feature_nodes, or set compress"
+    ),
 }
 # What a status means without one of these codes.
 _CODES = {401: "AccessDenied", 403: "AccessDenied", 404: "NoSuchBucket", 413: "EntityTooLarge"}

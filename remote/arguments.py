@@ -331,6 +331,11 @@ _FILE = [
         metavar="URL",
     ),
 ]
+_FORMAT_HELP = (
+    "json, the document; or pt, circuit-tracer's own file of the graph before pruning, from "
+    "start.py or to --signed-url (json)"
+)
+_FORMATS = [_option("--format", _FORMAT_HELP, choices=["json", "pt"])]
 _TARGETS = [
     _option(
         "--attribution-target",
@@ -472,7 +477,10 @@ _VIEW = [
 
 # Each command's description and its options, besides those of its action's fields.
 _COMMANDS: dict[str, tuple[str, list[_Option]]] = {
-    "graph": ("the attribution graph of a prompt", _PROMPT + _FILE + _TARGETS + _TIMEOUT + _JSON),
+    "graph": (
+        "the attribution graph of a prompt",
+        _PROMPT + _FILE + _FORMATS + _TARGETS + _TIMEOUT + _JSON,
+    ),
     "steer": ("a prompt continued with features changed", _PROMPT + _FEATURES + _TIMEOUT + _JSON),
     "forward-pass": ("a prompt's tokens and likeliest next tokens", _PROMPT + _TIMEOUT + _JSON),
     "parse-chat-prompt": ("a rendered prompt as messages", _RENDERED + _TIMEOUT + _JSON),

@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, overload
 
 from pydantic import BaseModel, ValidationError
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 import schemas
 from remote.connection import Connection, OnPart
 from remote.errors import Interrupted, Unreachable, WrongTarget
+from remote.graph_files import FORMAT, taking_to, wants_file
 from remote.jobs import JobStatus, OnProgress, ignore_progress
 from remote.retries import Patience
 from remote.servers import HttpDoor, RunpodEndpoint, SdkApi, Server, find_server
@@ -113,14 +115,27 @@ class Client:
         """The attribution graph of a prompt; with `signed_url`, a receipt of its upload there.
 
         Without `signed_url` Runpod and the SDK's API carry graphs of up to 10 MB, and a larger one
-        fails with `output_too_large`; `start.py` sends any. `download` gets an uploaded one.
+        fails with `output_too_large`; `start.py` sends any. `download` gets an uploaded one. With
+        `format="pt"` it needs `signed_url`, or is `save_graph`.
         """
         output = self._act("generate-graph", prompt=prompt, signed_url=signed_url, **arguments)
         if signed_url is not None:
-            return self._read(output, schemas.UploadReceipt)
+            of_file = arguments.get("format") == FORMAT
+            return self._read(output, schemas.FileReceipt if of_file else schemas.UploadReceipt)
         if not {"nodes", "links", "metadata"} <= set(output):
             raise self._unexpected("a graph")
         return output
+
+    def save_graph(self, path: Path, prompt: str | None = None, **arguments: Any) -> Path:
+        """Write the graph before pruning to `path`, as circuit-tracer's own file; return the path.
+
+        Only `start.py` answers with a file. For other servers there is `generate_graph` with
+        `format="pt"` and `signed_url`.
+        """
+        job = {"action": "generate-graph", "format": FORMAT, "prompt": prompt}
+        limits = {name: arguments.pop(name, None) for name in ("on_progress", "timeout_s")}
+        given = {name: value for name, value in limits.items() if value is not None}
+        return self.run_to_file({**job, **arguments}, lambda _: path, **given)
 
     def steer(
         self,
@@ -198,18 +213,41 @@ class Client:
         on_part: OnSteerPart | None = None,
     ) -> dict[str, Any]:
         """Run a job, given as its `input`, and return its output."""
-        if timeout_s is not None:
-            job = {"deadline": time.time() + timeout_s + DEADLINE_AFTER_S, **job}
+        job = _with_deadline(job, timeout_s)
         if on_part is not None:
             job = {**job, "stream": True}
         take = None if on_part is None else self._each_once(on_part)
         return self._object(
-            self.server.run(_checked(job), on_progress, until_after(timeout_s), take)
+            self.server.run(self._for_output(job), on_progress, until_after(timeout_s), take)
         )
+
+    def run_to_file(
+        self,
+        job: dict[str, Any],
+        place: Callable[[str], Path],
+        on_progress: OnProgress = ignore_progress,
+        timeout_s: float | None = None,
+    ) -> Path:
+        """Run a job that is answered with a file, write it, and return its path.
+
+        Args:
+            place: called with the name that the worker gives the file; returns its path here.
+        """
+        if not isinstance(self.server, HttpDoor):
+            raise self._no_files()
+        path = self.server.run(
+            _checked(_with_deadline(job, timeout_s)),
+            on_progress,
+            until_after(timeout_s),
+            on_file=taking_to(place, on_progress),
+        )
+        if not isinstance(path, Path):
+            raise self._unexpected("a file")
+        return path
 
     def submit(self, job: dict[str, Any]) -> str:
         """Put a job into Runpod's queue and return its id."""
-        return self._runpod.submit(_checked(job))
+        return self._runpod.submit(self._for_output(job))
 
     def wait(
         self,
@@ -244,6 +282,20 @@ class Client:
             )
         return self.server
 
+    def _for_output(self, job: dict[str, Any]) -> dict[str, Any]:
+        """The job, checked, which must be one that has an output."""
+        if not wants_file(job):
+            return _checked(job)
+        if isinstance(self.server, HttpDoor):
+            raise WrongTarget("format is pt, a file and no output: save it with save_graph")
+        raise self._no_files()
+
+    def _no_files(self) -> WrongTarget:
+        return WrongTarget(
+            f"{self.server.connection.name} answers jobs with JSON, and format is pt, a file: give "
+            "signed_url (--signed-url) to have it uploaded, or ask start.py"
+        )
+
     def _object(self, output: object) -> dict[str, Any]:
         if not isinstance(output, dict):
             raise self._unexpected("an action's output")
@@ -277,6 +329,12 @@ class Client:
 def until_after(timeout_s: float | None) -> float:
     """The `time.monotonic()` at which a caller with this time limit stops waiting."""
     return time.monotonic() + (_LONGEST_WAIT_S if timeout_s is None else timeout_s)
+
+
+def _with_deadline(job: dict[str, Any], timeout_s: float | None) -> dict[str, Any]:
+    if timeout_s is None:
+        return job
+    return {"deadline": time.time() + timeout_s + DEADLINE_AFTER_S, **job}
 
 
 def _checked(job: dict[str, Any]) -> dict[str, Any]:

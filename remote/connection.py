@@ -6,6 +6,7 @@ bounded twice: on the wire, by remote/wire.py, and unpacked, here.
 """
 
 import contextlib
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -36,17 +37,27 @@ _TEMPORARY_STATUSES = {408, 425, 429, 500, 502, 503, 504}
 # 67 MB.
 ANSWER_BYTES = 50_000_000
 OUTPUT_BYTES = 500_000_000
+# Of a graph before pruning: 35,000 nodes. It goes to the disk as it comes.
+FILE_BYTES = 5_000_000_000
 _ERROR_BYTES = 1_000_000
 _PIECE_BYTES = 65_536
 _LONGEST_WORDS = 300
 
 
 OnPart = Callable[[Any], None]  # called with each part of a streamed steer, as JSON
+# Called with the name and the pieces of a file that comes; its result is the answer's body.
+OnFile = Callable[[str, Iterator[bytes]], Any]
+
+_FILE_TYPE = "application/octet-stream"
+_NAME = re.compile(r'filename="([^"]*)"')
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A status and the JSON that came with it; None when it wasn't JSON."""
+    """A status and the JSON that came with it; None when it wasn't JSON.
+
+    Of a file, what an `OnFile` made of it.
+    """
 
     status: int
     body: Any
@@ -87,6 +98,7 @@ class Connection:
         most_bytes: int = ANSWER_BYTES,
         on_retry: OnRetry | None = None,
         on_part: OnPart | None = None,
+        on_file: OnFile | None = None,
     ) -> Answer:
         """Make a request and return the answer, whatever its status.
 
@@ -98,12 +110,15 @@ class Connection:
             read_timeout_s: seconds that may pass without a byte; None for no limit.
             until: `time.monotonic()` after which no attempt begins. An attempt that is under way
                 ends then too, but has `read_timeout_s` in any case.
-            most_bytes: of the answer, as it comes and unpacked.
+            most_bytes: of the answer, as it comes and unpacked; of a file `FILE_BYTES`.
             on_part: called with the parts of a stream of events, where the server sends one.
+            on_file: called with a file, where the server sends one.
 
         Raises:
             Unreachable: no usable answer came within the patience.
         """
+
+        most_on_the_wire = most_bytes if on_file is None else FILE_BYTES
 
         def attempt() -> Answer:
             least_s = FOREVER if read_timeout_s is None else read_timeout_s
@@ -115,7 +130,9 @@ class Connection:
                 is_repeatable=is_repeatable,
                 read_timeout_s=read_timeout_s,
                 limits=Limits(
-                    most_bytes, max(until, time.monotonic() + least_s), lasts=on_part is not None
+                    most_on_the_wire,
+                    max(until, time.monotonic() + least_s),
+                    lasts=on_part is not None,
                 ),
                 data=None if body is None else orjson.dumps(body),
                 headers=None if on_part is None else {"Accept": "text/event-stream"},
@@ -124,6 +141,9 @@ class Connection:
                 with _reading(self.name, is_repeatable=is_repeatable):
                     if on_part is not None and _is_event_stream(response):
                         return _last_event(response, on_part, most, self.name)
+                    if on_file is not None and _is_file(response):
+                        pieces = pieces_of(response, most=FILE_BYTES)
+                        return Answer(response.status_code, on_file(_name(response), pieces))
                     return Answer(response.status_code, _json(response, most))
 
         return self._patience.retry(attempt, self.name, until=until, on_retry=on_retry)
@@ -176,6 +196,17 @@ def send(
 
 def _is_event_stream(response: requests.Response) -> bool:
     return response.headers.get("Content-Type", "").startswith("text/event-stream")
+
+
+def _is_file(response: requests.Response) -> bool:
+    is_file = response.headers.get("Content-Type", "").startswith(_FILE_TYPE)
+    return response.status_code == 200 and is_file
+
+
+def _name(response: requests.Response) -> str:
+    """What the server calls the file, whatever that is; empty where it doesn't say."""
+    found = _NAME.search(response.headers.get("Content-Disposition", ""))
+    return "" if found is None else found[1]
 
 
 def pieces_of(response: requests.Response, *, most: int) -> Iterator[bytes]:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from remote.errors import WrongFile
 from remote.graph_document import GraphNode
+from remote.graph_files import begins_as_torch_s
 
 # As much as the client takes from a worker. A document takes some ten times this much memory.
 _LARGEST_BYTES = 500_000_000
@@ -84,7 +85,9 @@ def read_graph(path: Path) -> GraphFile:
         fields = orjson.loads(content)
         document = _Document.model_validate(fields)
     except orjson.JSONDecodeError:
-        raise WrongFile(f"{path}: it is no JSON") from None
+        hint = "; it is circuit-tracer's own file of a graph, and this command reads its JSON"
+        rest = hint if begins_as_torch_s(content) else ""
+        raise WrongFile(f"{path}: it is no JSON{rest}") from None
     except ValidationError as error:
         where = ".".join(map(str, error.errors(include_url=False)[0]["loc"])) or "the document"
         raise WrongFile(f"{path}: no graph document, {where} is not as a graph's is") from None

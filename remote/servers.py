@@ -8,7 +8,8 @@ Each has a `connection` and:
                                   server can stop one. Raises what remote/errors.py has.
     health()                      what the server reports about itself.
 
-`on_part`, where there is one, gets the parts of a streamed steer as they come.
+`on_part`, where there is one, gets the parts of a streamed steer as they come. `start.py` alone can
+answer with a file, which `on_file` gets.
 
 `/run` of the SDK's local API (runpod 1.12) only stores a job: each call of `/status` computes it,
 and computes it again. So that API is asked through `/runsync`.
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from remote.connection import OUTPUT_BYTES, Answer, Connection, OnPart
+from remote.connection import OUTPUT_BYTES, Answer, Connection, OnFile, OnPart
 from remote.errors import (
     Interrupted,
     JobGone,
@@ -257,6 +258,7 @@ class HttpDoor:
         on_progress: OnProgress,
         until: float,
         on_part: OnPart | None = None,
+        on_file: OnFile | None = None,
     ) -> Any:
         answer = _post_job(
             self.connection,
@@ -266,6 +268,7 @@ class HttpDoor:
             until,
             "the job is cancelled: the connection is closed",
             on_part,
+            on_file,
         )
         if answer.status in {401, 403}:
             raise NotAllowed(f"{answer.describe()}; set SECRET to the worker's")
@@ -313,6 +316,7 @@ def _post_job(
     until: float,
     after_interrupt: str,
     on_part: OnPart | None = None,
+    on_file: OnFile | None = None,
 ) -> Answer:
     """Post a job to a server that answers when the job is done.
 
@@ -331,6 +335,7 @@ def _post_job(
             most_bytes=OUTPUT_BYTES,
             on_retry=lambda sentence: on_progress(Progress("waiting", sentence)),
             on_part=on_part,
+            on_file=on_file,
         )
     except Unreachable as error:
         if time.monotonic() < until:

@@ -15,6 +15,7 @@ from remote.graph_summary import print_graph
 from remote.terminal_text import TABLE_STYLE, line, quoted, shown, size, stages
 from schemas import (
     ContrastResponse,
+    FileReceipt,
     ForwardPassResponse,
     InterveneResponse,
     LogitsOfToken,
@@ -37,7 +38,9 @@ def print_output(console: Console, output: dict[str, Any], path: Path | None = N
     if "nodes" in output and path is not None:
         print_graph(console, output, path)
     elif "sha256" in output:
-        print_receipt(console, UploadReceipt.model_validate(output))
+        of_file = output.get("format") == "pt"
+        receipt = (FileReceipt if of_file else UploadReceipt).model_validate(output)
+        print_receipt(console, receipt)
     elif "STEERED_GENERATION" in output:
         print_steer(console, SteerResponse.model_validate(output))
     elif "baseline" in output:
@@ -54,9 +57,11 @@ def print_output(console: Console, output: dict[str, Any], path: Path | None = N
 
 def print_receipt(console: Console, receipt: UploadReceipt) -> None:
     """An upload's receipt."""
-    form = "gzipped" if receipt.compressed else "JSON"
+    of_file = isinstance(receipt, FileReceipt)
+    form = "gzipped" if receipt.compressed else "circuit-tracer's own file" if of_file else "JSON"
     console.print(
         f"\nnodes   {receipt.num_nodes}, of {receipt.num_tokens} tokens"
+        f"{', before pruning' if of_file else ''}"
         f"\nlinks   {receipt.num_links}"
         f"\ngraph   {line(receipt.url)} ({size(receipt.bytes)}, {form})"
         f"\nsha256  {line(receipt.sha256)}"

@@ -80,7 +80,8 @@ class Door:
             body, is_job = _without_envelope(await _read_json(request))
             if action != "parse-chat-prompt":  # which needs only the tokenizer
                 job.enter_context(self._one_job())
-            working = partial(self._working, action, body, request)
+            # A job's output is JSON: only an answer without an envelope can be a file.
+            working = partial(self._working, action, body, request, takes_files=not is_job)
             if event_stream.is_wanted(action, body, request):
                 return await event_stream.response(working, job.pop_all(), as_output=is_job)
             async with working() as work:
@@ -127,7 +128,13 @@ class Door:
 
     @asynccontextmanager
     async def _working(
-        self, action: str, body: object, request: Request, on_part: "OnPart | None" = None
+        self,
+        action: str,
+        body: object,
+        request: Request,
+        on_part: "OnPart | None" = None,
+        *,
+        takes_files: bool,
     ) -> AsyncIterator["asyncio.Task[actions.answer.Response]"]:
         """The work in a thread, which stops when the client goes or the context ends."""
         from actions.answer import answer
@@ -142,6 +149,7 @@ class Door:
                 cancelled,
                 action=action,
                 on_part=on_part,
+                takes_files=takes_files,
                 on_end=self._job_ended,
             )
         )
@@ -283,16 +291,15 @@ async def _until_gone(request: Request) -> None:
 def _response(result: "actions.answer.Response") -> Response:
     if isinstance(result, BaseModel):
         return Response(result.model_dump_json(), media_type="application/json")
-    return StreamingResponse(
-        _chunks(result),
-        media_type="application/json",
-        headers={"Content-Length": str(result.size)},
-    )
+    headers = {"Content-Length": str(result.size)}
+    if result.file_name is not None:  # made of characters that need no quoting
+        headers["Content-Disposition"] = f'attachment; filename="{result.file_name}"'
+    return StreamingResponse(_chunks(result), media_type=result.media_type, headers=headers)
 
 
-def _chunks(document: "Spooled") -> Iterator[bytes]:
-    with document:
-        yield from document.chunks()
+def _chunks(body: "Spooled") -> Iterator[bytes]:
+    with body:
+        yield from body.chunks()
 
 
 def _as_output(response: Response) -> Response:

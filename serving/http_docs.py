@@ -129,7 +129,7 @@ class Graph(BaseModel):
 
 
 RESPONSES: Mapping[str, tuple[type[BaseModel], ...]] = {
-    "generate-graph": (Graph, schemas.UploadReceipt),
+    "generate-graph": (Graph, schemas.UploadReceipt, schemas.FileReceipt),
     "steer": (schemas.SteerResponse,),
     "forward-pass": (schemas.ForwardPassResponse,),
     "parse-chat-prompt": (schemas.ParseChatPromptResponse,),
@@ -177,6 +177,8 @@ def openapi(*, with_secret: bool) -> dict[str, Any]:
     steered = paths["/steer"]["post"]["responses"]["200"]
     steered["description"] = _STREAM
     steered["content"]["text/event-stream"] = {"schema": _refs[schemas.SteerPart, "serialization"]}
+    files = paths["/generate-graph"]["post"]["responses"]["200"]["content"]
+    files["application/octet-stream"] = {"schema": {"type": "string", "format": "binary"}}
     for name, model in _STATUS.items():
         paths[f"/{name}"] = {"get": _operation(name, model, _done(model))}
     ready = {"200": {"description": "Ready"}, "204": {"description": "The model is being loaded"}}

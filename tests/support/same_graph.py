@@ -15,6 +15,13 @@ def assert_same_graph(model, prompt=None, **settings) -> Graph:
     prompt = prompt_tokens() if prompt is None else prompt
     ours = attribution.attribute(prompt, model, **settings)
     theirs = circuit_tracer.attribute(prompt, model, **{"batch_size": 48, **settings})
+    assert_agree(ours, theirs)
+    assert ours.adjacency_matrix[: len(ours.selected_features)].abs().max() > 0
+    return ours
+
+
+def assert_agree(ours: Graph, theirs: Graph) -> None:
+    """Two graphs have the same in every field, edges to rounding."""
     assert torch.equal(ours.selected_features, theirs.selected_features)
     assert torch.equal(ours.active_features, theirs.active_features)
     assert torch.equal(ours.input_tokens, theirs.input_tokens)
@@ -27,5 +34,3 @@ def assert_same_graph(model, prompt=None, **settings) -> Graph:
     assert ours.adjacency_matrix.shape == theirs.adjacency_matrix.shape
     difference = (ours.adjacency_matrix - theirs.adjacency_matrix).abs().max()
     assert difference <= TOLERANCE * largest
-    assert ours.adjacency_matrix[: len(ours.selected_features)].abs().max() > 0
-    return ours
