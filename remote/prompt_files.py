@@ -21,8 +21,8 @@ import orjson
 
 import schemas
 from errors import WorkerError
-from remote.arguments import NOT_IN_BATCH, simple_type
 from remote.errors import WrongFile
+from remote.field_options import NOT_IN_BATCH, simple_type
 
 _FIELDS = schemas.GenerateGraphRequest.model_fields
 # They say where a graph goes or by when, not which graph it is; a signed URL is new each day.
