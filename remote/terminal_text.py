@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.markup import escape
+from rich.text import Text
 
 TABLE_STYLE: dict[str, Any] = {"title_justify": "left", "box": None, "padding": (0, 2, 0, 0)}
 _LONGEST_LINE = 4_000
@@ -26,6 +27,13 @@ def line(text: str) -> str:
 def quoted(token: str) -> str:
     """A token in double quotes, so that its spaces are visible."""
     return shown('"' + token.replace("\n", "\\n") + '"')
+
+
+def cut(markup: str) -> Text:
+    """A cell that is cut where its column is too narrow, and keeps to one line."""
+    text = Text.from_markup(markup, emoji=False)
+    text.no_wrap, text.overflow = True, "ellipsis"
+    return text
 
 
 def at_token(position: int, tokens: Sequence[str]) -> str:
