@@ -117,16 +117,26 @@ def _run(args: Namespace, out: Console, err: Console) -> None:
             on_part = display.add_part if args.job.get("stream") else None
             output = client.run(args.job, display, args.timeout, on_part)
         path = _write_graph(args, output, display)
+        model = _model(client) if args.command == "forward-pass" and not args.json else None
     if args.json:
         _print_json(output)
         return
-    summary.print_output(out, output, path)
+    summary.print_output(out, output, path, model)
     if "sha256" in output and path is not None:
         out.print(f"file    {line(str(path))}, its SHA-256 is right", soft_wrap=True)
         if path.stat().st_size <= _LARGEST_SUMMARISED_BYTES:
             _summarise(out, path)
     if args.command != "wait":
         out.print(f"time    {time.monotonic() - started:.1f} s")
+
+
+def _model(client: Client) -> str | None:
+    """The name of the server's model, where it says so: Runpod doesn't."""
+    try:
+        name = client.health().get("model")
+    except RemoteError:
+        return None
+    return name if isinstance(name, str) else None
 
 
 def _summarise(out: Console, path: Path) -> None:

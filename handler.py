@@ -159,6 +159,7 @@ def main() -> None:
     startup.load(settings, "serving.runpod_loop", check=False)
     import runpod
 
+    from model_loader import get_model
     from remote import local_run
     from serving import fitness, runpod_loop, sdk_log
 
@@ -166,7 +167,8 @@ def main() -> None:
     # The SDK's INFO writes out the output of a local run.
     sdk_log.take_over("WARNING" if is_local else settings.log_level)
     if is_local:
-        local_run.run(handler, loading_s=time.perf_counter() - started)
+        model = get_model(settings).entry.label
+        local_run.run(handler, model, loading_s=time.perf_counter() - started)
         return
     if serves_api:
         from serving import local_api

@@ -18,7 +18,9 @@ from remote.graph_document import (
 )
 from remote.graph_features import own_shares
 from remote.node_names import KIND_NAMES, Names, feature_name, feature_names
-from remote.terminal_text import TABLE_STYLE, cut, line, quoted, shown, size, stages
+from remote.prompt_hint import DEMO, hint
+from remote.terminal_text import TABLE_STYLE, cut, line, print_hint, quoted, shown, size, stages
+from viewer import demo_features
 
 _COUNTED = {FEATURE: "feature", ERROR: "error", EMBEDDING: "token", LOGIT: "logit"}
 _COUNTED_IF_COMPLETE = {
@@ -43,6 +45,7 @@ def print_graph(console: Console, graph: dict[str, Any], path: Path) -> None:
     names = feature_names(graph["metadata"])
     console.print(f"\n[bold]{shown(metadata.prompt)}[/bold]  ({line(metadata.scan)})\n")
     console.print(_predictions(document))
+    print_hint(console, _hint(document, graph["metadata"]))
     console.print()
     console.print(_strongest_features(document, names))
     if document.is_complete:
@@ -75,6 +78,13 @@ def _predictions(graph: GraphDocument) -> Table:
         label = (node.clerp or "").removeprefix("Output ").removeprefix("Logit ")
         table.add_row(line(label.rsplit(" (p=", 1)[0]), f"{node.token_prob:.4f}")
     return table
+
+
+def _hint(graph: GraphDocument, metadata: dict[str, Any]) -> str | None:
+    asked_for = graph.metadata.attribution_targets is not None
+    probabilities = [] if asked_for else [node.token_prob for node in graph.of_type(LOGIT)]
+    model = DEMO if demo_features.is_of_demo(metadata) else None
+    return hint(max(probabilities, default=None), graph.metadata.prompt_tokens, model)
 
 
 def _strongest_features(graph: GraphDocument, names: Names, count: int = 8) -> Table:

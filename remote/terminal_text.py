@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
@@ -34,6 +35,12 @@ def cut(markup: str) -> Text:
     text = Text.from_markup(markup, emoji=False)
     text.no_wrap, text.overflow = True, "ellipsis"
     return text
+
+
+def print_hint(console: Console, markup: str | None) -> None:
+    """A sentence of advice in a paragraph of its own, where there is one."""
+    if markup is not None:
+        console.print(f"\n[yellow]hint[/yellow]    {markup}")
 
 
 def at_token(position: int, tokens: Sequence[str]) -> str:
