@@ -47,8 +47,9 @@ def _kinds(metadata: Metadata) -> tuple[str, ...]:
     """The types of the demo's features that are known, of a graph of the demo's."""
     info = metadata.get("info")
     name = info.get("transcoder_set") if isinstance(info, Mapping) else None
-    is_known = metadata.get("scan") == "demo" and isinstance(name, str)
-    return _KINDS.get(name, ()) if is_known else ()
+    if metadata.get("scan") != "demo" or not isinstance(name, str):
+        return ()
+    return _KINDS.get(name, ())
 
 
 def texts() -> list[list[str]]:
