@@ -1,6 +1,5 @@
 """`make run`: run one job in the SDK's local mode, write its graph to a file, print a summary."""
 
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -11,16 +10,10 @@ import runpod
 from rich.console import Console
 
 from remote import summary
-from settings import Settings
 
 OUTPUT_DIRECTORY = Path("out")
 
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
-
-
-def wanted(settings: Settings) -> bool:
-    """Whether the SDK will run one local job: no job queue is set, and no API is asked for."""
-    return settings.runpod_webhook_get_job is None and "--rp_serve_api" not in sys.argv
 
 
 def run(handler: Handler, model: str, loading_s: float) -> None:
