@@ -40,7 +40,7 @@ from remote.graph_document import GraphDocument
 from remote.graph_summary import print_graph
 from remote.jobs import JobStatus
 from remote.terminal_text import line
-from schemas import UploadReceipt
+from schemas import UploadReceipt, parse_request
 
 __all__ = ["Client", "download", "main"]
 
@@ -107,6 +107,8 @@ def _connect(args: Namespace) -> Client:
 def _run(args: Namespace, out: Console, err: Console) -> None:
     """Do an action, or wait for a job that was sent before, and print the output."""
     started = time.monotonic()
+    if hasattr(args, "job"):
+        parse_request(args.job)  # what is wrong with it is said even if no server answers
     with _connect(args) as client, Display(err) as display:
         if args.endpoint is not None and args.command == "graph" and "signed_url" not in args.job:
             words = "without --signed-url Runpod carries graphs of up to 10 MB"

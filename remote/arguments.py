@@ -1,6 +1,7 @@
 """The command line of `client.py`: arguments in, a job and the server to send it to out."""
 
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+import sys
+from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -9,6 +10,7 @@ from typing import Any
 import schemas
 from remote.commands import COMMANDS, ON_FILES
 from remote.field_options import NOT_IN_BATCH, OF_A_ROW, add_fields, is_action
+from remote.suggestions import Parser
 
 DEFAULT_URL = "http://localhost:5004"
 
@@ -37,11 +39,15 @@ def parse(arguments: Sequence[str] | None = None) -> Namespace:
         SystemExit: with 2, after a message about what is wrong; with 0 after `--help`.
     """
     parser = _parser()
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser.check_options(arguments)
     args = parser.parse_args(arguments)
     if is_action(args.command):
         args.job = _job(args)
         if args.command == "intervene" and not args.job["groups"]:
-            parser.error("name features with --group or --groups-of")
+            parser.error(
+                "name features with --group or --groups-of, such as --group French=2:157:4"
+            )
     if args.command == "graph" and args.download_url is not None and args.signed_url is None:
         parser.error("--download-url is given without --signed-url")
     if args.command == "batch":
@@ -49,8 +55,8 @@ def parse(arguments: Sequence[str] | None = None) -> Namespace:
     return args
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         description="Use an attribution worker: on Runpod, or where start.py or "
         "handler.py --rp_serve_api runs.",
         epilog=_EPILOG,
@@ -80,7 +86,7 @@ def _version() -> str:
         return "(not installed: this is a checkout)"
 
 
-def _add_server(parser: ArgumentParser) -> None:
+def _add_server(parser: Parser) -> None:
     group = parser.add_argument_group("where")
     target = group.add_mutually_exclusive_group()
     target.add_argument("--endpoint", metavar="ID", help="a Runpod serverless endpoint")

@@ -7,6 +7,8 @@ from typing import Any
 
 import orjson
 
+from contract.json_text import NotJson, read_json
+from remote import meant_values
 from remote.graph_groups import groups_of
 
 _TARGET_FEATURE = re.compile(
@@ -18,6 +20,7 @@ _FEATURE = re.compile(
     r"=(?P<change>0|[+-]\d*\.?\d+([eE][+-]?\d+)?)"
 )
 
+_LONGEST_NAME = 200  # of a file
 _SITE = re.compile(r"(\d+):(\d+):(\d+)")
 _NUMBER = r"[+-]?\d*\.?\d+(?:[eE][+-]?\d+)?"
 _CHANGE = re.compile(rf"(?P<group>.+)(?P<how>[*=])(?P<number>{_NUMBER})")
@@ -28,7 +31,7 @@ def feature(text: str) -> dict[str, Any]:
     if found is None:
         raise ArgumentTypeError(
             f"{text!r} is not LAYER:INDEX:POSITION=CHANGE with a change of 0 (ablate), +N or -N; "
-            "such as 2:157:4=0 or 2:146:4=+10.8"
+            f"such as 2:157:4=0 or 2:146:4=+10.8{meant_values.feature(text)}"
         )
     position, changed, change = int(found["read"]), found["changed"], found["change"]
     return {
@@ -51,6 +54,7 @@ def group(text: str) -> tuple[str, list[dict[str, int]]]:
     if not (name and equals) or None in found:
         raise ArgumentTypeError(
             f"{text!r} is not NAME=LAYER:INDEX:POSITION,...; such as French=2:157:4,1:120:4"
+            f"{meant_values.group(text)}"
         )
     fields = ("layer", "index", "position")
     return name, [dict(zip(fields, map(int, site.groups()), strict=True)) for site in found if site]
@@ -63,6 +67,7 @@ def experiment(text: str) -> list[dict[str, Any]]:
         if found is None:
             raise ArgumentTypeError(
                 f"{part!r} is not GROUP*SCALE or GROUP=VALUE; such as French*0 or Spanish=10.8"
+                f"{meant_values.experiment(part)}"
             )
         how = "scale" if found["how"] == "*" else "value"
         changes.append({"group": found["group"], how: float(found["number"])})
@@ -72,7 +77,9 @@ def experiment(text: str) -> list[dict[str, Any]]:
 def layers(text: str) -> str | list[int]:
     found = re.fullmatch(r"(\d+)-(\d+)", text)
     if found is None and text != "all":
-        raise ArgumentTypeError(f"{text!r} is not all or FIRST-LAST, such as 0-3")
+        raise ArgumentTypeError(
+            f"{text!r} is not all or FIRST-LAST, such as 0-3{meant_values.layers(text)}"
+        )
     return "all" if found is None else [int(found[1]), int(found[2])]
 
 
@@ -91,6 +98,7 @@ def target_feature(text: str) -> dict[str, Any]:
     if found is None:
         raise ArgumentTypeError(
             f"{text!r} is not LAYER:INDEX:POSITION or LAYER:INDEX:POSITION:lorsa; such as 2:157:4"
+            f"{meant_values.target_feature(text)}"
         )
     place = {name: int(found[name]) for name in ("layer", "index", "position")}
     return place if found["kind"] is None else {**place, "kind": found["kind"]}
@@ -104,17 +112,28 @@ def groups_of_file(name: str) -> dict[str, list[dict[str, int]]]:
 
 
 def _json_of(name: str) -> Any:
+    if name.lstrip().startswith(("[", "{")):
+        raise ArgumentTypeError("it takes the name of a file, and this is JSON: put it in a file")
     try:
-        return orjson.loads(Path(name).read_bytes())
+        return read_json(Path(name).read_bytes())
     except OSError as error:
-        raise ArgumentTypeError(f"{name}: {error.strerror}") from None
-    except orjson.JSONDecodeError as error:
+        raise ArgumentTypeError(f"{name[:_LONGEST_NAME]}: {error.strerror}") from None
+    except NotJson as error:
         raise ArgumentTypeError(f"{name} is no JSON: {error}") from None
+    except ValueError:  # a null character
+        raise ArgumentTypeError(f"{name!r} is no file's name") from None
 
 
 def messages(name: str) -> Any:
     messages = _json_of(name)
-    return messages.get("messages") if isinstance(messages, dict) else messages
+    if isinstance(messages, dict):
+        messages = messages.get("messages")
+    if not isinstance(messages, list):
+        raise ArgumentTypeError(
+            f"{name} has no list of messages; write "
+            '[{"role": "user", "content": "What is the capital of France?"}]'
+        )
+    return messages
 
 
 def header(text: str) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """Features, groups, experiments and targets as they are written on the command line."""
 
 import json
+import re
 import shlex
 
 import pytest
@@ -114,3 +115,64 @@ def test_what_cannot_be_read_is_refused_with_the_form_it_should_have(options, sa
         parse(shlex.split(f"intervene hello {options}"))
     assert stopped.value.code == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("steer a --feature 2,157,4", "2:157:4=0, which ablates it?"),
+        ("steer a --feature 2:157:4", "2:157:4=0, which ablates it?"),
+        ("steer a --feature 2:157:4=10.5", "2:157:4=+10.5?"),
+        ("steer a --feature 2/157/4=-3", "2:157:4=-3?"),
+        ("steer a --feature 2_lor_157_4=0.0", "lorsa:2:157:4=0?"),
+        ("graph a --attribution-feature 2_157_4", "2:157:4?"),
+        ("graph a --attribution-feature lorsa:2:157:4", "2:157:4:lorsa?"),
+        ("intervene a --experiment b*0 --group French=2,157,4,1,120,4", "French=2:157:4,1:120:4?"),
+        ("intervene a --experiment b*0 --group 2:157:4", "NAME=2:157:4?"),
+        ("intervene a --experiment French:0", "French*0?"),
+        ("intervene a --experiment French", "French*0, which turns it off?"),
+        ("intervene a --experiment French*off", "French*0, which turns it off?"),
+        ("intervene a --experiment b*0 --constrained-layers [0,3]", "0-3?"),
+        ("intervene a --experiment b*0 --constrained-layers 3", "3-3?"),
+    ],
+)
+def test_a_value_of_another_form_is_answered_with_what_was_meant(line, meant, capsys):
+    with pytest.raises(SystemExit):
+        parse(shlex.split(line))
+    assert f"; did you mean {meant}\n" in capsys.readouterr().err
+
+
+def test_what_is_suggested_is_accepted(capsys):
+    for text in ("2,157,4", "2/157/4=-3", "2_lor_157_4=0", "2:157:4=10"):
+        with pytest.raises(SystemExit):
+            parse(["steer", "a", "--feature", text])
+        suggested = re.search(r"did you mean ([^ ,?]+)", capsys.readouterr().err)[1]
+        assert parse(["steer", "a", "--feature", suggested]).job["features"]
+
+
+def test_a_decimal_comma_is_told(capsys):
+    with pytest.raises(SystemExit):
+        parse(["intervene", "a", "--group", "b=1:1:1", "--experiment", "b*0,5"])
+    assert "a decimal number takes a point, as in 0.5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('[{"role": "user",}]', "chat.json is no JSON: line 1, column 18: a comma stands before"),
+        ('{"prompt": "a"}', "chat.json has no list of messages; write [{"),
+        ('"hello"', "chat.json has no list of messages; write [{"),
+    ],
+)
+def test_a_file_of_messages_that_has_none_is_explained(content, said, tmp_path, capsys):
+    path = tmp_path / "chat.json"
+    path.write_text(content)
+    with pytest.raises(SystemExit):
+        parse(["forward-pass", "--messages", str(path)])
+    assert said in capsys.readouterr().err
+
+
+def test_messages_on_the_command_line_belong_into_a_file(capsys):
+    with pytest.raises(SystemExit):
+        parse(["forward-pass", "--messages", '[{"role": "user", "content": "a"}]'])
+    assert "it takes the name of a file, and this is JSON" in capsys.readouterr().err
