@@ -27,13 +27,15 @@ COPY entrypoint.sh test_input.json ./
 COPY handler.py start.py model_loader.py schemas.py settings.py errors.py logs.py ./
 COPY actions actions
 COPY attribution attribution
+COPY contract contract
 COPY delivery delivery
 COPY graphs graphs
 COPY loading loading
 COPY prompting prompting
 # What `python handler.py` without Runpod prints. The client and the viewer are for people only.
-COPY remote/__init__.py remote/attention_summary.py remote/graph_document.py remote/graph_summary.py \
-     remote/local_run.py remote/node_names.py remote/summary.py remote/terminal_text.py remote/
+COPY remote/__init__.py remote/attention_summary.py remote/graph_document.py \
+     remote/graph_features.py remote/graph_summary.py remote/local_job.py remote/local_run.py \
+     remote/node_names.py remote/prompt_hint.py remote/summary.py remote/terminal_text.py remote/
 COPY serving serving
 COPY steering steering
 COPY viewer/__init__.py viewer/demo_features.py viewer/

@@ -41,7 +41,7 @@ from remote.graph_files import FORMAT, SUFFIX, is_torch_file, print_file, wants_
 from remote.graph_summary import print_graph
 from remote.jobs import JobStatus
 from remote.terminal_text import line
-from schemas import UploadReceipt
+from schemas import UploadReceipt, parse_request
 
 __all__ = ["Client", "download", "main"]
 
@@ -108,6 +108,8 @@ def _connect(args: Namespace) -> Client:
 def _run(args: Namespace, out: Console, err: Console) -> None:
     """Do an action, or wait for a job that was sent before, and print the output."""
     started = time.monotonic()
+    if hasattr(args, "job"):
+        parse_request(args.job)  # what is wrong with it is said even if no server answers
     if args.command == "graph" and wants_file(args.job):
         _save(args, out, err, started)
         return
@@ -121,10 +123,11 @@ def _run(args: Namespace, out: Console, err: Console) -> None:
             on_part = display.add_part if args.job.get("stream") else None
             output = client.run(args.job, display, args.timeout, on_part)
         path = _write_graph(args, output, display)
+        model = _model(client) if args.command == "forward-pass" and not args.json else None
     if args.json:
         _print_json(output)
         return
-    summary.print_output(out, output, path)
+    summary.print_output(out, output, path, model)
     if "sha256" in output and path is not None:
         out.print(f"file    {line(str(path))}, its SHA-256 is right", soft_wrap=True)
         if is_torch_file(path):
@@ -149,6 +152,15 @@ def _save(args: Namespace, out: Console, err: Console, started: float) -> None:
         return
     print_file(out, path)
     out.print(f"time    {time.monotonic() - started:.1f} s")
+
+
+def _model(client: Client) -> str | None:
+    """The name of the server's model, where it says so: Runpod doesn't."""
+    try:
+        name = client.health().get("model")
+    except RemoteError:
+        return None
+    return name if isinstance(name, str) else None
 
 
 def _summarise(out: Console, path: Path) -> None:

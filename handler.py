@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from errors import DeviceBroken, OutputTooLarge, WorkerError
+from remote import local_job
 from serving import error_reports, startup
 from serving.job_result import ENVELOPE_BYTES, JobResult
 from settings import Settings, get_settings
@@ -151,6 +152,9 @@ def main() -> None:
     """Load the model, then serve jobs until SIGTERM; without Runpod, run one job and report."""
     started = time.perf_counter()
     settings, listeners = startup.prepare(), []
+    is_local = local_job.wanted(settings)
+    if is_local:
+        local_job.check(sys.argv[1:])
     serves_api = "--rp_serve_api" in sys.argv
     if serves_api:
         from serving import local_api_ports
@@ -159,14 +163,15 @@ def main() -> None:
     startup.load(settings, "serving.runpod_loop", check=False)
     import runpod
 
+    from model_loader import get_model
     from remote import local_run
     from serving import fitness, runpod_loop, sdk_log
 
-    is_local = local_run.wanted(settings)
     # The SDK's INFO writes out the output of a local run.
     sdk_log.take_over("WARNING" if is_local else settings.log_level)
     if is_local:
-        local_run.run(handler, loading_s=time.perf_counter() - started)
+        model = get_model(settings).entry.label
+        local_run.run(handler, model, loading_s=time.perf_counter() - started)
         return
     if serves_api:
         from serving import local_api

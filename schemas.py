@@ -6,7 +6,6 @@ vocabulary, tokens. A field that is null counts as absent.
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
@@ -20,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from contract.closest import closest
 from errors import InvalidInput, UnknownAction
 
 Threshold = Annotated[float, Field(ge=0, le=1)]
@@ -371,9 +371,9 @@ class InterveneRequest(PromptRequest):
         for i, experiment in enumerate(self.experiments):
             for j, change in enumerate(experiment):
                 if change.group not in self.groups:
-                    close = difflib.get_close_matches(change.group[:100], self.groups, n=1)
+                    close = closest(change.group, self.groups)
                     known = [_quoted(name) for name in self.groups][:8]
-                    hint = f"did you mean {_quoted(close[0])}?" if close else f"known: {known}"
+                    hint = f"did you mean {_quoted(close)}?" if close else f"known: {known}"
                     raise ValueError(
                         f"experiments[{i}][{j}].group {_quoted(change.group)} is no name in "
                         f"groups; {hint}"
@@ -559,6 +559,9 @@ class FileReceipt(UploadReceipt):
     format: Literal["pt"] = "pt"
 
 
+_EXAMPLE = '{"prompt": "Michael Jordan joue au"}'
+
+
 def parse_request(body: object, path_action: str | None = None) -> Request:
     """Turn the `input` of a job, or the body of an HTTP request, into a checked request.
 
@@ -571,7 +574,8 @@ def parse_request(body: object, path_action: str | None = None) -> Request:
             the bound.
     """
     if not isinstance(body, dict):
-        raise InvalidInput(f"input must be an object, got {_quoted(body)}")
+        given = "a string" if isinstance(body, str) else _quoted(body)
+        raise InvalidInput(f"input must be an object, got {given}; such as {_EXAMPLE}")
     fields = dict(body)
     action = _pop_action(fields, path_action)
     says_request_type = body.get("request_type") is not None
@@ -606,8 +610,16 @@ def _pop_action(fields: dict[str, Any], path_action: str | None) -> str:
     name, value = next(iter(given.items()), ("request_type", "generate-graph"))
     action = canonical_action(value)
     if action not in REQUESTS:
-        raise UnknownAction(f"{name} {_quoted(value)} is none of {', '.join(REQUESTS)}")
+        close = closest_action(action)
+        hint = f"; did you mean {close}?" if close else ""
+        raise UnknownAction(f"{name} {_quoted(value)} is none of {', '.join(REQUESTS)}{hint}")
     return action
+
+
+def closest_action(value: str) -> str | None:
+    """The action that a misspelt name most likely stands for."""
+    close = closest(value.replace("_", "-"), [*REQUESTS, "graph"])
+    return None if close is None else canonical_action(close)
 
 
 def canonical_action(value: str) -> str:
@@ -651,8 +663,10 @@ def _explain(detail: Any, known: list[str]) -> str:
     where = where.removeprefix(".")[:100]
     message = str(detail["msg"]).removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(path[-1][:100], scope, n=1)
-        hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(scope)}"
+        if path == ["input"]:
+            return f"{where} is no field of this action; put what it holds in its place"
+        close = closest(path[-1], scope)
+        hint = f"; did you mean {close}?" if close else f"; known: {', '.join(scope)}"
         return f"{where or repr(where)} is no field of this action{hint}"
     if detail["type"] == "missing":
         return f"{where} is required"

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from remote.graph_document import LORSA, GraphDocument, GraphLink, GraphNode, QKTracing
+from remote.graph_features import own_shares
 from remote.node_names import Names, feature_name, node_name
 from remote.terminal_text import TABLE_STYLE, at_token, line
 
@@ -81,14 +82,9 @@ def _read_most(graph: GraphDocument) -> dict[str, int]:
 
 
 def _shares(graph: GraphDocument) -> dict[str, float]:
-    """By id, the share of influence of each feature alone. `influence` is cumulative."""
-    ranked = [node for node in graph.nodes if node.influence is not None]
-    ranked.sort(key=lambda node: node.influence or 0.0)
-    before, shares = 0.0, {}
-    for node in ranked:
-        shares[node.node_id] = (node.influence or 0.0) - before
-        before = node.influence or 0.0
-    return shares
+    """By id, the share of influence of each node alone."""
+    ids = (node.node_id for node in graph.nodes)
+    return dict(zip(ids, own_shares(graph.nodes), strict=True))
 
 
 def _carried_table(graph: GraphDocument, carried: Sequence[Carried]) -> Table:

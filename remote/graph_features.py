@@ -40,10 +40,9 @@ class Place:
 def features_of(nodes: Sequence[GraphNode]) -> dict[FeatureKey, list[Place]]:
     """The features among a graph's nodes, with the places where they are, by position.
 
-    A node's `influence` in the document is cumulative: of it and of all nodes that are stronger.
-    Its own share is what it adds to the next stronger node of the document.
+    Each has its own share of the influence.
     """
-    shares = _shares(nodes)
+    shares = own_shares(nodes)
     found: dict[FeatureKey, list[Place]] = {}
     for node, share in zip(nodes, shares, strict=True):
         key = key_of(node)
@@ -72,8 +71,12 @@ def predicted_token(node: GraphNode) -> str:
     return label["token"] if label else node.clerp or ""
 
 
-def _shares(nodes: Iterable[GraphNode]) -> list[float]:
-    """Each node's own share of the influence; 0 where the document has none."""
+def own_shares(nodes: Iterable[GraphNode]) -> list[float]:
+    """Each node's own share of the influence; 0 where the document has none.
+
+    A node's `influence` in the document is cumulative: of it and of all nodes that are stronger.
+    Its own share is what it adds to the next stronger node of the document.
+    """
     cumulative = [node.influence for node in nodes]
     shares = [0.0] * len(cumulative)
     before = 0.0

@@ -16,8 +16,11 @@ from remote.graph_document import (
     LORSA_ERROR,
     GraphDocument,
 )
+from remote.graph_features import own_shares
 from remote.node_names import KIND_NAMES, Names, feature_name, feature_names
-from remote.terminal_text import TABLE_STYLE, at_token, line, shown, size, stages
+from remote.prompt_hint import DEMO, hint
+from remote.terminal_text import TABLE_STYLE, cut, line, print_hint, quoted, shown, size, stages
+from viewer import demo_features
 
 _COUNTED = {FEATURE: "feature", ERROR: "error", EMBEDDING: "token", LOGIT: "logit"}
 _COUNTED_IF_COMPLETE = {
@@ -42,6 +45,7 @@ def print_graph(console: Console, graph: dict[str, Any], path: Path) -> None:
     names = feature_names(graph["metadata"])
     console.print(f"\n[bold]{shown(metadata.prompt)}[/bold]  ({line(metadata.scan)})\n")
     console.print(_predictions(document))
+    print_hint(console, _hint(document, graph["metadata"]))
     console.print()
     console.print(_strongest_features(document, names))
     if document.is_complete:
@@ -76,23 +80,33 @@ def _predictions(graph: GraphDocument) -> Table:
     return table
 
 
+def _hint(graph: GraphDocument, metadata: dict[str, Any]) -> str | None:
+    asked_for = graph.metadata.attribution_targets is not None
+    probabilities = [] if asked_for else [node.token_prob for node in graph.of_type(LOGIT)]
+    model = DEMO if demo_features.is_of_demo(metadata) else None
+    return hint(max(probabilities, default=None), graph.metadata.prompt_tokens, model)
+
+
 def _strongest_features(graph: GraphDocument, names: Names, count: int = 8) -> Table:
-    """The features with the most influence on the logits, of a complete graph with their kind."""
+    """The features with the most influence on the logits: their kind in a complete graph, where
+    they are as --feature takes it, their own share of the influence, and what is known of them."""
     tokens = graph.metadata.prompt_tokens
     kind = ("kind",) if graph.is_complete else ()
-    name = ("what it does",) if graph.is_complete and names else ()
-    columns = (*kind, "layer", "feature", "at token", "activation", *name)
-    table = Table(*columns, title="Strongest features", **TABLE_STYLE)
-    for node in graph.features()[:count]:
-        row = (
-            line(node.layer),
-            line(node.index),
-            at_token(node.ctx_idx, tokens),
-            f"{node.activation:.2f}",
-        )
+    name = ("what it does",) if names else ()
+    table = Table(title="Strongest features", **TABLE_STYLE)
+    for column in (*kind, "feature", "at token", "activation", "influence", *name):
+        # On a narrow terminal the token and the name are cut, and never a number.
+        table.add_column(cut(column), no_wrap=column not in {"at token", *name})
+    shares = zip(own_shares(graph.nodes), graph.nodes, strict=True)
+    features = [(share, node) for share, node in shares if node.is_feature]
+    features.sort(key=lambda feature: -feature[0])
+    for share, node in features[:count]:
         table.add_row(
             *((KIND_NAMES[node.feature_type],) if kind else ()),
-            *row,
-            *((line(feature_name(node, names)),) if name else ()),
+            line(f"{node.layer}:{node.index}:{node.ctx_idx}"),
+            cut(quoted(tokens[node.ctx_idx])),
+            f"{node.activation:.2f}",
+            f"{share:.1%}",
+            *((cut(line(feature_name(node, names))),) if name else ()),
         )
     return table

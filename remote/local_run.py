@@ -1,6 +1,5 @@
 """`make run`: run one job in the SDK's local mode, write its graph to a file, print a summary."""
 
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -11,22 +10,17 @@ import runpod
 from rich.console import Console
 
 from remote import summary
-from settings import Settings
 
 OUTPUT_DIRECTORY = Path("out")
 
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
-def wanted(settings: Settings) -> bool:
-    """Whether the SDK will run one local job: no job queue is set, and no API is asked for."""
-    return settings.runpod_webhook_get_job is None and "--rp_serve_api" not in sys.argv
-
-
-def run(handler: Handler, loading_s: float) -> None:
+def run(handler: Handler, model: str, loading_s: float) -> None:
     """Run the job of `test_input.json` or `--test_input`, write its graph and print a summary.
 
     Args:
+        model: its name, for the summary.
         loading_s: seconds that the model took to load, for the summary.
 
     Raises:
@@ -44,16 +38,16 @@ def run(handler: Handler, loading_s: float) -> None:
         runpod.serverless.start({"handler": run_and_keep})
     except SystemExit:
         if outputs and "error" not in outputs[0]:
-            _summarise(outputs[0], loading_s, time.perf_counter() - started)
+            _summarise(outputs[0], model, loading_s, time.perf_counter() - started)
         raise
 
 
-def _summarise(output: dict[str, Any], loading_s: float, job_s: float) -> None:
+def _summarise(output: dict[str, Any], model: str, loading_s: float, job_s: float) -> None:
     console = Console(highlight=False, emoji=False)
     path = None
     if "nodes" in output:
         OUTPUT_DIRECTORY.mkdir(exist_ok=True)
         path = OUTPUT_DIRECTORY / f"{output['metadata']['slug']}.json"
         path.write_bytes(orjson.dumps(output))
-    summary.print_output(console, output, path)
+    summary.print_output(console, output, path, model)
     console.print(f"time    {loading_s:.1f} s to load the model, {job_s:.2f} s for the job")

@@ -20,9 +20,11 @@ from typing import Any
 import orjson
 
 import schemas
+from contract.closest import closest
+from contract.json_text import NotJson, read_json
 from errors import WorkerError
-from remote.arguments import NOT_IN_BATCH, simple_type
 from remote.errors import WrongFile
+from remote.field_options import NOT_IN_BATCH, simple_type
 
 _FIELDS = schemas.GenerateGraphRequest.model_fields
 # They say where a graph goes or by when, not which graph it is; a signed URL is new each day.
@@ -69,7 +71,8 @@ def read_prompts(
     """
     readers = {".csv": _csv_rows, ".jsonl": _json_rows, ".txt": _text_rows}
     if path.suffix.lower() not in readers:
-        raise WrongFile(f"{path}: name a file of prompts that ends with {', '.join(readers)}")
+        hint = "; of .json make a .jsonl, an object a line" if path.suffix == ".json" else ""
+        raise WrongFile(f"{path}: name a file of prompts that ends with {', '.join(readers)}{hint}")
     rows: list[PromptRow] = []
     faults: list[str] = []
     try:
@@ -102,7 +105,9 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
     names = [name.strip() for name in reader.fieldnames or []]
     if not {"prompt", "messages"} & set(names):
-        raise ValueError("its first line has to name the columns, and one of them is prompt")
+        raise ValueError(
+            f"its first line has to name the columns, and one of them is prompt{_why(names)}"
+        )
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"two columns are called {twice!r}")
@@ -115,15 +120,29 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield reader.line_num, {name: text for name, text in cells.items() if text}
 
 
+def _why(names: Sequence[str]) -> str:
+    """Why no column is called `prompt`, where that can be seen."""
+    if len(names) == 1 and (";" in names[0] or "\t" in names[0]):
+        return "; columns are separated by commas"
+    close = closest("prompt", names)
+    return "" if close is None else f"; call {close!r} so"
+
+
 def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, text in enumerate(_text(path).split("\n"), 1):
         if text.strip():
             try:
-                fields = orjson.loads(text)
-            except orjson.JSONDecodeError as error:
-                raise ValueError(f"line {number} is no JSON: {error}") from None
+                fields = read_json(text)
+            except NotJson as error:
+                fault = str(error).removeprefix("line 1, ")
+                if "the text ends here" in fault:
+                    fault += "; each line is an object of its own"
+                raise ValueError(f"line {number} is no JSON: {fault}") from None
             if not isinstance(fields, dict):
-                raise ValueError(f"line {number} is no object; write one such as {_EXAMPLE}")
+                no_list = ", without a list around them" if isinstance(fields, list) else ""
+                raise ValueError(
+                    f"line {number} is no object; write one a line{no_list}, such as {_EXAMPLE}"
+                )
             yield number, {name: value for name, value in fields.items() if value is not None}
 
 
@@ -179,7 +198,11 @@ def _value(name: str, cell: Any) -> Any:
             return _FLAGS[text.lower()]
         if kind is not None:
             return kind(text)
-        return orjson.loads(text) if text[:1] in {"[", "{"} else text
+        return read_json(text) if text[:1] in {"[", "{"} else text
+    except NotJson as error:
+        raise ValueError(
+            f"{name} is {cell[:_LONGEST_WORDS]!r}, which is not JSON: {error}"
+        ) from None
     except (ValueError, KeyError):
         wanted = "JSON" if kind is None else "true or false" if kind is bool else "a number"
         raise ValueError(f"{name} is {cell[:_LONGEST_WORDS]!r}, which is not {wanted}") from None

@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from remote.graph_summary import print_graph
-from remote.terminal_text import TABLE_STYLE, line, quoted, shown, size, stages
+from remote.prompt_hint import hint
+from remote.terminal_text import TABLE_STYLE, line, print_hint, quoted, shown, size, stages
 from schemas import (
     ContrastResponse,
     FileReceipt,
@@ -28,8 +29,14 @@ from schemas import (
 _BYTE_TOKEN = re.compile(r"(?:<0x[0-9A-F]{2}>)+")
 
 
-def print_output(console: Console, output: dict[str, Any], path: Path | None = None) -> None:
-    """Any action's output; `path` is where a graph was written.
+def print_output(
+    console: Console,
+    output: dict[str, Any],
+    path: Path | None = None,
+    model: str | None = None,
+) -> None:
+    """Any action's output; `path` is where a graph was written, `model` the name of the model,
+    where it is known, for hints on outputs that don't name it.
 
     Raises:
         ValidationError: the output is not as the action's outputs are.
@@ -48,7 +55,7 @@ def print_output(console: Console, output: dict[str, Any], path: Path | None = N
     elif "other_prediction" in output:
         print_contrast(console, ContrastResponse.model_validate(output))
     elif "salient_logits" in output:
-        print_forward_pass(console, ForwardPassResponse.model_validate(output))
+        print_forward_pass(console, ForwardPassResponse.model_validate(output), model)
     elif "is_chat" in output:
         print_messages(console, ParseChatPromptResponse.model_validate(output))
     else:
@@ -100,7 +107,9 @@ def side_by_side(default: RenderableType, steered: RenderableType) -> Table:
     return texts
 
 
-def print_forward_pass(console: Console, output: ForwardPassResponse) -> None:
+def print_forward_pass(
+    console: Console, output: ForwardPassResponse, model: str | None = None
+) -> None:
     """The prompt's tokens with their positions, and the likeliest next ones."""
     tokens = Table("position", "token", title="Tokens", **TABLE_STYLE)
     for position, token in enumerate(output.input_tokens):
@@ -110,6 +119,8 @@ def print_forward_pass(console: Console, output: ForwardPassResponse) -> None:
         table.add_row(quoted(logit.token), str(logit.token_id), f"{logit.probability:.4f}")
     console.print(Group("", tokens, "", table))
     console.print(f"\ntogether {output.cumulative_probability:.4f} of the probability")
+    likeliest = max((logit.probability for logit in output.salient_logits), default=None)
+    print_hint(console, hint(likeliest, output.input_tokens, model))
 
 
 def print_intervene(console: Console, output: InterveneResponse) -> None:

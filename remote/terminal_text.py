@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 TABLE_STYLE: dict[str, Any] = {"title_justify": "left", "box": None, "padding": (0, 2, 0, 0)}
 _LONGEST_LINE = 4_000
@@ -26,6 +28,19 @@ def line(text: str) -> str:
 def quoted(token: str) -> str:
     """A token in double quotes, so that its spaces are visible."""
     return shown('"' + token.replace("\n", "\\n") + '"')
+
+
+def cut(markup: str) -> Text:
+    """A cell that is cut where its column is too narrow, and keeps to one line."""
+    text = Text.from_markup(markup, emoji=False)
+    text.no_wrap, text.overflow = True, "ellipsis"
+    return text
+
+
+def print_hint(console: Console, markup: str | None) -> None:
+    """A sentence of advice in a paragraph of its own, where there is one."""
+    if markup is not None:
+        console.print(f"\n[yellow]hint[/yellow]    {markup}")
 
 
 def at_token(position: int, tokens: Sequence[str]) -> str:

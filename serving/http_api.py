@@ -14,7 +14,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import orjson
 from pydantic import BaseModel, SecretStr
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -26,8 +25,10 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 import web_assets
+from contract.closest import closest
+from contract.json_text import NotJson, read_json
 from errors import Internal, WorkerError
-from schemas import REQUESTS
+from schemas import REQUESTS, closest_action
 from serving import error_reports, event_stream, http_docs
 from serving.identity import identify
 from serving.metrics import Metrics
@@ -264,14 +265,14 @@ async def _read_json(request: Request) -> object:
     except ClientDisconnect:
         raise HTTPException(400, "invalid_input: the connection ended within the body") from None
     try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
+        return read_json(bytes(body))
+    except NotJson as error:
         raise HTTPException(400, f"invalid_input: the body is no JSON: {error}") from None
 
 
 def _without_envelope(body: object) -> tuple[object, bool]:
     """The `input` of a body that is only that, as Runpod's jobs are, and whether it was one."""
-    if isinstance(body, dict) and list(body) == ["input"] and isinstance(body["input"], dict):
+    if isinstance(body, dict) and list(body) == ["input"]:
         return body["input"], True
     return body, False
 
@@ -321,7 +322,19 @@ def _as_output(response: Response) -> Response:
     return response
 
 
-async def _answer_error(_: Request, error: Exception) -> Response:
+_OTHER_PATHS = ("ping", "check-busy", "health", "metrics", "openapi.json", "docs")
+
+
+def _did_you_mean(path: str) -> str:
+    """The path that an unknown one most likely stands for, as the end of a sentence."""
+    name = path.strip("/")
+    action, other = closest_action(name), closest(name, _OTHER_PATHS)
+    if action is not None:
+        return f"; did you mean POST /{action}?"
+    return "" if other is None else f"; did you mean GET /{other}?"
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
     """Any error as `{"error": "code: sentence"}`; of an unforeseen one nothing but that."""
     status, headers = 500, None
     text = "internal: an unexpected error; the worker's log has its place"
@@ -330,7 +343,8 @@ async def _answer_error(_: Request, error: Exception) -> Response:
     elif isinstance(error, HTTPException):
         status, headers = error.status_code, error.headers
         texts = {
-            404: f"not_found: there is POST /{', /'.join(REQUESTS)} and GET /docs",
+            404: f"not_found: there is POST /{', /'.join(REQUESTS)} and GET /docs"
+            + _did_you_mean(request.url.path),
             405: f"method_not_allowed: use {(headers or {}).get('Allow')} here",
         }
         text = texts.get(status, error.detail)

@@ -10,6 +10,7 @@ import torch
 
 import handler as door
 from model_loader import get_model
+from remote import local_job
 from settings import get_settings
 from tests.support.demo_worker import (
     FORWARD,
@@ -214,6 +215,51 @@ def test_a_local_job_that_fails_ends_with_its_error_and_a_failing_status(tmp_pat
     assert done.returncode == 1
     assert "unknown_action: action 'fly'" in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+
+
+INPUT = '{"input": {"prompt": "Michael Jordan joue au"}}'
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (INPUT[:-1] + ",}", "is no JSON: line 1, column 48: a comma stands before the }"),
+        (INPUT.replace('"', "'"), "is no JSON: line 1, column 2: JSON takes double quotes"),
+        (INPUT.replace('"', ""), "is no JSON: line 1, column 2: names take double quotes"),
+        (INPUT[:-1], "the text ends here, and } is missing"),
+        ("job.json", "'job.json' is a file's name; write --test_input \"$(cat job.json)\""),
+        ("[]", "a job is an object, such as " + INPUT),
+        ('{"prompt": "a"}', "has no input; put its fields into one, such as " + INPUT),
+        ("{}", "the job has no input, such as " + INPUT),
+        ('{"input": "a"}', 'invalid_input: input must be an object, got a string; such as {"p'),
+        ('{"input": {"promt": "a"}}', "promt is no field of this action; did you mean prompt?"),
+        ('{"input": {"action": "grpah"}}', "did you mean generate-graph?"),
+        ('{"input": {"input": {}}}', "input is no field of this action; put what it holds in"),
+    ],
+)
+def test_a_local_job_that_is_wrong_is_refused_with_what_was_meant(given, said):
+    with pytest.raises(SystemExit) as refused:
+        local_job.check(["--test_input", given])
+    assert str(refused.value).startswith("error  --test_input")
+    assert said in str(refused.value)
+
+
+def test_a_wrong_file_of_a_local_job_is_refused_before_a_model_is_loaded(tmp_path):
+    done = local_run(tmp_path)
+    assert done.returncode == 1
+    assert "there is no test_input.json in this folder; give the job as" in done.stderr
+    (tmp_path / "test_input.json").write_text(INPUT + "}")
+    environment = {**os.environ, "MODEL_ID": "/nowhere/model"}
+    done = run(ROOT / "handler.py", cwd=tmp_path, env=environment)
+    assert done.returncode == 1
+    assert "test_input.json is no JSON: line 1, column 48: there is a } too many" in done.stderr
+    assert "/nowhere" not in done.stderr
+
+
+def test_a_right_local_job_is_let_through(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    local_job.check([])
+    local_job.check(["--test_input", INPUT, "--rp_log_level", "DEBUG"])
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,17 @@ def test_the_graph_that_the_readme_reads_is_the_demo_model_s(tmp_path, monkeypat
     assert printed.getvalue() == expected
 
 
+def test_the_summary_that_the_readme_shows_is_the_demo_model_s(tmp_path, capsys):
+    [shown] = [block.text for block in blocks("README.md") if "Strongest features" in block.text]
+    path = tmp_path / "graph.json"
+    path.write_text("{}")
+    print_graph(Console(width=80, highlight=False, emoji=False), ask(TEST_INPUT), path)
+    summary = "".join(f"{line.rstrip()}\n" for line in capsys.readouterr().out.splitlines())
+    tables = shown.split("\nnodes ")[0]
+    assert tables in summary
+    assert max(map(len, tables.splitlines())) <= 80
+
+
 def test_the_numbers_that_the_readme_explains_are_the_demo_model_s():
     reading = read("README.md").split("## Read a graph")[1].split("\n## ")[0]
     graph = ask(TEST_INPUT)

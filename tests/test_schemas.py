@@ -63,6 +63,14 @@ class TestAction:
         assert "'explain'" in str(error)
         assert all(action in str(error) for action in schemas.REQUESTS)
 
+    @pytest.mark.parametrize(
+        ("given", "meant"),
+        [("grpah", "generate-graph"), ("generate", "generate-graph"), ("Steer", "steer"),
+         ("forwardpass", "forward-pass"), ("intervention", "intervene")],
+    )  # fmt: skip
+    def test_a_misspelt_one_is_answered_with_the_closest(self, given, meant):
+        assert str(refusal({"action": given})).endswith(f"; did you mean {meant}?")
+
     def test_of_a_path_may_be_repeated_and_not_contradicted(self):
         for name in ("action", "request_type"):
             body = {"prompt": "a", name: "forward_pass"}

@@ -19,6 +19,7 @@ SOURCES = {
     "client.py": "__init__.py",
     "errors.py": "errors.py",
     "schemas.py": "schemas.py",
+    "contract": "contract",
     "remote": "remote",
     "viewer": "viewer",
     "web_assets": "web_assets",
@@ -26,8 +27,10 @@ SOURCES = {
     "demo/complete/feature_examples.json.gz": "demo/complete/feature_examples.json.gz",
 }
 # Only the worker uses these.
-LEFT_OUT = shutil.ignore_patterns("__pycache__", "docs.html", "local_run.py", "swagger-ui-dist")
-MODULES = r"(errors|schemas|remote|viewer|web_assets)"
+LEFT_OUT = shutil.ignore_patterns(
+    "__pycache__", "docs.html", "local_job.py", "local_run.py", "swagger-ui-dist"
+)
+MODULES = r"(errors|schemas|contract|remote|viewer|web_assets)"
 
 
 def with_package_imports(code: str) -> str:

@@ -30,6 +30,7 @@ ROOMS = (
     "prompting",
     "delivery",
     "schemas",
+    "contract",
     "settings",
     "errors",
     "logs",

@@ -32,13 +32,24 @@ def features(metadata: Metadata, kind: str) -> Mapping[str, Mapping[str, Any]]:
         metadata: of a graph.
         kind: `feature_type` of the graph's nodes.
     """
-    info = metadata.get("info")
-    name = info.get("transcoder_set") if isinstance(info, Mapping) else None
-    kinds = _KINDS.get(name, ()) if isinstance(name, str) else ()
-    if metadata.get("scan") != "demo" or kind not in kinds:
+    if kind not in _kinds(metadata):
         return {}
     found: Mapping[str, Mapping[str, Any]] = _examples(kind)["features"]
     return found
+
+
+def is_of_demo(metadata: Metadata) -> bool:
+    """Whether a graph is the demo model's, with a set that the repository has."""
+    return bool(_kinds(metadata))
+
+
+def _kinds(metadata: Metadata) -> tuple[str, ...]:
+    """The types of the demo's features that are known, of a graph of the demo's."""
+    info = metadata.get("info")
+    name = info.get("transcoder_set") if isinstance(info, Mapping) else None
+    if metadata.get("scan") != "demo" or not isinstance(name, str):
+        return ()
+    return _KINDS.get(name, ())
 
 
 def texts() -> list[list[str]]:

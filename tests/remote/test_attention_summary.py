@@ -96,11 +96,11 @@ def rows(text):
 
 def test_features_are_named_by_kind_layer_and_number_the_strongest_first(said, small):
     shown = rows(said(small))
-    first = shown.index("kind layer feature at token activation")
+    first = shown.index("kind feature at token activation influence")
     assert shown[first + 1 : first + 4] == [
-        'Lorsa 1 105 2 " on" 1.50',
-        'transcoder 1 105 2 " on" 1.50',
-        'Lorsa 0 9 2 " on" 1.50',
+        'Lorsa 1:105:2 " on" 1.50 40.0%',
+        'transcoder 1:105:2 " on" 1.50 30.0%',
+        'Lorsa 0:9:2 " on" 1.50 5.0%',
     ]
     assert '" sat" 0.5000' in shown
     counts = "nodes 8: 1 transcoder feature, 2 Lorsa features, 1 MLP error, 1 attention error, "
@@ -189,8 +189,8 @@ def test_ids_that_no_node_has_are_shown_as_they_are(said, small):
 
 def test_the_demo_s_features_come_with_what_they_do(said, demo):
     shown = rows(said(demo))
-    assert 'transcoder 2 157 4 " au" 2.25 le → basket' in shown
-    assert 'Lorsa 0 140 4 " au" 1.01 joue ⇢ joue → football' in shown
+    assert 'transcoder 2:157:4 " au" 2.25 5.6% le → basket' in shown
+    assert 'Lorsa 0:140:4 " au" 1.01 4.6% joue ⇢ joue → football' in shown
 
 
 def test_in_the_demo_the_athlete_is_read_where_joue_au_meets_what_fires_on_the_name(said, demo):

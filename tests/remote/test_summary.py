@@ -1,12 +1,9 @@
 """What a summary says of outputs that the demo model doesn't give."""
 
-import re
-
 import pytest
 from rich.console import Console
 
 from remote import summary
-from remote.graph_summary import print_graph
 from schemas import SteerResponse, UploadReceipt
 
 
@@ -106,50 +103,3 @@ def test_a_receipt_says_where_the_graph_is_and_how_large(said):
     text = said(receipt.model_dump())
     assert "https://bucket/graph.json (12.3 MB, gzipped)" in text
     assert "attribute 50 ms" in text
-
-
-@pytest.fixture
-def graph(tmp_path):
-    """A graph of one feature and one predicted token, and the file that it is said to be in."""
-    feature = {"layer": "2", "node_id": "2_157_1", "ctx_idx": 1, "activation": 2.25}
-    path = tmp_path / "graph.json"
-    path.write_bytes(b"{}")
-    return path, {
-        "metadata": {
-            "prompt": "The cat",
-            "prompt_tokens": ["The", " cat"],
-            "scan": "demo",
-            "graph_scores": {"replacement_score": 0.9, "completeness_score": 0.9},
-            "info": {"timings_ms": {"attribute": 1.0}},
-        },
-        "nodes": [
-            {**feature, "feature_type": "cross layer transcoder", "influence": 0.5},
-            {"feature_type": "logit", "clerp": 'Output " sat" (p=0.500)', "token_prob": 0.5},
-        ],
-        "links": [],
-    }
-
-
-def test_a_graph_counts_its_nodes_and_quotes_its_tokens_as_the_other_summaries_do(capsys, graph):
-    path, document = graph
-    print_graph(Console(width=80, highlight=False, emoji=False), document, path)
-    text = capsys.readouterr().out
-    assert '1 " cat"' in text
-    assert "nodes   2: 1 feature, 0 errors, 0 tokens, 1 logit\n" in text
-
-
-def test_targets_that_were_asked_for_are_not_called_the_likeliest_tokens(capsys, graph):
-    path, document = graph
-    document["metadata"]["attribution_targets"] = [{"plus": [" sat"], "minus": [" ran"]}]
-    document["nodes"][1]["clerp"] = 'Output " sat -  ran" (p=0.500)'
-    print_graph(Console(width=80, highlight=False, emoji=False), document, path)
-    text = capsys.readouterr().out
-    assert "Likeliest" not in text
-    assert re.search(r'Attribution targets\s+target +weight\s+" sat -  ran" +0\.5000', text)
-
-
-def test_the_model_s_name_in_a_graph_can_not_control_the_terminal_or_the_markup(capsys, graph):
-    path, document = graph
-    document["metadata"]["scan"] = "\x1b[2J[red]x[/red][/bold]"
-    print_graph(Console(width=80, highlight=False, emoji=False), document, path)
-    assert "(\\x1b[2J[red]x[/red][/bold])" in capsys.readouterr().out

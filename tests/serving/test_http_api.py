@@ -138,7 +138,7 @@ def test_a_document_within_an_output_goes_out_piece_by_piece():
         ({"input": {**FORWARD, "request_type": "steer"}}, 422, "invalid_input", "the path says"),
         ({"input": {"input": FORWARD}}, 422, "invalid_input", "input is no field"),
         ({"input": FORWARD, "id": "job"}, 422, "invalid_input", "input is no field"),
-        ({"input": "text"}, 422, "invalid_input", "input is no field"),
+        ({"input": "text"}, 422, "invalid_input", "input must be an object"),
     ],
 )
 def test_what_fails_within_an_input_is_an_error_as_elsewhere(server, body, status, code, words):
@@ -339,10 +339,64 @@ def test_an_endless_body_is_answered_before_it_ends(server):
 def test_an_unknown_path_and_a_wrong_method_are_errors_of_the_same_shape(server):
     assert_error(get(server, "/nothing"), 404, "not_found")
     assert_error(post(server, "steer/", FORWARD), 404, "not_found")
+    assert "did you mean" not in get(server, "/zzzz").text
     response = get(server, "/steer")
     assert_error(response, 405, "method_not_allowed")
     assert response.headers["Allow"] == "POST"
     assert_error(post(server, "health", {}), 405, "method_not_allowed")
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("steer/", "POST /steer"),
+        ("graph", "POST /generate-graph"),
+        ("forward_pass", "POST /forward-pass"),
+        ("intervention", "POST /intervene"),
+        ("Contrast", "POST /contrast"),
+        ("helth", "GET /health"),
+        ("doc", "GET /docs"),
+    ],
+)
+def test_an_unknown_path_is_answered_with_the_closest_one(server, path, meant):
+    response = post(server, path, FORWARD)
+    assert_error(response, 404, "not_found")
+    assert response.json()["error"].endswith(f"; did you mean {meant}?")
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ('{"prompt": "planted",}', "line 1, column 22: a comma stands before the }: remove it"),
+        ("{'prompt': 'planted'}", "line 1, column 2: JSON takes double quotes"),
+        ('{"prompt": "planted"', "the text ends here, and } is missing"),
+        (b'{"prompt": "planted\xff"}', "byte 19 is not UTF-8"),
+        ("", "it is empty"),
+        ("[" * 100_000, "it is nested too deeply"),
+    ],
+)
+def test_a_body_that_is_no_json_is_told_where_and_what_was_meant(server, body, said):
+    headers = {"Content-Type": "application/json"}
+    response = requests.post(f"{server.url}/steer", data=body, headers=headers, timeout=60)
+    assert_error(response, 400, "invalid_input")
+    assert said in response.json()["error"]
+    assert "planted" not in response.text
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"input": "planted"}, 'input must be an object, got a string; such as {"prompt": '),
+        ({"input": {"input": FORWARD}}, "input is no field of this action; put what it holds in"),
+        ({"input": FORWARD, "id": "a"}, "input is no field of this action; put what it holds in"),
+        ("planted", "input must be an object, got a string"),
+    ],
+)
+def test_an_input_in_the_wrong_place_is_told_where_it_belongs(server, body, said):
+    response = post(server, "forward-pass", body)
+    assert_error(response, 422, "invalid_input")
+    assert said in response.json()["error"]
+    assert "planted" not in response.text
 
 
 # The secret
