@@ -11,6 +11,8 @@ from typing import Any, get_args
 import orjson
 
 import schemas
+from remote.argument_forms import layers, side
+from remote.circuit_arguments import CIRCUIT
 from remote.graph_groups import groups_of
 
 DEFAULT_URL = "http://localhost:5004"
@@ -239,23 +241,6 @@ def _experiment(text: str) -> list[dict[str, Any]]:
     return changes
 
 
-def _layers(text: str) -> str | list[int]:
-    found = re.fullmatch(r"(\d+)-(\d+)", text)
-    if found is None and text != "all":
-        raise ArgumentTypeError(f"{text!r} is not all or FIRST-LAST, such as 0-3")
-    return "all" if found is None else [int(found[1]), int(found[2])]
-
-
-def _side(text: str) -> list[str]:
-    """The tokens of a difference's side: one, or those of a JSON list."""
-    try:
-        tokens = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return [text]
-    is_list = isinstance(tokens, list) and all(isinstance(token, str) for token in tokens)
-    return tokens if is_list else [text]
-
-
 def _target_feature(text: str) -> dict[str, Any]:
     found = _TARGET_FEATURE.fullmatch(text)
     if found is None:
@@ -344,7 +329,7 @@ _TARGETS = [
         "attribute from a difference of logits; a side is a token, or a JSON list for their mean",
         dest="attribution_targets",
         action="append",
-        type=_side,
+        type=side,
         nargs=2,
         metavar=("PLUS", "MINUS"),
     ),
@@ -412,7 +397,7 @@ _GROUPS = [
     _option(
         "--constrained-layers",
         "freeze the MLPs of these layers: FIRST-LAST, or all, which freezes norms too",
-        type=_layers,
+        type=layers,
         metavar="LAYERS",
     ),
 ]
@@ -491,5 +476,9 @@ _COMMANDS: dict[str, tuple[str, list[_Option]]] = {
     "view": ("look at graphs in the browser", _VIEW),
     "batch": ("the graphs of many prompts, and an index of them", _BATCH),
     "compare": ("features that graphs share, or that recur over a batch", _COMPARE + _JSON),
+    "circuit": (
+        "what a set of a graph's features is worth: kept alone, removed, beside random sets",
+        CIRCUIT + _TIMEOUT + _JSON,
+    ),
     "export": ("a graph as GraphML, as CSV of its nodes and links, or as a picture", _EXPORT),
 }

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from remote.batch_folder import GRAPHS
+from remote.batch_folder import graph_files
 from remote.errors import WrongFile
 from remote.graph_features import FeatureKey, Place, features_of
 from remote.graph_reading import read_graph
@@ -86,7 +86,7 @@ def compare(paths: Sequence[Path]) -> Comparison:
     Raises:
         WrongFile: there are fewer than two, one can't be read, or two are of different models.
     """
-    files = [file for path in paths for file in _files_of(path)]
+    files = [file for path in paths for file in graph_files(path)]
     if len(files) < 2:
         raise WrongFile("name two graphs at least, or the folder of a batch that has them")
     graphs: list[ComparedGraph] = []
@@ -104,15 +104,6 @@ def compare(paths: Sequence[Path]) -> Comparison:
         slug, prompt = graph.metadata.slug, graph.metadata.prompt
         graphs.append(ComparedGraph(file, slug, prompt, features))
     return _compared(graphs)
-
-
-def _files_of(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    found = sorted((path / GRAPHS).glob("[!.]*.json"))
-    if not found:
-        raise WrongFile(f"{path}: no folder of a batch that has graphs, they are in {GRAPHS}/")
-    return found
 
 
 def _named(model: tuple[str, str | None]) -> str:

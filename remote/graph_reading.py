@@ -33,12 +33,15 @@ class _Metadata(_Part):
     prompt: str = ""
     prompt_tokens: list[str]
     info: _Info = _Info()
+    node_threshold: float | None = None
+    attribution_targets: Any = None
 
 
 class _Document(_Part):
     metadata: _Metadata
     nodes: list[GraphNode]
     links: list[dict[str, Any]]
+    qParams: Any = None  # noqa: N815 - the document's name
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class Link:
 class GraphFile:
     """A graph that was read. Its nodes have ids of their own, and links end at nodes.
 
-    `fields` are the nodes with everything that the document says of them.
+    `fields` are the nodes with everything that the document says of them, `parameters` its
+    `qParams`, unchecked.
     """
 
     path: Path
@@ -60,6 +64,7 @@ class GraphFile:
     nodes: list[GraphNode]
     fields: list[dict[str, Any]]
     _links: list[dict[str, Any]]
+    parameters: Any = None
 
     def links(self) -> Iterator[Link]:
         for link in self._links:
@@ -89,7 +94,14 @@ def read_graph(path: Path) -> GraphFile:
         where = ".".join(map(str, error.errors(include_url=False)[0]["loc"])) or "the document"
         raise WrongFile(f"{path}: no graph document, {where} is not as a graph's is") from None
     _check_ends(path, document)
-    return GraphFile(path, document.metadata, document.nodes, fields["nodes"], document.links)
+    return GraphFile(
+        path,
+        document.metadata,
+        document.nodes,
+        fields["nodes"],
+        document.links,
+        document.qParams,
+    )
 
 
 def _content(path: Path) -> bytes:

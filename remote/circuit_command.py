@@ -1,0 +1,55 @@
+"""`client.py circuit`: graphs in, what a set of their features is worth out."""
+
+from argparse import Namespace
+from typing import Any
+
+from errors import InvalidInput
+from remote.batch_folder import graph_files
+from remote.circuit_experiments import Ask, Options
+from remote.circuit_report import Report, measure_all
+from remote.circuit_sets import CircuitGraph, FeatureName, Selection
+
+
+def run_circuit(args: Namespace, ask: Ask) -> Report:
+    """Try the set that the arguments name in each of the graphs.
+
+    Raises:
+        WrongFile: a file is no graph, none has a feature of the set, or one is not of the worker's
+            model.
+        InvalidInput: options don't go together.
+        WorkerFailure, Unreachable, and what `ask` raises: a job failed or gave nothing usable.
+    """
+    held: dict[str, Any] = {
+        "constrained_layers": args.constrained_layers,
+        "freeze_attention": args.freeze_attention,
+    }
+    options = Options(
+        metric=args.metric,
+        target=tuple(args.target or ()),
+        against=tuple(args.against or ()),
+        n_random=args.random,
+        strength=args.strength,
+        seed=args.seed,
+        held=tuple((name, value) for name, value in held.items() if value is not None),
+    )
+    selection = _selection(args)
+    files = [file for path in args.graphs for file in graph_files(path)]
+    graphs = [CircuitGraph.read(file) for file in files]
+    return measure_all(graphs, selection, ask, options)
+
+
+def _selection(args: Namespace) -> Selection:
+    given = {
+        "--features": args.features,
+        "--group": args.groups,
+        "--strongest": args.strongest,
+    }
+    named = [option for option, value in given.items() if value]
+    if len(named) > 1:
+        raise InvalidInput(f"{' and '.join(named)} each choose a set; give one of them")
+    selection = Selection(args.features or (), args.groups or (), args.strongest)
+    if args.set_of is None:
+        return selection
+    other = CircuitGraph.read(args.set_of)
+    keys = sorted({other.sites[n].key for n in selection.of(other)})
+    return Selection([FeatureName(key, None) for key in keys])
