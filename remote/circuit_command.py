@@ -8,6 +8,7 @@ from remote.batch_folder import graph_files
 from remote.circuit_experiments import Ask, Options
 from remote.circuit_report import Report, measure_all
 from remote.circuit_sets import CircuitGraph, FeatureName, Selection
+from remote.graph_reading import check_same_model
 
 
 def run_circuit(args: Namespace, ask: Ask) -> Report:
@@ -33,8 +34,13 @@ def run_circuit(args: Namespace, ask: Ask) -> Report:
         held=tuple((name, value) for name, value in held.items() if value is not None),
     )
     selection = _selection(args)
-    files = [file for path in args.graphs for file in graph_files(path)]
-    graphs = [CircuitGraph.read(file) for file in files]
+    graphs = [CircuitGraph.read(file) for path in args.graphs for file in graph_files(path)]
+    other = None if args.set_of is None else CircuitGraph.read(args.set_of)
+    first = other or graphs[0]
+    for graph in graphs:
+        check_same_model(graph.path, graph.metadata, first.path, first.metadata)
+    if other is not None:
+        selection = _everywhere(other, selection)
     return measure_all(graphs, selection, ask, options)
 
 
@@ -47,9 +53,10 @@ def _selection(args: Namespace) -> Selection:
     named = [option for option, value in given.items() if value]
     if len(named) > 1:
         raise InvalidInput(f"{' and '.join(named)} each choose a set; give one of them")
-    selection = Selection(args.features or (), args.groups or (), args.strongest)
-    if args.set_of is None:
-        return selection
-    other = CircuitGraph.read(args.set_of)
+    return Selection(args.features or (), args.groups or (), args.strongest)
+
+
+def _everywhere(other: CircuitGraph, selection: Selection) -> Selection:
+    """The set's features in this graph, wherever they are in another."""
     keys = sorted({other.sites[n].key for n in selection.of(other)})
     return Selection([FeatureName(key, None) for key in keys])

@@ -138,7 +138,7 @@ def measure(
     """
     if len(graph.sites) > MAX_FEATURES:
         raise WrongFile(
-            f"{graph.name}: it has {len(graph.sites)} features, and a worker sets {MAX_FEATURES} "
+            f"{graph.path}: it has {len(graph.sites)} features, and a worker sets {MAX_FEATURES} "
             "at most; make it with a lower node_threshold or max_feature_nodes"
         )
     try:
@@ -153,7 +153,7 @@ def measure(
             )
         ]
     except WorkerFailure as failure:
-        message = f"{graph.name}: {failure.message}"
+        message = f"{graph.path}: {failure.message}"
         raise WorkerFailure(failure.code, message) from None
     except ValidationError:
         raise Unreachable(
@@ -185,10 +185,10 @@ def _question(
             against = against or of_graph
     job = {"action": "forward-pass", "max_n_logits": 1 + len(against), "desired_logit_prob": 1.0}
     passed = ForwardPassResponse.model_validate(ask({**job, **_prompt(graph)}))
-    if passed.input_tokens != graph.graph.metadata.prompt_tokens:
+    if passed.input_tokens != graph.metadata.prompt_tokens:
         raise WrongFile(
-            f"{graph.name}: the worker reads its prompt as {len(passed.input_tokens)} other tokens "
-            f"than the graph's {len(graph.graph.metadata.prompt_tokens)}; is it of this model?"
+            f"{graph.path}: the worker reads its prompt as {len(passed.input_tokens)} other tokens "
+            f"than the graph's {len(graph.metadata.prompt_tokens)}; is it of this model?"
         )
     likeliest = [logit.token for logit in passed.salient_logits if logit.token not in against]
     return target or tuple(likeliest[:1]), against
@@ -196,7 +196,7 @@ def _question(
 
 def _asked_of(graph: CircuitGraph) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The tokens of the graph's first target, where it was made for some; a feature has none."""
-    targets = graph.graph.metadata.attribution_targets
+    targets = graph.metadata.attribution_targets
     first = targets[0] if isinstance(targets, list) and targets else None
     if isinstance(first, str):
         return (first,), ()
@@ -208,7 +208,7 @@ def _asked_of(graph: CircuitGraph) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _prompt(graph: CircuitGraph) -> dict[str, Any]:
-    metadata = graph.graph.metadata
+    metadata = graph.metadata
     return {"prompt": metadata.prompt, **({"model_id": metadata.scan} if metadata.scan else {})}
 
 
@@ -222,7 +222,7 @@ def _random_sets(
     graph: CircuitGraph, chosen: frozenset[int], strengths: Sequence[float], options: Options
 ) -> list[frozenset[int]]:
     # A graph's sets are the same whichever graphs are measured with it.
-    rng = random.Random(f"{options.seed} {graph.graph.metadata.prompt}")
+    rng = random.Random(f"{options.seed} {graph.metadata.prompt}")
     return draw(strengths, chosen, options.n_random, rng)
 
 
@@ -292,7 +292,7 @@ def _measured(
     chosen, first = sets[0], answers[0]
     if first.full.groups.get(first.group) is None:
         raise WrongFile(
-            f"{graph.name}: none of the set's features is active on this worker; it has other "
+            f"{graph.path}: none of the set's features is active on this worker; it has other "
             "transcoders than the graph"
         )
     target, against = question

@@ -120,7 +120,7 @@ def print_report(console: Console, report: Report) -> None:
 
 def _explained(report: Report) -> Iterable[str]:
     options, measured = report.options, report.measured
-    thresholds = {one.graph.graph.metadata.node_threshold for one in measured}
+    thresholds = {one.graph.metadata.node_threshold for one in measured}
     pruned = thresholds - {1.0}
     kept = ", ".join(sorted("?" if t is None else f"{t:g}" for t in thresholds))
     yield (
@@ -180,7 +180,7 @@ def _compared(one: Measured) -> str:
 
 
 def _prompt(one: Measured) -> str:
-    prompt = one.graph.graph.metadata.prompt
+    prompt = one.graph.metadata.prompt
     cut = prompt if len(prompt) <= _LONGEST_PROMPT else f"…{prompt[-_LONGEST_PROMPT:]}"
     return quoted(cut)
 
@@ -217,9 +217,9 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def _fields(one: Measured) -> dict[str, Any]:
-    metadata = one.graph.graph.metadata
+    metadata = one.graph.metadata
     return {
-        "file": str(one.graph.graph.path),
+        "file": str(one.graph.path),
         "slug": metadata.slug,
         "prompt": metadata.prompt,
         "node_threshold": metadata.node_threshold,

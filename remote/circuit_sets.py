@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from remote.errors import WrongFile
 from remote.graph_features import LORSA, FeatureKey, Place, features_of, key_of
-from remote.graph_reading import GraphFile, read_graph
+from remote.graph_reading import GraphFile, Metadata, read_graph
 
 _NAME = re.compile(
     r"((?P<kind>lorsa|transcoder):)?(?P<layer>\d{1,6}):(?P<index>\d{1,18})(:(?P<position>\d{1,9}))?"
@@ -27,9 +27,7 @@ class Site:
 
     def fields(self) -> dict[str, Any]:
         """As `intervene` takes it."""
-        kind = {"kind": LORSA} if self.key.kind == LORSA else {}
-        place = {"layer": self.key.layer, "index": self.key.index, "position": self.position}
-        return {**place, **kind}
+        return {**asdict(self.key), "position": self.position}
 
 
 @dataclass(frozen=True)
@@ -68,13 +66,15 @@ class _Parameters(BaseModel):
 
 @dataclass(frozen=True)
 class CircuitGraph:
-    """A graph as far as its features matter. `sites` has each feature at each of its tokens.
+    """A graph as far as its features matter, without its links.
 
+    `sites` has each feature at each of its tokens, `places` what the document says of it there,
     `groups` has the places in `sites` of the features in each supernode, `pinned` those of the
     pinned ones.
     """
 
-    graph: GraphFile
+    path: Path
+    metadata: Metadata
     sites: list[Site]
     places: list[Place]
     groups: dict[str, frozenset[int]]
@@ -113,11 +113,8 @@ class CircuitGraph:
         for name, *ids in filter(None, parameters.supernodes):
             groups[name] = groups.get(name, frozenset()) | _known(ids, of_node)
         pinned = _known(parameters.pinnedIds, of_node)
-        return cls(graph, sites, [found[site] for site in sites], groups, pinned)
-
-    @property
-    def name(self) -> str:
-        return str(self.graph.path)
+        places = [found[site] for site in sites]
+        return cls(graph.path, graph.metadata, sites, places, groups, pinned)
 
     def subgraph(self) -> frozenset[int]:
         """The features that are pinned or in a group, as the viewer shows them."""
@@ -192,5 +189,5 @@ def _no_group(graph: CircuitGraph, names: Sequence[str]) -> str:
 def _found(graph: CircuitGraph, members: Iterable[int], reason: str) -> frozenset[int]:
     found = frozenset(members)
     if not found:
-        raise WrongFile(f"{graph.name}: {reason}")
+        raise WrongFile(f"{graph.path}: {reason}")
     return found

@@ -27,7 +27,7 @@ class _Info(_Part):
     transcoder_set: str | None = None
 
 
-class _Metadata(_Part):
+class Metadata(_Part):
     slug: str = ""
     scan: str = ""
     prompt: str = ""
@@ -38,7 +38,7 @@ class _Metadata(_Part):
 
 
 class _Document(_Part):
-    metadata: _Metadata
+    metadata: Metadata
     nodes: list[GraphNode]
     links: list[dict[str, Any]]
     qParams: Any = None  # noqa: N815 - the document's name
@@ -60,7 +60,7 @@ class GraphFile:
     """
 
     path: Path
-    metadata: _Metadata
+    metadata: Metadata
     nodes: list[GraphNode]
     fields: list[dict[str, Any]]
     _links: list[dict[str, Any]]
@@ -102,6 +102,27 @@ def read_graph(path: Path) -> GraphFile:
         document.links,
         document.qParams,
     )
+
+
+def check_same_model(
+    path: Path, metadata: Metadata, first_path: Path, first_metadata: Metadata
+) -> None:
+    """Raise WrongFile for two graphs of different models or sets: they share no features."""
+    found, first = _model(metadata), _model(first_metadata)
+    if found != first:
+        raise WrongFile(
+            f"{path} is of {_named(found)}, {first_path} of {_named(first)}: a feature of one is "
+            "none of the other's"
+        )
+
+
+def _model(metadata: Metadata) -> tuple[str, str | None]:
+    return metadata.scan, metadata.info.transcoder_set
+
+
+def _named(model: tuple[str, str | None]) -> str:
+    scan, transcoder_set = model
+    return f"{scan!r}" if transcoder_set is None else f"{scan!r} with {transcoder_set!r}"
 
 
 def _content(path: Path) -> bytes:

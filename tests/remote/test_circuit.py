@@ -61,7 +61,7 @@ def run(line, server, capsys):
 def by_the_library(graph, off, **how):
     """The logits after the prompt with these features set to 0, by the library, alone."""
     loaded = model_loader.get_model(demo_settings())
-    prompt = graph.graph.metadata.prompt  # with its leading special token
+    prompt = graph.metadata.prompt  # with its leading special token
     ids = loaded.tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids[0]
     sites = (graph.sites[n] for n in off)
     changes = [(site.key.layer, site.position, site.key.index, 0.0) for site in sites]
@@ -299,7 +299,7 @@ def test_features_of_attention_are_named_to_the_worker_as_such(tmp_path):
     kinds = {site.key.kind for site in graph.sites}
     assert kinds == {"transcoder", "lorsa"}
     for site in graph.sites:
-        assert site.fields().get("kind") == ("lorsa" if site.key.kind == "lorsa" else None)
+        assert site.fields()["kind"] == site.key.kind
     some = next(site for site in graph.sites if site.key.kind == "lorsa")
     name = f"lorsa:{some.key.layer}:{some.key.index}:{some.position}"
     [found] = Selection([FeatureName.parse(name)]).of(graph)
@@ -340,12 +340,15 @@ def changed(document, **fields):
     return {**document, "metadata": metadata}
 
 
-def test_graphs_of_another_model_are_refused_by_name(documents, tmp_path, server, capsys):
+def test_graphs_of_another_model_are_refused_by_name(documents, paths, tmp_path, server, capsys):
     document = documents[2]
-    path = written(tmp_path, changed(document, scan="gemma-2-2b"))
+    path = written(tmp_path, changed(document, scan="gemma-2-2b"), "other")
     assert main(["circuit", str(path), "--strongest", "3", "--url", server.url]) == 1
     said = capsys.readouterr().err
     assert f"model_not_loaded: {path}: model_id 'gemma-2-2b' is not served here" in said
+    assert main(["circuit", str(path), str(paths[2]), "--strongest", "3", "--url", server.url]) == 2
+    said = capsys.readouterr().err
+    assert f"{paths[2]} is of 'demo' with 'demo/transcoders', {path} of 'gemma-2-2b'" in said
     tokens = [*document["metadata"]["prompt_tokens"][:-1], " a", "u"]
     with pytest.raises(WrongFile, match=r"reads its prompt as 5 other tokens than the graph's 6"):
         try_strongest(tmp_path, changed(document, prompt_tokens=tokens))
