@@ -17,13 +17,6 @@ from remote.terminal_text import TABLE_STYLE, line, quoted
 
 _LONGEST_PROMPT = 48
 
-_METRICS = {
-    "logit-difference": "logit-difference: the target's logit less the other's; without another, "
-    "less that of all other tokens together (the logarithm of the odds)",
-    "logit": "logit: the target's logit",
-    "probability": "probability: the target's probability",
-}
-
 Share = Callable[[Sequence[Span], Sequence[Outcome]], float | None]
 
 
@@ -104,15 +97,18 @@ def print_report(console: Console, report: Report) -> None:
     console.print()
     for words in _explained(report):
         console.print(words, soft_wrap=True)
-    columns = ("", "features", "completeness", "chance", "below", "necessity", "chance", "below")
-    table = Table(*columns, **TABLE_STYLE)
-    for one in report.measured:
-        size = f"{len(one.chosen)} of {len(one.graph.sites)}"
-        table.add_row(_prompt(one), size, *_cells(worth_of([one])))
-    if len(report.measured) > 1:
-        table.add_row(f"all {len(report.measured)}", "", *_cells(report.worth_in_all()))
     console.print()
-    console.print(table)
+    for number, one in enumerate(report.measured, 1):
+        words = f"{number}  {_compared(one)} after {_prompt(one)}  {line(str(one.graph.path))}"
+        console.print(words, soft_wrap=True)
+    shares = Table("", "features", "", "set", "chance", "below", **TABLE_STYLE)
+    for number, one in enumerate(report.measured, 1):
+        size = f"{len(one.chosen)} of {len(one.graph.sites)}"
+        _add_shares(shares, str(number), size, worth_of([one]))
+    if len(report.measured) > 1:
+        _add_shares(shares, "all", "", report.worth_in_all())
+    console.print()
+    console.print(shares)
     _print_metric(console, report)
     for reason in report.left_out:
         console.print(f"left out  {line(reason)}", soft_wrap=True)
@@ -127,7 +123,7 @@ def _explained(report: Report) -> Iterable[str]:
         f"features  all that the graph has (node_threshold {kept})"
         + ("; what was pruned away stays as it is, 1 leaves nothing out" if pruned else "")
     )
-    yield f"metric    {_METRICS[options.metric]}"
+    yield f"metric    {_metric(report)}"
     ratio = _strength_range(measured)
     shared = _mean(
         [random_set.n_shared / len(one.chosen) for one in measured for random_set in one.randoms]
@@ -142,6 +138,14 @@ def _explained(report: Report) -> Iterable[str]:
     if n_missing:
         n_named = sum(one.n_missing > 0 for one in measured)
         yield f"missing   {n_missing} of the named features, in {n_named} of the graphs"
+
+
+def _metric(report: Report) -> str:
+    if report.options.metric != "logit-difference":
+        return f"the {report.options.metric} of the token"
+    if all(one.against for one in report.measured):
+        return "the first token's logit less the other's"
+    return "the token's logit less that of all others together (the logarithm of its odds)"
 
 
 def _strength_range(measured: Sequence[Measured]) -> str:
@@ -159,18 +163,18 @@ def _strength_range(measured: Sequence[Measured]) -> str:
 
 
 def _print_metric(console: Console, report: Report) -> None:
-    columns = ("", "metric", "all features", "without the set", "the set alone", "no features")
+    columns = ("", "all features", "without the set", "the set alone", "no features")
     table = Table(*columns, **TABLE_STYLE)
-    for one in report.measured:
+    for number, one in enumerate(report.measured, 1):
         values = (one.span.full, one.outcome.removed, one.outcome.kept, one.span.empty)
         said = one.predictions
-        tokens = (said.full, said.removed, said.kept, said.empty)
+        likeliest = (said.full, said.removed, said.kept, said.empty)
         cells = (
-            f"{value:.2f}  {quoted(token.token)} {token.probability:.2f}"
-            for value, token in zip(values, tokens, strict=True)
+            f"{_rounded(value)} {quoted(token.token)}"
+            for value, token in zip(values, likeliest, strict=True)
         )
-        table.add_row(_prompt(one), _compared(one), *cells)
-    console.print()
+        table.add_row(str(number), *cells)
+    console.print("\nThe metric, and the likeliest next token")
     console.print(table)
 
 
@@ -185,17 +189,24 @@ def _prompt(one: Measured) -> str:
     return quoted(cut)
 
 
-def _cells(worth: Worth) -> Iterable[str]:
-    for share, chance in (
-        (worth.completeness, worth.chance_of_completeness),
-        (worth.necessity, worth.chance_of_necessity),
+def _add_shares(table: Table, name: str, size: str, worth: Worth) -> None:
+    for words, share, chance in (
+        ("completeness", worth.completeness, worth.chance_of_completeness),
+        ("necessity", worth.necessity, worth.chance_of_necessity),
     ):
-        yield "-" if share is None else f"{share:.2f}"
-        if chance is None:
-            yield from ("-", "-")
-        else:
-            yield f"{chance.mean:.2f} ({chance.low:.2f} to {chance.high:.2f})"
-            yield f"{chance.below} of {chance.n_sets}"
+        beside = ["-", "-"]
+        if chance is not None:
+            low, high = _rounded(chance.low), _rounded(chance.high)
+            beside = [
+                f"{_rounded(chance.mean)} ({low} to {high})",
+                f"{chance.below} of {chance.n_sets}",
+            ]
+        table.add_row(name, size, words, "-" if share is None else _rounded(share), *beside)
+        name = size = ""
+
+
+def _rounded(number: float) -> str:
+    return f"{round(number, 2) + 0.0:.2f}"  # without the sign of -0.0
 
 
 def as_json(report: Report) -> dict[str, Any]:

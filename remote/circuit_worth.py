@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from math import fsum
 from typing import Self
 
-# Logits that differ by less are the same within the rounding of a model's numbers.
+# Logits that differ by less, and shares, are the same within the rounding of a model's numbers.
 _SMALLEST_SPAN = 1e-4
+_SAME_SHARE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Chance:
 
     @classmethod
     def beside(cls, value: float, randoms: Sequence[float]) -> Self:
-        below = sum(other < value for other in randoms)
+        below = sum(other < value - _SAME_SHARE for other in randoms)
         mean = fsum(randoms) / len(randoms)
         return cls(mean, min(randoms), max(randoms), below, len(randoms))
 
