@@ -4,7 +4,6 @@ import json
 import math
 import shlex
 
-import orjson
 import pytest
 import torch
 
@@ -13,14 +12,12 @@ from client import main
 from errors import InvalidInput
 from remote.circuit_experiments import Options, measure
 from remote.circuit_report import measure_all
-from remote.circuit_sets import CircuitGraph, FeatureName, Selection
+from remote.circuit_sets import CircuitGraph, Selection
 from remote.errors import Unreachable, WrongFile
-from remote.graph_features import FeatureKey
-from tests.support.complete_documents import fixture_path
+from tests.support.circuit_graphs import documents, written
 from tests.support.demo_worker import PROMPT, ask, demo_settings
 from tests.support.http_server import serving
 
-OTHER_PROMPT = "Rafael Nadal juega al"
 ESCAPES = "\x1b[2J\x9b\u202e[bold]x[/bold]"
 
 
@@ -30,24 +27,10 @@ def server():
         yield running
 
 
-@pytest.fixture(scope="module")
-def documents():
-    """The graphs of two prompts with every active feature, and the first with few."""
-    whole = [ask({"prompt": prompt, "node_threshold": 1}) for prompt in (PROMPT, OTHER_PROMPT)]
-    return [*whole, ask({"prompt": PROMPT})]
-
-
-def written(folder, document, name="graph", **parameters):
-    changed = {**document, "qParams": {**document["qParams"], **parameters}}
-    path = folder / f"{name}.json"
-    path.write_bytes(orjson.dumps(changed))
-    return path
-
-
 @pytest.fixture
-def paths(documents, tmp_path):
+def paths(tmp_path):
     return [
-        written(tmp_path, document, name) for document, name in zip(documents, "abc", strict=True)
+        written(tmp_path, document, name) for name, document in zip("abc", documents(), strict=True)
     ]
 
 
@@ -205,34 +188,6 @@ def test_as_json_the_command_says_what_the_worker_s_numbers_are(paths, server, c
     assert run(line.replace("--seed 3", "--seed 4"), server, capsys) != run(line, server, capsys)
 
 
-def test_by_default_the_set_is_what_the_viewer_shows_in_groups_and_pins(documents, tmp_path):
-    features = [n["node_id"] for n in documents[0]["nodes"] if n["feature_type"].startswith("cr")]
-    logit = next(n["node_id"] for n in documents[0]["nodes"] if n["feature_type"] == "logit")
-    groups = [["say it", features[0], logit, features[1]], ["say it", features[2]], ["gone", "x"]]
-    path = written(tmp_path, documents[0], supernodes=groups, pinnedIds=[features[3], logit])
-    graph = CircuitGraph.read(path)
-
-    def ids(chosen):
-        sites = (graph.sites[n] for n in chosen)
-        return {f"{site.key.layer}_{site.key.index}_{site.position}" for site in sites}
-
-    assert ids(Selection().of(graph)) == set(features[:4])
-    assert ids(Selection(groups=["say it"]).of(graph)) == set(features[:3])
-    with pytest.raises(WrongFile, match=r"no group 'sai it'; its groups are 'say it'$"):
-        Selection(groups=["sai it"]).of(graph)
-
-
-def test_features_are_named_at_a_token_or_wherever_they_are(paths):
-    graph = CircuitGraph.read(paths[0])
-    everywhere, at_4 = FeatureName.parse("2:157"), FeatureName.parse(" 2:157:4")
-    assert everywhere == FeatureName(FeatureKey(2, 157, "transcoder"), None)
-    assert {graph.sites[n].key for n in Selection([everywhere]).of(graph)} == {everywhere.key}
-    [one] = Selection([at_4]).of(graph)
-    assert graph.sites[one].position == 4
-    assert FeatureName.parse("lorsa:1:2:3").key.kind == "lorsa"
-    assert Selection([at_4, FeatureName.parse("3:1000:1")]).missing(graph) == 1
-
-
 def test_a_set_of_one_graph_is_tried_in_others_and_those_without_it_are_left_out(
     paths, server, tmp_path, capsys
 ):
@@ -294,18 +249,6 @@ def test_certainty_has_odds_too(paths):
     assert math.isfinite(found.span.empty)
 
 
-def test_features_of_attention_are_named_to_the_worker_as_such(tmp_path):
-    graph = CircuitGraph.read(fixture_path("glu-9"))
-    kinds = {site.key.kind for site in graph.sites}
-    assert kinds == {"transcoder", "lorsa"}
-    for site in graph.sites:
-        assert site.fields()["kind"] == site.key.kind
-    some = next(site for site in graph.sites if site.key.kind == "lorsa")
-    name = f"lorsa:{some.key.layer}:{some.key.index}:{some.position}"
-    [found] = Selection([FeatureName.parse(name)]).of(graph)
-    assert graph.sites[found] == some
-
-
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
@@ -340,8 +283,8 @@ def changed(document, **fields):
     return {**document, "metadata": metadata}
 
 
-def test_graphs_of_another_model_are_refused_by_name(documents, paths, tmp_path, server, capsys):
-    document = documents[2]
+def test_graphs_of_another_model_are_refused_by_name(paths, tmp_path, server, capsys):
+    document = documents()[2]
     path = written(tmp_path, changed(document, scan="gemma-2-2b"), "other")
     assert main(["circuit", str(path), "--strongest", "3", "--url", server.url]) == 1
     said = capsys.readouterr().err
@@ -354,14 +297,14 @@ def test_graphs_of_another_model_are_refused_by_name(documents, paths, tmp_path,
         try_strongest(tmp_path, changed(document, prompt_tokens=tokens))
 
 
-def test_features_that_are_not_active_on_the_worker_are_of_other_transcoders(documents, tmp_path):
+def test_features_that_are_not_active_on_the_worker_are_of_other_transcoders(tmp_path):
     nodes = [
         {**node, "node_id": f"{node['layer']}_{1000 + n}_{node['ctx_idx']}"}
         if node["feature_type"].startswith("cross")
         else node
-        for n, node in enumerate(documents[2]["nodes"])
+        for n, node in enumerate(documents()[2]["nodes"])
     ]
-    other_set = {**documents[2], "nodes": nodes, "links": []}
+    other_set = {**documents()[2], "nodes": nodes, "links": []}
     with pytest.raises(WrongFile, match="none of the set's features is active on this worker"):
         try_strongest(tmp_path, other_set)
 
@@ -371,22 +314,11 @@ def try_strongest(folder, document):
     return measure(graph, Selection(strongest=3).of(graph), ask, Options(n_random=1))
 
 
-def test_more_features_than_a_worker_sets_are_refused_before_anything_is_sent(documents, tmp_path):
-    node = next(n for n in documents[2]["nodes"] if n["feature_type"].startswith("cross"))
+def test_more_features_than_a_worker_sets_are_refused_before_anything_is_sent(tmp_path):
+    node = next(n for n in documents()[2]["nodes"] if n["feature_type"].startswith("cross"))
     nodes = [{**node, "node_id": f"0_{index}_1"} for index in range(10_001)]
     with pytest.raises(WrongFile, match="10001 features, and a worker sets 10000 at most"):
-        try_strongest(tmp_path, {**documents[2], "nodes": nodes, "links": []})
-
-
-@pytest.mark.parametrize(
-    "parameters",
-    [{"supernodes": "x"}, {"supernodes": [[1]]}, {"pinnedIds": "x"}],
-    ids=["no list", "no name", "no ids"],
-)
-def test_groups_of_another_form_are_no_crash(documents, tmp_path, parameters):
-    path = written(tmp_path, documents[2], **parameters)
-    with pytest.raises(WrongFile, match="qParams is not as a graph's is"):
-        CircuitGraph.read(path)
+        try_strongest(tmp_path, {**documents()[2], "nodes": nodes, "links": []})
 
 
 def test_a_worker_that_answers_something_else_is_said_to(paths):
@@ -403,13 +335,11 @@ def test_a_worker_that_answers_something_else_is_said_to(paths):
         measure(graph, chosen, lambda job: {"x": 1}, Options(n_random=1))
 
 
-def test_what_a_graph_says_can_not_act_on_the_terminal(
-    documents, tmp_path, server, capsys, monkeypatch
-):
+def test_what_a_graph_says_can_not_act_on_the_terminal(tmp_path, server, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
-    path = written(tmp_path, documents[2], supernodes=[[ESCAPES]])
+    path = written(tmp_path, documents()[2], supernodes=[[ESCAPES]])
     assert main(["circuit", str(path), "--group", "x", "--url", server.url]) == 2
-    empty = written(tmp_path, changed(documents[2], prompt=ESCAPES), "odd")
+    empty = written(tmp_path, changed(documents()[2], prompt=ESCAPES), "odd")
     assert main(["circuit", str(empty), "--strongest", "2", "--url", server.url]) == 2
     said = capsys.readouterr()
     assert not {"\x1b", "\x9b", "\u202e"} & set(said.out + said.err)
