@@ -216,6 +216,18 @@ def _compare(args: Namespace, out: Console, _err: Console) -> None:
         print_comparison(out, comparison, args.top)
 
 
+def _circuit(args: Namespace, out: Console, err: Console) -> None:
+    from remote.circuit_command import run_circuit
+    from remote.circuit_report import as_json, print_report
+
+    with _connect(args) as client, Display(err) as display:
+        report = run_circuit(args, lambda job: client.run(job, display, args.timeout))
+    if args.json:
+        _print_json(as_json(report))
+    else:
+        print_report(out, report)
+
+
 def _export(args: Namespace, out: Console, _err: Console) -> None:
     from remote.export import beside, export
 
@@ -333,6 +345,7 @@ _COMMANDS: dict[str, Callable[[Namespace, Console, Console], None]] = {
     "view": _view,
     "batch": _batch,
     "compare": _compare,
+    "circuit": _circuit,
     "export": _export,
 }
 

@@ -36,6 +36,20 @@ _LONGEST_TOKEN = 1_000
 _log = logging.getLogger(__name__)
 
 
+def graph_files(path: Path) -> list[Path]:
+    """A graph's file itself, or the files of the graphs in the folder of a batch.
+
+    Raises:
+        WrongFile: it is a folder without any.
+    """
+    if not path.is_dir():
+        return [path]
+    found = sorted((path / GRAPHS).glob("[!.]*.json"))
+    if not found:
+        raise WrongFile(f"{path}: no folder of a batch that has graphs, they are in {GRAPHS}/")
+    return found
+
+
 class _Kept(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 

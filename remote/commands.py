@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from remote import written_values as written
+from remote.circuit_arguments import CIRCUIT
 
 _FEATURE_HELP = """\
 LAYER:INDEX:POSITION=CHANGE, as often as needed. POSITION is the prompt token (forward-pass
@@ -219,6 +220,10 @@ COMMANDS: dict[str, tuple[str, list[Option]]] = {
     "view": ("look at graphs in the browser", _VIEW),
     "batch": ("the graphs of many prompts, and an index of them", _BATCH),
     "compare": ("features that graphs share, or that recur over a batch", _COMPARE + _JSON),
+    "circuit": (
+        "what a set of a graph's features is worth: kept alone, removed, beside random sets",
+        CIRCUIT + _TIMEOUT + _JSON,
+    ),
     "export": ("a graph as GraphML, as CSV of its nodes and links, or as a picture", _EXPORT),
 }
 

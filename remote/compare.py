@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from remote.batch_folder import GRAPHS
+from remote.batch_folder import graph_files
 from remote.errors import WrongFile
 from remote.graph_features import FeatureKey, Place, features_of
-from remote.graph_reading import read_graph
+from remote.graph_reading import Metadata, check_same_model, read_graph
 
 
 @dataclass(frozen=True)
@@ -86,38 +86,19 @@ def compare(paths: Sequence[Path]) -> Comparison:
     Raises:
         WrongFile: there are fewer than two, one can't be read, or two are of different models.
     """
-    files = [file for path in paths for file in _files_of(path)]
+    files = [file for path in paths for file in graph_files(path)]
     if len(files) < 2:
         raise WrongFile("name two graphs at least, or the folder of a batch that has them")
     graphs: list[ComparedGraph] = []
-    model: tuple[str, str | None] | None = None
+    first: Metadata | None = None
     for file in files:
         graph = read_graph(file)
-        found = graph.metadata.scan, graph.metadata.info.transcoder_set
-        model = model or found
-        if found != model:
-            raise WrongFile(
-                f"{file} is of {_named(found)}, {files[0]} of {_named(model)}: a feature of one is "
-                "none of the other's"
-            )
+        first = first or graph.metadata
+        check_same_model(file, graph.metadata, files[0], first)
         features = {key: InGraph.of(places) for key, places in features_of(graph.nodes).items()}
         slug, prompt = graph.metadata.slug, graph.metadata.prompt
         graphs.append(ComparedGraph(file, slug, prompt, features))
     return _compared(graphs)
-
-
-def _files_of(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    found = sorted((path / GRAPHS).glob("[!.]*.json"))
-    if not found:
-        raise WrongFile(f"{path}: no folder of a batch that has graphs, they are in {GRAPHS}/")
-    return found
-
-
-def _named(model: tuple[str, str | None]) -> str:
-    scan, transcoder_set = model
-    return f"{scan!r}" if transcoder_set is None else f"{scan!r} with {transcoder_set!r}"
 
 
 def _compared(graphs: list[ComparedGraph]) -> Comparison:

@@ -28,18 +28,21 @@ class _Info(_Part):
     transcoder_set: str | None = None
 
 
-class _Metadata(_Part):
+class Metadata(_Part):
     slug: str = ""
     scan: str = ""
     prompt: str = ""
     prompt_tokens: list[str]
     info: _Info = _Info()
+    node_threshold: float | None = None
+    attribution_targets: Any = None
 
 
 class _Document(_Part):
-    metadata: _Metadata
+    metadata: Metadata
     nodes: list[GraphNode]
     links: list[dict[str, Any]]
+    qParams: Any = None  # noqa: N815 - the document's name
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,16 @@ class Link:
 class GraphFile:
     """A graph that was read. Its nodes have ids of their own, and links end at nodes.
 
-    `fields` are the nodes with everything that the document says of them.
+    `fields` are the nodes with everything that the document says of them, `parameters` its
+    `qParams`, unchecked.
     """
 
     path: Path
-    metadata: _Metadata
+    metadata: Metadata
     nodes: list[GraphNode]
     fields: list[dict[str, Any]]
     _links: list[dict[str, Any]]
+    parameters: Any = None
 
     def links(self) -> Iterator[Link]:
         for link in self._links:
@@ -92,7 +97,35 @@ def read_graph(path: Path) -> GraphFile:
         where = ".".join(map(str, error.errors(include_url=False)[0]["loc"])) or "the document"
         raise WrongFile(f"{path}: no graph document, {where} is not as a graph's is") from None
     _check_ends(path, document)
-    return GraphFile(path, document.metadata, document.nodes, fields["nodes"], document.links)
+    return GraphFile(
+        path,
+        document.metadata,
+        document.nodes,
+        fields["nodes"],
+        document.links,
+        document.qParams,
+    )
+
+
+def check_same_model(
+    path: Path, metadata: Metadata, first_path: Path, first_metadata: Metadata
+) -> None:
+    """Raise WrongFile for two graphs of different models or sets: they share no features."""
+    found, first = _model(metadata), _model(first_metadata)
+    if found != first:
+        raise WrongFile(
+            f"{path} is of {_named(found)}, {first_path} of {_named(first)}: a feature of one is "
+            "none of the other's"
+        )
+
+
+def _model(metadata: Metadata) -> tuple[str, str | None]:
+    return metadata.scan, metadata.info.transcoder_set
+
+
+def _named(model: tuple[str, str | None]) -> str:
+    scan, transcoder_set = model
+    return f"{scan!r}" if transcoder_set is None else f"{scan!r} with {transcoder_set!r}"
 
 
 def _content(path: Path) -> bytes:
