@@ -4,15 +4,6 @@ from errors import InvalidInput
 from loading.loaded_model import LoadedModel
 
 
-def refuse_complete(loaded: LoadedModel, action: str) -> None:
-    """Raise InvalidInput on a complete replacement model, for an action without one."""
-    if loaded.is_complete:
-        raise InvalidInput(
-            f"action {action} is not served on complete replacement models, and "
-            f"{loaded.entry.transcoder_label} is one; ask a worker with a set of transcoders alone"
-        )
-
-
 def check_position(where: str, position: int, n_tokens: int) -> None:
     """Raise InvalidInput for a position that the prompt doesn't have."""
     if position >= n_tokens:
