@@ -48,14 +48,15 @@ _FEATURE = re.compile(
 )
 
 _GROUP_HELP = """\
-NAME=LAYER:INDEX:POSITION,..., as often as needed: features that are set together
+NAME=LAYER:INDEX:POSITION,..., as often as needed: features that are set together. With features
+of attention, lorsa:1:105:4 is one of these, and transcoder:1:105:4 is not.
 """
 _EXPERIMENT_HELP = """\
 GROUP*SCALE or GROUP=VALUE, several with commas, as often as needed. 'French*0' turns a group off,
 'French*-2' reverses and doubles it, 'Spanish=10.8' sets each of its features.
 """
 
-_SITE = re.compile(r"(\d+):(\d+):(\d+)")
+_SITE = re.compile(r"((?P<kind>lorsa|transcoder):)?(?P<layer>\d+):(?P<index>\d+):(?P<position>\d+)")
 _NUMBER = r"[+-]?\d*\.?\d+(?:[eE][+-]?\d+)?"
 _CHANGE = re.compile(rf"(?P<group>.+)(?P<how>[*=])(?P<number>{_NUMBER})")
 
@@ -215,15 +216,22 @@ def _feature(text: str) -> dict[str, Any]:
     }
 
 
-def _group(text: str) -> tuple[str, list[dict[str, int]]]:
+def _group(text: str) -> tuple[str, list[dict[str, Any]]]:
     name, equals, sites = text.partition("=")
     found = [_SITE.fullmatch(site.strip()) for site in sites.split(",")]
     if not (name and equals) or None in found:
         raise ArgumentTypeError(
-            f"{text!r} is not NAME=LAYER:INDEX:POSITION,...; such as French=2:157:4,1:120:4"
+            f"{text!r} is not NAME=LAYER:INDEX:POSITION,...; such as French=2:157:4,1:120:4 or "
+            "name=lorsa:1:105:4"
         )
-    fields = ("layer", "index", "position")
-    return name, [dict(zip(fields, map(int, site.groups()), strict=True)) for site in found if site]
+    return name, [
+        {
+            **{field: int(site[field]) for field in ("layer", "index", "position")},
+            **({"kind": site["kind"]} if site["kind"] else {}),
+        }
+        for site in found
+        if site
+    ]
 
 
 def _experiment(text: str) -> list[dict[str, Any]]:
