@@ -81,7 +81,7 @@ class Passes(Protocol):
         """Logits (n_rows, d_vocab) after the last of `tokens`, (n_rows, n_positions), no cache.
 
         With `freeze_attention` every row has the attention patterns of the first, with
-        `freeze_norms`, which TransformerLens alone can, its norms' scales.
+        `freeze_norms` its norms' scales.
         """
 
     def plain_logits(self, tokens: Tensor) -> Tensor:

@@ -112,12 +112,6 @@ def check_frozen(model: Any, frozen: Frozen) -> None:
             f"constrained_layers ends at {layers[-1]}, the model has {n_layers} layers "
             f"(0 to {n_layers - 1})"
         )
-    if len(layers) == n_layers and getattr(model, "backend", None) == "nnsight":
-        raise InvalidInput(
-            "constrained_layers names all layers, whose norms would be frozen too, and the nnsight "
-            "engine can't do that; leave a layer out, or ask a worker with "
-            "MODEL_ENGINE=transformerlens"
-        )
 
 
 def _attempt(batch: "_Batch", token_ids: Sequence[int]) -> tuple[Tensor, Tensor] | None:
