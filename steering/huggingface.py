@@ -92,8 +92,9 @@ class HuggingFacePasses(Passes):
             for norm in self._all_norms() if freeze_norms else ():
                 handles.enter_context(norm.register_forward_hook(_at_first_row_s_scale))
             for (layer, side), function in hooks.items():
-                where = self._locations[side]
-                handles.enter_context(self._register(layer, function, *where, freeze_norms))
+                pattern, end = self._locations[side]
+                handle = self._register(layer, function, pattern, end, freeze_norms)
+                handles.enter_context(handle)
             for layer in range(self.model.cfg.n_layers if freeze_attention else 0):
                 queries = self._module(self._attention.format(layer=layer)).q_proj
                 handles.enter_context(
@@ -134,7 +135,7 @@ def _at_first_row_s_scale(norm: nn.Module, args: tuple[Tensor, ...], output: Ten
     return (output * _scale_change(norm, args[0])).to(output.dtype)
 
 
-def _scale_change(norm: nn.Module, x: Tensor) -> Tensor:
+def _scale_change(norm: Any, x: Tensor) -> Tensor:
     """Each row's scale in an RMS norm, by the first row's: (n_rows, n_positions, 1) float32."""
     eps = getattr(norm, "variance_epsilon", None)  # Gemma's has another name
     squares = x.float().square().mean(-1, keepdim=True) + (norm.eps if eps is None else eps)

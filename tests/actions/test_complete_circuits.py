@@ -238,7 +238,10 @@ def test_features_of_both_kinds_are_ranked_and_the_steer_names_their_kinds(setti
     chosen = [(f["layer"], f["kind"], f["index"]) for f in output["steer"]]
     assert chosen == [(f["layer"], f["kind"], f["index"]) for f in [*raised, *lowered]]
     assert {kind for _, kind, _ in chosen} == {"lorsa", "transcoder"}
-    for steer, feature_ in zip(output["steer"], [*raised, *lowered], strict=False):
+    body = {"action": "steer", "prompt": PROMPT, "features": output["steer"], "n_tokens": 1}
+    text = ask({**body, "steered_output_only": True}, settings)["STEERED_GENERATION"]
+    assert text == PROMPT + output["other_prediction"]["token"]
+    for steer, feature_ in zip(output["steer"], [*raised, *lowered], strict=True):
         if not steer["ablate"]:
             value = 2 * feature_["other_activation"] - feature_["activation"]
             assert steer["delta"] == pytest.approx(value)

@@ -8,7 +8,7 @@ import torch
 import steering
 from attribution.complete import attribute, freeze
 from errors import InvalidInput, NotFinite
-from steering import Experiment, Frozen, Intervention, Options
+from steering import Experiment, Feature, Frozen, Intervention, Options
 from steering.complete import CompletePasses
 from tests.support.complete_cases import CASES, D_VOCAB, N_FEATURES, N_LAYERS, write_case
 from tests.support.complete_engine import complete_model, in_float32
@@ -62,7 +62,7 @@ def active(local):
 
 def experiments_on(local) -> list[Experiment]:
     """Of features of both kinds, some are ablated, reversed, amplified or switched on."""
-    strongest = {}
+    strongest: dict[int, tuple[Feature, float]] = {}
     for feature, value in active(local).items():
         if value > strongest.get(feature[0], (None, 0.0))[1]:
             strongest[feature[0]] = feature, value
