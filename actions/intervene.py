@@ -37,13 +37,10 @@ def run(request: InterveneRequest, loaded: LoadedModel, job: Job) -> InterveneRe
         targets = token_ids("targets", request.targets, loaded)
     named = _named(request, loaded, prompt)
     check_top_k(request.top_k, loaded)
-    job.counts |= {
-        "features": sum(map(len, named.values())),
-        "experiments": len(request.experiments),
-    }
     with job.model(loaded):
         with job.stage("activations"):
             sites, activations, columns = _read(named, loaded, prompt)
+        job.counts |= {"features": len(sites), "experiments": len(request.experiments)}
         with job.stage("intervene"):
             outcomes = steering.intervene(
                 loaded.model,

@@ -145,8 +145,8 @@ def _layers(
     silent = passes.silent_positions(len(token_ids))
     layers = {}
     for layer, columns in sorted(by_layer.items()):
-        reader = passes.reader([features[n] for n in columns], silent)
-        layers[layer] = _LayerFeatures(layer, columns, [features[n] for n in columns], reader)
+        mine = [features[n] for n in columns]
+        layers[layer] = _LayerFeatures(layer, columns, mine, passes.reader(mine, silent))
     return layers
 
 
