@@ -52,7 +52,8 @@ def experiments_of(model: Any, ids: list[int]) -> tuple[list[Feature], list[Expe
 
 def _scaled(values: dict[Feature, float]) -> list[Experiment]:
     """Sixteen ways to scale groups of four of the features, with their activations."""
-    features, experiments = list(values), []
+    features = list(values)
+    experiments: list[Experiment] = []
     for n in range(N_EXPERIMENTS):
         group = features[4 * (n % 3) : 4 * (n % 3) + 4]
         scale = (n - N_EXPERIMENTS // 2) / 4
@@ -131,8 +132,13 @@ def main() -> None:
 
 def _complete(args: argparse.Namespace, *, on_gpu: bool) -> None:
     """The rows of the complete demo."""
-    complete = {"model_id": "demo", "transcoder_set": "demo-crm"}
-    settings = Settings(_env_file=None, device=args.device, model_dtype=args.dtype, **complete)
+    settings = Settings(
+        _env_file=None,
+        device=args.device,
+        model_dtype=args.dtype,
+        model_id="demo",
+        transcoder_set="demo-crm",
+    )
     loaded = model_loader.load(settings)
     model, prompts = loaded.model, [loaded.tokenizer(text).input_ids for text in PROMPTS]
     local = freeze(model, torch.tensor(prompts[0]))
