@@ -297,7 +297,7 @@ class GroupFeature(_Schema):
     layer: Whole = Field(ge=0)
     index: Whole = Field(ge=0)
     position: Whole = Field(ge=0, description="of the prompt, where 0 is the leading special token")
-    kind: FeatureKind | None = Field(None, description="`lorsa` for an attention feature")
+    kind: FeatureKind | None = Field(None, description="absent: the one that is active there")
 
 
 class GroupChange(_Schema):
@@ -358,8 +358,8 @@ class InterveneRequest(PromptRequest):
         Literal["all"] | list[Whole] | None, BeforeValidator(_layer_range)
     ] = Field(
         None,
-        description='layers whose MLPs are frozen, `[first, last]` or `"all"`, which freezes norms '
-        "too",
+        description="layers whose MLPs, and attention if it has features, are frozen: `[first, "
+        'last]`, or `"all"`, which freezes norms too',
     )
     freeze_attention: bool = Field(True, description="keep the prompt's attention patterns")
 

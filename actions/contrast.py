@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from actions.bounds import check_position, refuse_complete
+from actions.bounds import check_position
 from actions.job import Job, prepare_prompt, prepare_text
-from attribution.contrast import Contrasted, contrast
+from attribution.contrast import contrast
+from attribution.contrasted import Contrasted
 from attribution.salient_logits import salient_logits
-from attribution.support import unsupported
 from errors import InvalidInput, WorkerError
 from loading.loaded_model import LoadedModel
 from prompting.prompts import Prompt
@@ -26,7 +26,6 @@ _SHARES = {"tokenise": 5.0, "contrast": 95.0}
 def run(request: ContrastRequest, loaded: LoadedModel, job: Job) -> ContrastResponse:
     """Compare both prompts, rank their features by effect, and propose a steer."""
     job.shares = _SHARES
-    _check_model(loaded)
     with job.stage("tokenise"):
         prompt = prepare_prompt(request, loaded, job)
         other = _other_prompt(request, loaded, job)
@@ -54,26 +53,15 @@ def run(request: ContrastRequest, loaded: LoadedModel, job: Job) -> ContrastResp
             ContrastedFeature(
                 layer=feature.layer,
                 index=feature.index,
-                kind="transcoder",
+                kind=feature.kind,
                 activation=feature.activation,
                 other_activation=feature.other_activation,
                 effect=feature.effect,
             )
             for feature in ranked[: request.top_k]
         ],
-        steer=_steer(ranked, position, request),
+        steer=_steer(ranked, position, request, names_kinds=loaded.is_complete),
     )
-
-
-def _check_model(loaded: LoadedModel) -> None:
-    """Raise InvalidInput, naming what the model has, where effects can't be computed."""
-    refuse_complete(loaded, "contrast")
-    reason = unsupported(loaded.model)
-    if reason is not None:
-        raise InvalidInput(
-            f"action contrast is not served on this model ({reason}); ask a worker with "
-            "MODEL_ENGINE=transformerlens, or compare two graphs"
-        )
 
 
 def _other_prompt(request: ContrastRequest, loaded: LoadedModel, job: Job) -> Prompt:
@@ -112,9 +100,13 @@ def _likeliest(logits: Tensor, loaded: LoadedModel) -> SalientLogit:
 
 
 def _steer(
-    ranked: Sequence[Contrasted], position: int, request: ContrastRequest
+    ranked: Sequence[Contrasted], position: int, request: ContrastRequest, *, names_kinds: bool
 ) -> list[SteerFeature]:
-    """The features of most effect towards the other prediction: some to raise, some to lower."""
+    """The features of most effect towards the other prediction: some to raise, some to lower.
+
+    Args:
+        names_kinds: whether the model has features of both kinds, which a steer has to tell apart.
+    """
     helping = [feature for feature in ranked if feature.effect > 0]
     raised = [f for f in helping if f.other_activation > f.activation]
     lowered = [f for f in helping if f.other_activation < f.activation]
@@ -126,6 +118,7 @@ def _steer(
         SteerFeature(
             layer=feature.layer,
             index=feature.index,
+            kind=feature.kind if names_kinds else None,
             token_active_position=position,
             steer_position=position,
             ablate=delta is None,

@@ -1,20 +1,19 @@
 """intervene: what the next token and other features become when groups of features are set."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
 import steering
-from actions.bounds import check_feature, check_position, check_top_k, refuse_complete
+from actions.bounds import check_position, check_top_k
 from actions.job import Job, prepare_prompt
 from actions.tokens import token_ids
 from attribution.salient_logits import probabilities_of
-from errors import InvalidInput
 from loading.loaded_model import LoadedModel
 from prompting.prompts import Prompt
 from schemas import (
     GroupChange,
-    GroupFeature,
     InterveneRequest,
     InterveneResponse,
     InterventionOutcome,
@@ -32,22 +31,16 @@ _Columns = Mapping[str, list[int]]
 def run(request: InterveneRequest, loaded: LoadedModel, job: Job) -> InterveneResponse:
     """The prompt as it is and under each experiment, without generating."""
     job.shares = _SHARES
-    refuse_complete(loaded, "intervene")
     frozen = _frozen(request, loaded)
     with job.stage("tokenise"):
         prompt = prepare_prompt(request, loaded, job)
         targets = token_ids("targets", request.targets, loaded)
-    _check_bounds(request, loaded, prompt)
-    features: dict[Feature, int] = {}
-    columns: dict[str, list[int]] = {}
-    for name, group in request.groups.items():
-        mine = [features.setdefault(_site(feature), len(features)) for feature in group]
-        columns[name] = list(dict.fromkeys(mine))
-    job.counts |= {"features": len(features), "experiments": len(request.experiments)}
-    sites = list(features)
+    named = _named(request, loaded, prompt)
+    check_top_k(request.top_k, loaded)
     with job.model(loaded):
         with job.stage("activations"):
-            activations = steering.feature_activations(loaded.model, prompt.ids, sites)
+            sites, activations, columns = _read(named, loaded, prompt)
+        job.counts |= {"features": len(sites), "experiments": len(request.experiments)}
         with job.stage("intervene"):
             outcomes = steering.intervene(
                 loaded.model,
@@ -94,23 +87,54 @@ def _frozen(request: InterveneRequest, loaded: LoadedModel) -> Frozen:
     return frozen
 
 
-def _check_bounds(request: InterveneRequest, loaded: LoadedModel, prompt: Prompt) -> None:
-    """Raise InvalidInput, naming feature and bound, for what model or prompt doesn't have."""
+class _Named(NamedTuple):
+    """A feature as a group names it, and where the one that is meant may be."""
+
+    name: str
+    sites: list[Feature]
+
+
+def _named(
+    request: InterveneRequest, loaded: LoadedModel, prompt: Prompt
+) -> dict[str, list[_Named]]:
+    """The features of each group, checked against the model and the prompt.
+
+    Raises:
+        InvalidInput: model or prompt doesn't have one. The error names feature and bound.
+    """
+    meant: dict[tuple[int, int, Any], list[int]] = {}
+    named: dict[str, list[_Named]] = {}
     for name, group in request.groups.items():
+        named[name] = []
         for i, feature in enumerate(group):
             where = f"groups.{name[:60]}[{i}]"
-            if feature.kind == "lorsa":
-                raise InvalidInput(
-                    f"{where}.kind is 'lorsa', but {loaded.entry.transcoder_label} has no "
-                    "attention features; leave kind out"
-                )
-            check_feature(where, feature.layer, feature.index, loaded)
+            key = (feature.layer, feature.index, feature.kind)
+            if key not in meant:
+                meant[key] = steering.layers_meant(loaded.model, *key, where)
             check_position(f"{where}.position", feature.position, len(prompt.ids))
-    check_top_k(request.top_k, loaded)
+            sites = [(layer, feature.position, feature.index) for layer in meant[key]]
+            named[name].append(_Named(where, sites))
+    return named
 
 
-def _site(feature: GroupFeature) -> Feature:
-    return feature.layer, feature.position, feature.index
+def _read(
+    named: Mapping[str, Sequence[_Named]], loaded: LoadedModel, prompt: Prompt
+) -> tuple[list[Feature], list[float], dict[str, list[int]]]:
+    """The features of all groups with their activations, and which of them are each group's."""
+    asked = list(dict.fromkeys(s for group in named.values() for each in group for s in each.sites))
+    read = steering.feature_activations(loaded.model, prompt.ids, asked)
+    activations = dict(zip(asked, read, strict=True))
+    numbers: dict[Feature, int] = {}
+    columns: dict[str, list[int]] = {}
+    for name, group in named.items():
+        mine = []
+        for each in group:
+            layers = [layer for layer, *_ in each.sites]
+            own = [activations[site] for site in each.sites]
+            layer = steering.active_layer(layers, own, each.name, "its position")
+            mine.append(numbers.setdefault(each.sites[layers.index(layer)], len(numbers)))
+        columns[name] = list(dict.fromkeys(mine))
+    return list(numbers), [activations[site] for site in numbers], columns
 
 
 def _experiment(

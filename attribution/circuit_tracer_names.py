@@ -30,6 +30,15 @@ def library_loop() -> Callable[..., Graph]:
     return loop
 
 
+def attribution_context(model: Any) -> Callable[..., Any]:
+    """The class that holds one prompt's attribution, for the engine of this model."""
+    if model.backend == "nnsight":
+        from circuit_tracer.attribution.context_nnsight import AttributionContext
+    else:
+        from circuit_tracer.attribution.context_transformerlens import AttributionContext
+    return AttributionContext
+
+
 def unembedding(model: Any) -> torch.Tensor:
     """The unembedding matrix: (d_model, d_vocab), or with nnsight (d_vocab, d_model)."""
     matrix: torch.Tensor = model.unembed_weight if model.backend == "nnsight" else model.unembed.W_U

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -116,22 +116,35 @@ def layer_hooks(model: Any, wanted: Collection[str]) -> list[str]:
 
 def layer_norms(model: Any, layer: int, seen: dict[str, torch.Tensor], n_pos: int) -> LayerNorms:
     """A layer's norms, frozen at the scales that were `seen` at `n_pos` positions."""
-    block = model.blocks[layer]
+    norms = attention_norms(model, layer, seen, n_pos)
+    through_norm, weighted = INPUT_HOOKS[model.feature_input_hook]
+    if through_norm:
+        norms = replace(norms, input=_norm(model, layer, "ln2", seen, weighted=weighted))
+    after = model.cfg.use_normalization_before_and_after
+    if after and OUTPUT_HOOKS[model.original_feature_output_hook]:
+        norms = replace(norms, output=_norm(model, layer, "ln2_post", seen))
+    return norms
+
+
+def attention_norms(
+    model: Any, layer: int, seen: dict[str, torch.Tensor], n_pos: int
+) -> LayerNorms:
+    """The same where features are in the residual stream itself: of any HookedTransformer."""
     identity = FrozenNorm.identity(n_pos, model.W_E.device)
     after = model.cfg.use_normalization_before_and_after
-
-    def norm(name: str, weighted: bool = True) -> FrozenNorm:
-        scale = seen[f"blocks.{layer}.{name}.hook_scale"]
-        return FrozenNorm.of(getattr(block, name), scale, weighted=weighted)
-
-    through_norm, weighted = INPUT_HOOKS[model.feature_input_hook]
-    writes_before_norm = after and OUTPUT_HOOKS[model.original_feature_output_hook]
     return LayerNorms(
-        before_attention=norm("ln1"),
-        after_attention=norm("ln1_post") if after else identity,
-        input=norm("ln2", weighted) if through_norm else identity,
-        output=norm("ln2_post") if writes_before_norm else identity,
+        before_attention=_norm(model, layer, "ln1", seen),
+        after_attention=_norm(model, layer, "ln1_post", seen) if after else identity,
+        input=identity,
+        output=identity,
     )
+
+
+def _norm(
+    model: Any, layer: int, name: str, seen: dict[str, torch.Tensor], *, weighted: bool = True
+) -> FrozenNorm:
+    scale = seen[f"blocks.{layer}.{name}.hook_scale"]
+    return FrozenNorm.of(getattr(model.blocks[layer], name), scale, weighted=weighted)
 
 
 def freeze_attention(attn: Any, pattern: torch.Tensor, norms: LayerNorms) -> FrozenAttention:

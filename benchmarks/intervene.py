@@ -6,8 +6,10 @@
 On the demo model: 16 experiments on three groups of four features each, as one batch, beside
 circuit-tracer's `feature_intervention` once for each of them (with the activations, of which the
 groups' shares are made, and "lean", without). A contrast of two prompts is measured beside
-`get_activations` of both. With `--synthetic` the model is that of `benchmarks.steer`. Seconds are
-those of the CPU, of the clock on a GPU; medians, in turns.
+`get_activations` of both. Then the same on the demo's complete set, on which no library
+intervenes: the batch beside its experiments one by one, and a contrast beside what graphs of both
+prompts start from. With `--synthetic` the model is that of `benchmarks.steer`, and there is no
+complete one. Seconds are those of the CPU, of the clock on a GPU; medians, in turns.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import torch
 
 import model_loader
 import steering
+from attribution.complete import freeze
 from attribution.contrast import contrast
 from benchmarks import steer
 from benchmarks.measure import Cost, machine, measure, medians
@@ -39,16 +42,23 @@ def experiments_of(model: Any, ids: list[int]) -> tuple[list[Feature], list[Expe
     _, activations = model.get_activations(torch.tensor(ids, device=model.cfg.device))
     strongest = activations[:, 1:].flatten().topk(12).indices.tolist()
     _, n_pos, n_features = activations.shape
-    features: list[Feature] = []
+    values: dict[Feature, float] = {}
     for place in strongest:
         layer, rest = divmod(place, (n_pos - 1) * n_features)
-        features.append((layer, 1 + rest // n_features, rest % n_features))
+        feature = (layer, 1 + rest // n_features, rest % n_features)
+        values[feature] = float(activations[feature])
+    return list(values), _scaled(values)
+
+
+def _scaled(values: dict[Feature, float]) -> list[Experiment]:
+    """Sixteen ways to scale groups of four of the features, with their activations."""
+    features = list(values)
     experiments: list[Experiment] = []
     for n in range(N_EXPERIMENTS):
         group = features[4 * (n % 3) : 4 * (n % 3) + 4]
         scale = (n - N_EXPERIMENTS // 2) / 4
-        experiments.append({feature: scale * float(activations[feature]) for feature in group})
-    return features, experiments
+        experiments.append({feature: scale * values[feature] for feature in group})
+    return experiments
 
 
 def library_way(
@@ -116,6 +126,59 @@ def main() -> None:
             flush=True,
         )
     _contrast(model, prompts, args, on_gpu=on_gpu)
+    if not args.synthetic:
+        _complete(args, on_gpu=on_gpu)
+
+
+def _complete(args: argparse.Namespace, *, on_gpu: bool) -> None:
+    """The rows of the complete demo."""
+    settings = Settings(
+        _env_file=None,
+        device=args.device,
+        model_dtype=args.dtype,
+        model_id="demo",
+        transcoder_set="demo-crm",
+    )
+    loaded = model_loader.load(settings)
+    model, prompts = loaded.model, [loaded.tokenizer(text).input_ids for text in PROMPTS]
+    local = freeze(model, torch.tensor(prompts[0]))
+    # Twelve of the strongest, which are of both kinds.
+    strongest = local.activation_values.topk(48).indices[::4]
+    values = dict(
+        zip(
+            map(tuple, local.active_features[strongest].tolist()),
+            local.activation_values[strongest].tolist(),
+            strict=True,
+        )
+    )
+    features, experiments = list(values), _scaled(values)
+    print(f"\n| complete, {N_EXPERIMENTS} experiments | one by one | as a batch | faster |")
+    print("| --- | ---: | ---: | ---: |")
+    for name, chosen in FROZEN.items():
+        frozen = chosen or Frozen(range(model.cfg.n_layers))
+
+        def one_by_one(frozen: Frozen = frozen) -> torch.Tensor:
+            rows = [our_way(model, prompts[0], list(e), [e], frozen) for e in experiments]
+            return torch.cat(rows)
+
+        batch = partial(our_way, model, prompts[0], features, experiments, frozen)
+        if args.dtype == "float32":
+            torch.testing.assert_close(batch(), one_by_one(), atol=1e-3, rtol=1e-3)
+        took = _medians({"one by one": one_by_one, "batch": batch}, args)
+        alone, together = (_seconds(cost, on_gpu=on_gpu) for cost in took)
+        print(
+            f"| {name} | {1000 * alone:.1f} ms | {1000 * together:.1f} ms "
+            f"| {alone / together:.1f}× |",
+            flush=True,
+        )
+    tokens = [torch.tensor(ids) for ids in prompts]
+    both = partial(_frozen, model, tokens)
+    title = "complete, contrast"
+    _contrast_rows(title, "two freezes", both, model, prompts, args, on_gpu=on_gpu)
+
+
+def _frozen(model: Any, prompts: list[torch.Tensor]) -> list[Any]:
+    return [freeze(model, ids) for ids in prompts]
 
 
 def _model_and_prompts(args: argparse.Namespace) -> tuple[Any, list[list[int]]]:
@@ -133,14 +196,32 @@ def _model_and_prompts(args: argparse.Namespace) -> tuple[Any, list[list[int]]]:
 def _contrast(
     model: Any, prompts: list[list[int]], args: argparse.Namespace, *, on_gpu: bool
 ) -> None:
-    one, other = prompts
     tokens = [torch.tensor(ids, device=model.cfg.device) for ids in prompts]
+    both = partial(_activations, model, tokens)
+    _contrast_rows("contrast", "two get_activations", both, model, prompts, args, on_gpu=on_gpu)
+
+
+def _activations(model: Any, prompts: list[torch.Tensor]) -> list[Any]:
+    return [model.get_activations(ids) for ids in prompts]
+
+
+def _contrast_rows(
+    title: str,
+    beside: str,
+    activations_of_both: Callable[[], Any],
+    model: Any,
+    prompts: list[list[int]],
+    args: argparse.Namespace,
+    *,
+    on_gpu: bool,
+) -> None:
+    one, other = prompts
     assert contrast(model, one, other, len(one) - 1, len(other) - 1).features
     activations, contrasted, farther = (
         _seconds(cost, on_gpu=on_gpu)
         for cost in _medians(
             {
-                "get_activations": lambda: [model.get_activations(ids) for ids in tokens],
+                "activations": activations_of_both,
                 "at the last token": lambda: contrast(
                     model, one, other, len(one) - 1, len(other) - 1
                 ),
@@ -149,7 +230,7 @@ def _contrast(
             args,
         )
     )
-    print("\n| contrast | two get_activations | ours | ratio |")
+    print(f"\n| {title} | {beside} | ours | ratio |")
     print("| --- | ---: | ---: | ---: |")
     for name, ours in (("at the last token", contrasted), ("at the first", farther)):
         print(

@@ -14,7 +14,8 @@ features of attention, lorsa:2:157:4=0 is one of these, and transcoder:2:157:4=0
 features both texts are the default one.
 """
 _GROUP_HELP = """\
-NAME=LAYER:INDEX:POSITION,..., as often as needed: features that are set together
+NAME=LAYER:INDEX:POSITION,..., as often as needed: features that are set together. With features
+of attention, lorsa:1:105:4 is one of these, and transcoder:1:105:4 is not.
 """
 _EXPERIMENT_HELP = """\
 GROUP*SCALE or GROUP=VALUE, several with commas, as often as needed. 'French*0' turns a group off,

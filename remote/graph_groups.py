@@ -1,10 +1,11 @@
 """The groups of a graph document, as `intervene` takes them."""
 
+import re
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from remote.graph_document import FEATURE
+from remote.graph_document import FEATURE, LORSA
 
 
 class _Node(BaseModel):
@@ -22,7 +23,12 @@ class _Document(BaseModel):
     qParams: _Parameters = _Parameters()  # noqa: N815 - the document's name
 
 
-def groups_of(document: Any) -> dict[str, list[dict[str, int]]]:
+# A feature's id; in a complete graph with its kind.
+_ID = re.compile(r"(?P<layer>[0-9]+)_((?P<kind>cro|lor)_)?(?P<index>[0-9]+)_(?P<position>[0-9]+)")
+_KINDS = {"cro": "transcoder", "lor": "lorsa"}
+
+
+def groups_of(document: Any) -> dict[str, list[dict[str, Any]]]:
     """The features of each group by its name; groups of tokens or logits alone are left out.
 
     Groups of one name are told apart by a number.
@@ -34,8 +40,8 @@ def groups_of(document: Any) -> dict[str, list[dict[str, int]]]:
         graph = _Document.model_validate(document)
     except ValidationError:
         raise ValueError("it is no graph document") from None
-    features = {node.node_id for node in graph.nodes if node.feature_type == FEATURE}
-    groups: dict[str, list[dict[str, int]]] = {}
+    features = {node.node_id for node in graph.nodes if node.feature_type in {FEATURE, LORSA}}
+    groups: dict[str, list[dict[str, Any]]] = {}
     for name, *ids in filter(None, graph.qParams.supernodes):
         sites = [_site(node_id) for node_id in ids if node_id in features]
         if sites:
@@ -45,12 +51,13 @@ def groups_of(document: Any) -> dict[str, list[dict[str, int]]]:
     return groups
 
 
-def _site(node_id: str) -> dict[str, int]:
-    """A feature of a node's id: layer, index and position."""
-    parts = node_id.split("_")
-    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
-        raise ValueError(f"its node {node_id[:60]!r} is no feature of a transcoder set")
-    return dict(zip(("layer", "index", "position"), map(int, parts), strict=True))
+def _site(node_id: str) -> dict[str, Any]:
+    """A feature of a node's id: layer, index and position, in a complete graph its kind too."""
+    found = _ID.fullmatch(node_id)
+    if found is None:
+        raise ValueError(f"its node {node_id[:60]!r} is no feature")
+    place = {name: int(found[name]) for name in ("layer", "index", "position")}
+    return {**place, "kind": _KINDS[found["kind"]]} if found["kind"] else place
 
 
 def _unused(name: str, groups: dict[str, Any]) -> str:

@@ -151,16 +151,19 @@ def print_contrast(console: Console, output: ContrastResponse) -> None:
         predictions.add_row(
             *(name, str(position), quoted(likeliest.token), f"{likeliest.probability:.4f}")
         )
-    columns = ("layer", "feature", "activation", "in the other", "effect")
-    features = Table(*columns, title="Features by effect", **TABLE_STYLE)
+    columns = ("kind", "layer", "feature", "activation", "in the other", "effect")
+    # Of a set with features of attention a steer names the kinds.
+    n_left_out = 0 if any(feature.kind for feature in output.steer) else 1
+    features = Table(*columns[n_left_out:], title="Features by effect", **TABLE_STYLE)
     for feature in output.features:
         features.add_row(
-            *(str(feature.layer), str(feature.index), f"{feature.activation:.2f}"),
+            *(feature.kind, str(feature.layer))[n_left_out:],
+            *(str(feature.index), f"{feature.activation:.2f}"),
             *(f"{feature.other_activation:.2f}", f"{feature.effect:+.3f}"),
         )
     console.print(Group("", predictions, "", features))
     options = (
-        f"--feature {f.layer}:{f.index}:{f.token_active_position}="
+        f"--feature {f'{f.kind}:' if f.kind else ''}{f.layer}:{f.index}:{f.token_active_position}="
         + ("0" if f.delta is None else f"{f.delta:+.4g}")
         for f in output.steer
     )

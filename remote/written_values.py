@@ -21,7 +21,7 @@ _FEATURE = re.compile(
 )
 
 _LONGEST_NAME = 200  # of a file
-_SITE = re.compile(r"(\d+):(\d+):(\d+)")
+_SITE = re.compile(r"((?P<kind>lorsa|transcoder):)?(?P<layer>\d+):(?P<index>\d+):(?P<position>\d+)")
 _NUMBER = r"[+-]?\d*\.?\d+(?:[eE][+-]?\d+)?"
 _CHANGE = re.compile(rf"(?P<group>.+)(?P<how>[*=])(?P<number>{_NUMBER})")
 
@@ -48,16 +48,22 @@ def feature(text: str) -> dict[str, Any]:
     }
 
 
-def group(text: str) -> tuple[str, list[dict[str, int]]]:
+def group(text: str) -> tuple[str, list[dict[str, Any]]]:
     name, equals, sites = text.partition("=")
     found = [_SITE.fullmatch(site.strip()) for site in sites.split(",")]
     if not (name and equals) or None in found:
         raise ArgumentTypeError(
-            f"{text!r} is not NAME=LAYER:INDEX:POSITION,...; such as French=2:157:4,1:120:4"
-            f"{meant_values.group(text)}"
+            f"{text!r} is not NAME=LAYER:INDEX:POSITION,...; such as French=2:157:4,1:120:4 or "
+            f"name=lorsa:1:105:4{meant_values.group(text)}"
         )
-    fields = ("layer", "index", "position")
-    return name, [dict(zip(fields, map(int, site.groups()), strict=True)) for site in found if site]
+    return name, [
+        {
+            **{field: int(site[field]) for field in ("layer", "index", "position")},
+            **({"kind": site["kind"]} if site["kind"] else {}),
+        }
+        for site in found
+        if site
+    ]
 
 
 def experiment(text: str) -> list[dict[str, Any]]:
@@ -104,7 +110,7 @@ def target_feature(text: str) -> dict[str, Any]:
     return place if found["kind"] is None else {**place, "kind": found["kind"]}
 
 
-def groups_of_file(name: str) -> dict[str, list[dict[str, int]]]:
+def groups_of_file(name: str) -> dict[str, list[dict[str, Any]]]:
     try:
         return groups_of(_json_of(name))
     except ValueError as error:

@@ -6,7 +6,8 @@ a prompt as one batch and generates nothing; `next_token_logits` is a bare forwa
 the numbers of circuit-tracer's `ReplacementModel` (`get_activations`, `feature_intervention` and
 `feature_intervention_generate`) at the cost of the tokens: one forward pass a token over a
 key-value cache, and of the transcoders only the rows of the features at hand. Complete replacement
-models are steered in the same way, and their attention has features too (`layers_meant`).
+models are steered and experimented on in the same way, and their attention has features too
+(`layers_meant`).
 """
 
 from steering.features import feature_activations

@@ -35,6 +35,12 @@ class CompletePasses(TransformerLensPasses):
     def silent_positions(self, n_tokens: int) -> range:  # noqa: ARG002 - however many there are
         return range(0)
 
+    def layers_of(self, layers: range) -> range:
+        return range(2 * layers.start, 2 * layers.stop)
+
+    def skip(self, layer: int) -> None:  # noqa: ARG002 - no module has a skip connection
+        return None
+
     def _block(self, layer: int) -> int:
         return layer // 2
 
@@ -59,19 +65,18 @@ class TranscoderReader(FeatureReader):
     """Features of an MLP."""
 
     def __init__(self, transcoder: Transcoder, places: Places) -> None:
-        self._at, self._decoder = places, transcoder.decoder
+        self.at, self._decoder = places, transcoder.decoder
         # Under TopK features compete: all are computed.
         competes = transcoder.activation.competes
         self._transcoder = transcoder if competes else transcoder.part(places.indices)
         self._column = places.indices[places.column] if competes else places.column
-        self.positions = places.positions[places.row]
 
-    def __call__(self, acts: Tensor) -> Tensor:
-        activations = self._transcoder.encode(acts[-1, self._at.positions].float())
-        return activations[self._at.row, self._column]
+    def __call__(self, acts: Tensor, *, first_patterns: bool = False) -> Tensor:  # noqa: ARG002 - of attention it has none
+        activations = self._transcoder.encode(acts[:, self.at.positions].float())
+        return activations[:, self.at.row, self._column]
 
     def decoders(self) -> Tensor:
-        return self._decoder.rows(self._at.indices)[self._at.column][None]
+        return self._decoder.rows(self.at.indices)[None]
 
 
 class LorsaReader(FeatureReader):
@@ -80,39 +85,45 @@ class LorsaReader(FeatureReader):
     reads_earlier = True
 
     def __init__(self, lorsa: Lorsa, places: Places) -> None:
-        self._lorsa, self._at = lorsa, places
+        self._lorsa, self.at = lorsa, places
         self._indices = places.indices[places.column]
-        self._earlier: tuple[Tensor, Tensor] | None = None  # keys and values
-        self.positions = places.positions[places.row]
+        self._earlier: tuple[Tensor, Tensor] | None = None  # keys and values, of one row
 
     def begin(self, acts: Tensor) -> None:
-        self._earlier = self._keys_and_values(acts[-1].float(), 0)
+        self._earlier = self._keys_and_values(acts[-1:].float(), 0)
 
-    def __call__(self, acts: Tensor) -> Tensor:
-        x, at, first = acts[-1].float(), self._at, 0
+    def __call__(self, acts: Tensor, *, first_patterns: bool = False) -> Tensor:
+        x, at, first = acts.float(), self.at, 0
         if self._earlier is None:
             keys, values = self._keys_and_values(x, 0)
         else:
-            first = len(self._earlier[1])
+            first = self._earlier[1].shape[-2]
             keys, values = (
                 torch.cat(both, dim=-2)
                 for both in zip(self._earlier, self._keys_and_values(x, first), strict=True)
             )
             self._earlier = keys, values
-        pattern = self._lorsa.pattern(x[at.positions], first + at.positions, keys)
+        # (n_rows, n_qk, n_positions, n_seen)
+        pattern = self._lorsa.pattern(x[:, at.positions], first + at.positions, keys)
+        if first_patterns:
+            pattern = pattern[:1].expand_as(pattern)
         if self._lorsa.activation.competes:
-            return self._lorsa.activations(pattern, values)[at.row, self._indices]
-        # A row of the pattern for each feature, (n_features, n_seen).
-        attended = pattern[self._indices // self._lorsa.n_grouped, at.row]
-        before = (attended * values.T[at.column]).sum(1)
+            return self._lorsa.activations(pattern, values)[:, at.row, self._indices]
+        # A row of the pattern for each feature, (n_rows, n_features, n_seen).
+        attended = pattern[:, self._indices // self._lorsa.n_grouped, at.row]
+        before = (attended * values.transpose(1, 2)[:, at.column]).sum(-1)
         activation = self._lorsa.activation.part(self._indices)
-        return activation(before[None], self._lorsa.decoder.part(self._indices))[0]
+        return activation(before, self._lorsa.decoder.part(self._indices))
 
     def decoders(self) -> Tensor:
-        return self._lorsa.decoder.rows(self._at.indices)[self._at.column][None]
+        return self._lorsa.decoder.rows(self.at.indices)[None]
 
     def _keys_and_values(self, x: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        """Those of positions from `first` on: (n_qk, n, d_qk), and (n, n_indices) or (n, d_sae)."""
-        keys, _ = self._lorsa.keys(x, slice(first, first + len(x)))
+        """Those of each row's positions from `first` on.
+
+        Returns:
+            Keys (n_rows, n_qk, n, d_qk), values (n_rows, n, n_indices) or (n_rows, n, d_sae).
+        """
+        keys, _ = self._lorsa.keys(x, slice(first, first + x.shape[1]))
         competes = self._lorsa.activation.competes
-        return keys, self._lorsa.values(x, slice(None) if competes else self._at.indices)
+        return keys, self._lorsa.values(x, slice(None) if competes else self.at.indices)

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from attribution.transcoder_layer import TranscoderLayer
 from steering.readers import Feature, FeatureReader, TranscoderReader
 
 # A layer, and what its features read there or write there.
@@ -34,6 +35,14 @@ class Passes(Protocol):
     def silent_positions(self, n_tokens: int) -> range:
         """Prompt positions at which every feature is taken for inactive, as by circuit-tracer."""
         return range(n_tokens)[self.model.zero_positions]
+
+    def layers_of(self, layers: range) -> range:
+        """The layers of steering that a range of the model's layers has."""
+        return layers
+
+    def skip(self, layer: int) -> Tensor | None:
+        """A layer's skip connection past its features, (d_model written, d_model read)."""
+        return TranscoderLayer(self.transcoders, layer).skip
 
     def tokens(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Token ids (n_rows, n_positions) on the model's device."""
@@ -72,7 +81,7 @@ class Passes(Protocol):
         """Logits (n_rows, d_vocab) after the last of `tokens`, (n_rows, n_positions), no cache.
 
         With `freeze_attention` every row has the attention patterns of the first, with
-        `freeze_norms`, which TransformerLens alone can, its norms' scales.
+        `freeze_norms` its norms' scales.
         """
 
     def plain_logits(self, tokens: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def feature_activations(
         read = passes.record(token_ids, readers)
     activations: dict[Feature, float] = {}
     for (layer, _), values in read.items():
-        activations.update(zip(by_layer[layer], values.tolist(), strict=True))
+        activations.update(zip(by_layer[layer], values[0].tolist(), strict=True))
     if not all(map(math.isfinite, activations.values())):
         raise NotFinite.of("the features' activations on this prompt", model.cfg.dtype)
     return [activations[feature] for feature in features]
@@ -108,7 +108,7 @@ def intervention_hooks(
             dtype=torch.float32,
             device=passes.model.cfg.device,
         )
-        decoders = reader.decoders()
+        decoders = reader.decoders()[:, reader.at.column]
         read = partial(_read_deltas, layer, reader, targets, decoders, pending)
         hooks[layer, "feature input"] = read
         if reader.reads_earlier:
@@ -133,10 +133,10 @@ def _read_deltas(
     pending: dict[int, Tensor],
     acts: Tensor,  # (n_rows, n_positions, d_model)
 ) -> None:
-    deltas = targets - reader(acts)
+    deltas = targets - reader(acts[-1:])[0]
     positions = torch.arange(acts.shape[1], device=acts.device)
     # (n_positions, n_features), so that a matrix product sums what is written at each position.
-    deltas_at = torch.where(positions[:, None] == reader.positions, deltas, 0.0)
+    deltas_at = torch.where(positions[:, None] == reader.at.of_features, deltas, 0.0)
     for written, vectors in enumerate(decoders, start=layer):
         added = deltas_at @ vectors.float()
         pending[written] = pending[written] + added if written in pending else added

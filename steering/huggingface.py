@@ -31,6 +31,12 @@ class HuggingFacePasses(Passes):
         # …self_attn.source.attention_interface_0…
         self._attention = mapping.attention_location_pattern.partition(".source.")[0]
         self._trunk = mapping.pre_logit_location
+        # Norms of queries and keys act on attention patterns alone.
+        self._norms = [
+            pattern.partition(".source.")[0]
+            for pattern in mapping.layernorm_scale_location_patterns
+            if ".self_attn." not in pattern
+        ]
 
     def new_cache(self, n_rows: int) -> "_Cache":  # noqa: ARG002 - it takes its rows as they come
         return _Cache(config=self._hf_model.config)
@@ -41,23 +47,29 @@ class HuggingFacePasses(Passes):
     def logits(
         self, tokens: Tensor, cache: "_Cache", hooks: Hooks, *, freeze_attention: bool = False
     ) -> Tensor:
+        return self._logits(tokens, cache, hooks, freeze_attention, freeze_norms=False)
+
+    def _logits(
+        self,
+        tokens: Tensor,
+        cache: "_Cache",
+        hooks: Hooks,
+        freeze_attention: bool,
+        freeze_norms: bool,
+    ) -> Tensor:
         cache.gives_first_rows_keys = freeze_attention
-        with self._hooked(hooks, freeze_attention):
+        with self._hooked(hooks, freeze_attention, freeze_norms):
             output = self._hf_model(
                 input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1
             )
-        return output.logits[:, -1]
+        logits: Tensor = output.logits[:, -1]
+        return logits
 
     def last_logits(
-        self,
-        tokens: Tensor,
-        hooks: Hooks,
-        *,
-        freeze_attention: bool,
-        freeze_norms: bool,  # noqa: ARG002 - what needs it is refused before
+        self, tokens: Tensor, hooks: Hooks, *, freeze_attention: bool, freeze_norms: bool
     ) -> Tensor:
         cache = self.new_cache(len(tokens))
-        return self.logits(tokens, cache, hooks, freeze_attention=freeze_attention)
+        return self._logits(tokens, cache, hooks, freeze_attention, freeze_norms)
 
     def plain_logits(self, tokens: Tensor) -> Tensor:
         # Logits of one position come from another kernel than those of all, and round otherwise.
@@ -72,10 +84,17 @@ class HuggingFacePasses(Passes):
         return self._hf_model.get_submodule(path.replace("[", ".").replace("]", ""))
 
     @contextmanager
-    def _hooked(self, hooks: Hooks, freeze_attention: bool = False) -> Iterator[None]:
+    def _hooked(
+        self, hooks: Hooks, freeze_attention: bool = False, freeze_norms: bool = False
+    ) -> Iterator[None]:
         with ExitStack() as handles:
+            # Before the others, which see what a frozen norm gives.
+            for norm in self._all_norms() if freeze_norms else ():
+                handles.enter_context(norm.register_forward_hook(_at_first_row_s_scale))
             for (layer, side), function in hooks.items():
-                handles.enter_context(self._register(layer, function, *self._locations[side]))
+                pattern, end = self._locations[side]
+                handle = self._register(layer, function, pattern, end, freeze_norms)
+                handles.enter_context(handle)
             for layer in range(self.model.cfg.n_layers if freeze_attention else 0):
                 queries = self._module(self._attention.format(layer=layer)).q_proj
                 handles.enter_context(
@@ -83,8 +102,18 @@ class HuggingFacePasses(Passes):
                 )
             yield
 
+    def _all_norms(self) -> Iterator[nn.Module]:
+        for pattern in self._norms:
+            layers = range(self.model.cfg.n_layers if "{layer}" in pattern else 1)
+            yield from (self._module(pattern.format(layer=layer)) for layer in layers)
+
     def _register(
-        self, layer: int, function: Callable[[Tensor], Any], pattern: str, side: str
+        self,
+        layer: int,
+        function: Callable[[Tensor], Any],
+        pattern: str,
+        side: str,
+        freeze_norms: bool,
     ) -> RemovableHandle:
         """Hook a location of the mapping: a module's input or output, or a call in its forward."""
         path, _, call = pattern.format(layer=layer).partition(".source.")
@@ -93,11 +122,24 @@ class HuggingFacePasses(Passes):
             called = getattr(module, call.removeprefix("self_").removesuffix("_0"))
             if not isinstance(called, nn.Module):
                 # Gemma's RMSNorm before its weight, which it takes of the input in float32.
-                return _on_input(module, lambda x: function(called(x.float())))
+                change = _scale_change if freeze_norms else lambda *_: 1.0
+                return _on_input(module, lambda x: function(called(x.float()) * change(module, x)))
             module = called
         if side == "input":
             return _on_input(module, function)
         return module.register_forward_hook(lambda _module, _args, output: function(output))
+
+
+def _at_first_row_s_scale(norm: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """What an RMS norm gives where it divides every row by the first one's scale."""
+    return (output * _scale_change(norm, args[0])).to(output.dtype)
+
+
+def _scale_change(norm: Any, x: Tensor) -> Tensor:
+    """Each row's scale in an RMS norm, by the first row's: (n_rows, n_positions, 1) float32."""
+    eps = getattr(norm, "variance_epsilon", None)  # Gemma's has another name
+    squares = x.float().square().mean(-1, keepdim=True) + (norm.eps if eps is None else eps)
+    return (squares / squares[:1]).sqrt()
 
 
 def _wrapped(envoy: Any) -> Any:

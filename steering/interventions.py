@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attribution.transcoder_layer import TranscoderLayer
 from errors import InvalidInput, NotFinite, OutOfMemory
 from steering.engine import HookPoint, Passes
 from steering.passes import passes_of
-from steering.readers import Feature
+from steering.readers import Feature, FeatureReader
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +34,10 @@ class Frozen:
     In `layers` the MLPs stay as they are, and only what is set is added to them; the deltas then
     start from the prompt's own activations, and features write to these layers alone. Where there
     are any, attention patterns are frozen too, and where they are all the layers, so are norms.
+
+    In a complete replacement model a layer's attention stays as its MLP does. `attention` is of the
+    language model's patterns, as when it is steered; where there are `layers`, the patterns of
+    Lorsas are frozen as well.
     """
 
     layers: range = range(0)
@@ -109,12 +112,6 @@ def check_frozen(model: Any, frozen: Frozen) -> None:
             f"constrained_layers ends at {layers[-1]}, the model has {n_layers} layers "
             f"(0 to {n_layers - 1})"
         )
-    if len(layers) == n_layers and model.backend == "nnsight":
-        raise InvalidInput(
-            "constrained_layers names all layers, whose norms would be frozen too, and the nnsight "
-            "engine can't do that; leave a layer out, or ask a worker with "
-            "MODEL_ENGINE=transformerlens"
-        )
 
 
 def _attempt(batch: "_Batch", token_ids: Sequence[int]) -> tuple[Tensor, Tensor] | None:
@@ -146,49 +143,32 @@ def _layers(
     for column, (layer, _, _) in enumerate(features):
         by_layer[layer].append(column)
     silent = passes.silent_positions(len(token_ids))
-    return {
-        layer: _LayerFeatures(passes, layer, columns, [features[n] for n in columns], silent)
-        for layer, columns in sorted(by_layer.items())
-    }
+    layers = {}
+    for layer, columns in sorted(by_layer.items()):
+        mine = [features[n] for n in columns]
+        layers[layer] = _LayerFeatures(layer, columns, mine, passes.reader(mine, silent))
+    return layers
 
 
 class _LayerFeatures:
-    """Features of one layer, read and written in every row. The transcoder's rows are read once."""
+    """Features of one layer, read and written in every row. The module's rows are read once."""
 
     def __init__(
         self,
-        passes: Passes,
         layer: int,
         columns: Sequence[int],
         features: Sequence[Feature],
-        silent: range,
+        reader: FeatureReader,
     ) -> None:
-        device = passes.model.cfg.device
-        _, positions, indices = zip(*features, strict=True)
-        distinct_positions, rows = _distinct(positions)
-        distinct_indices, columns_of = _distinct(indices)
-        self._positions = torch.tensor(distinct_positions, device=device)
-        self._row = torch.tensor(rows, device=device)
-        self._column = torch.tensor(columns_of, device=device)
-        self._silent = torch.tensor([position in silent for position in positions], device=device)
-        transcoder = TranscoderLayer(passes.transcoders, layer)
-        where = torch.tensor(distinct_indices, device=device)
-        self._encode = transcoder.encoder(where)
-        # What each feature writes, (n_layers_written, n_distinct, d_model), and where which.
-        self._decoders = transcoder.decoders(where)
+        self.read, self._column = reader, reader.at.column
+        self._decoders = reader.decoders()
         at: dict[int, list[int]] = defaultdict(list)
-        for n, position in enumerate(positions):
+        for n, (_, position, _) in enumerate(features):
             at[position].append(n)
+        device = self._column.device
         self._at = [(position, torch.tensor(here, device=device)) for position, here in at.items()]
         self.layer, self.features, self.columns = layer, features, columns
         self.written = range(layer, layer + len(self._decoders))
-
-    def read(self, acts: Tensor) -> Tensor:
-        """Activations (n_rows, n_features) float32 at the feature input (n_rows, n_pos, d)."""
-        at_positions = acts[:, self._positions]
-        activations = self._encode(at_positions.flatten(0, 1)).float()
-        by_position = activations.unflatten(0, at_positions.shape[:2])
-        return by_position[:, self._row, self._column].masked_fill(self._silent, 0)
 
     def writes(self, deltas: Tensor, layer: int, n_pos: int) -> Tensor:
         """What deltas (n_rows, n_features) add at a layer's output: (n_rows, n_pos, d) float32."""
@@ -213,6 +193,7 @@ class _Batch:
     ) -> None:
         self._passes, self._layers, self._frozen, self._check = passes, layers, frozen, check
         self._experiments = experiments
+        self._held = passes.layers_of(frozen.layers)
         self._acts_into: dict[int, Tensor] = {}  # layer -> activations of its features
         self._pending: dict[int, Tensor] = {}  # layer -> what is to be added at its output
         self._through_skip: dict[int, Tensor] = {}  # layer -> what changes there behind a freeze
@@ -235,11 +216,11 @@ class _Batch:
 
     def _hooks(self) -> dict[HookPoint, Callable[[Tensor], Tensor | None]]:
         hooks: dict[HookPoint, Callable[[Tensor], Tensor | None]] = {}
-        written = set(self._frozen.layers)
+        written = set(self._held)
         for number, layer in self._layers.items():
             hooks[number, "feature input"] = partial(self._read, number)
             written |= set(self._written(layer))
-        for number in self._frozen.layers:
+        for number in self._held:
             hooks[number, "feature input"] = partial(self._read, number)
         for number in written:
             hooks[number, "feature output"] = partial(self._write, number)
@@ -247,22 +228,22 @@ class _Batch:
 
     def _written(self, layer: _LayerFeatures) -> list[int]:
         """The layers to which a layer's features write here."""
-        frozen = self._frozen.layers
-        return [number for number in layer.written if not frozen or number in frozen]
+        held = self._held
+        return [number for number in layer.written if not held or number in held]
 
     def _read(self, number: int, acts: Tensor) -> None:
         self._check()
-        if number in self._frozen.layers:
-            skip = TranscoderLayer(self._passes.transcoders, number).skip
+        if number in self._held:
+            skip = self._passes.skip(number)
             if skip is not None:
                 changed = (acts - acts[:1]).float()
                 self._through_skip[number] = changed @ skip.float().T
         layer = self._layers.get(number)
         if layer is None:
             return
-        read = layer.read(acts)
+        read = layer.read(acts, first_patterns=bool(self._held))
         targets, is_set = self._targets(layer, read)
-        own = read[:1] if self._frozen.layers else read
+        own = read[:1] if self._held else read
         written = self._written(layer)
         if not written:  # as if nothing were set
             is_set = torch.zeros_like(is_set)
@@ -282,16 +263,10 @@ class _Batch:
 
     def _write(self, number: int, acts: Tensor) -> Tensor:
         added = acts
-        if number in self._frozen.layers:
+        if number in self._held:
             added = acts[:1].expand_as(acts)
         if number in self._through_skip:
             added = added + self._through_skip.pop(number)
         if number in self._pending:
             added = added + self._pending.pop(number)
         return added.to(acts.dtype)
-
-
-def _distinct(values: Sequence[int]) -> tuple[list[int], list[int]]:
-    """The distinct values, and for each value which of them it is."""
-    numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
-    return list(numbers), [numbers[value] for value in values]

@@ -63,12 +63,18 @@ def layers_meant(model: Any, layer: int, index: int, kind: Kind | None, name: st
     return meant
 
 
-def active_layer(layers: Sequence[int], activations: Sequence[float], name: str) -> int:
+def active_layer(
+    layers: Sequence[int],
+    activations: Sequence[float],
+    name: str,
+    where: str = "token_active_position",
+) -> int:
     """Of the layers that may be meant, the one whose feature is active.
 
     Args:
         activations: of the feature in each layer.
         name: as in `layers_meant`.
+        where: the field that says at which position they are read.
 
     Raises:
         InvalidInput: both features are active, or neither.
@@ -80,7 +86,7 @@ def active_layer(layers: Sequence[int], activations: Sequence[float], name: str)
         which = "both are" if active else "neither is"
         raise InvalidInput(
             f"{name}.kind is needed: a transcoder and a Lorsa have a feature of this layer and "
-            f"index, and {which} active at token_active_position; give 'transcoder' or 'lorsa'"
+            f"index, and {which} active at {where}; give 'transcoder' or 'lorsa'"
         )
     return active[0]
 

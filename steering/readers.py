@@ -16,27 +16,28 @@ Feature = tuple[int, int, int]
 
 
 class FeatureReader(Protocol):
-    """The activations of distinct features of one layer.
+    """The activations of distinct features of one layer, in the passes of a model."""
 
-    `positions`, (n_features,), are the features' positions in the pass.
-    """
-
-    positions: Tensor
+    at: Places  # positions are those of a pass
     # Whether features read earlier positions too: `begin` is told of those before the first call.
     reads_earlier: ClassVar[bool] = False
 
-    def __call__(self, acts: Tensor) -> Tensor:
-        """The last row's activations, (n_features,) float32.
+    def __call__(self, acts: Tensor, *, first_patterns: bool = False) -> Tensor:
+        """Each row's activations, (n_rows, n_features) float32.
 
         Args:
             acts: the layer's feature input, (n_rows, n_positions, d_model).
+            first_patterns: features of attention attend in every row as they do in the first.
         """
 
     def decoders(self) -> Tensor:
-        """What each feature writes, (n_layers_written, n_features, d_model)."""
+        """What the features of each distinct index write, (n_layers_written, n_indices, d_model).
+
+        `at.column` says which of them a feature is.
+        """
 
     def begin(self, acts: Tensor) -> None:  # noqa: ARG002 - most read their own position alone
-        """Take in the feature input of a text, which the calls go on with one after another."""
+        """Take in the last row of a text, which the calls go on with one after another."""
         return
 
 
@@ -49,6 +50,11 @@ class Places:
         self.positions, self.row = _distinct(positions, device)
         self.indices, self.column = _distinct(indices, device)
 
+    @property
+    def of_features(self) -> Tensor:
+        """The position of each feature, (n_features,)."""
+        return self.positions[self.row]
+
 
 class TranscoderReader(FeatureReader):
     """Features of circuit-tracer's transcoders, of either kind."""
@@ -60,19 +66,19 @@ class TranscoderReader(FeatureReader):
         silent: Collection[int],
         device: Any,
     ) -> None:
-        self._at = at = Places(features, device)
+        self.at = at = Places(features, device)
         self._layer = TranscoderLayer(transcoders, at.layer)
         self._silent = torch.tensor([position in silent for _, position, _ in features]).to(device)
         self._encode = self._layer.encoder(at.indices)
-        self.positions = at.positions[at.row]
 
-    def __call__(self, acts: Tensor) -> Tensor:
-        at = self._at
-        activations = self._encode(acts[-1, at.positions])  # at each position, of each index
-        return activations[at.row, at.column].float().masked_fill(self._silent, 0)
+    def __call__(self, acts: Tensor, *, first_patterns: bool = False) -> Tensor:  # noqa: ARG002 - of attention it has none
+        at, inputs = self.at, acts[:, self.at.positions]
+        # At each row and position, of each index.
+        activations = self._encode(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])
+        return activations[:, at.row, at.column].float().masked_fill(self._silent, 0)
 
     def decoders(self) -> Tensor:
-        return self._layer.decoders(self._at.indices)[:, self._at.column]
+        return self._layer.decoders(self.at.indices)
 
 
 def _distinct(values: Sequence[int], device: Any) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,11 @@ from attribution.precision import product
 ActivationName = Literal["relu", "topk", "jumprelu"]
 
 
+def _read(x: Tensor, weights: Tensor) -> Tensor:
+    """The float32 product (..., m) of inputs (..., d) and weights (d, m)."""
+    return product(x.flatten(0, -2), weights).unflatten(0, x.shape[:-1])
+
+
 @dataclass(frozen=True)
 class Decoder:
     """The decoder vectors of a module's features, in memory or left on the disk."""
@@ -54,13 +59,13 @@ class Activation:
         return replace(self, threshold=self.threshold[indices])
 
     def __call__(self, before: Tensor, decoder: Decoder) -> Tensor:
-        """Set what isn't active of (n_pos, d_sae) to zero; what is active stays as it is."""
+        """Set what isn't active of (..., d_sae) to zero; what is active stays as it is."""
         judged = before
         if self.times_decoder_norm and decoder.norms is not None:
             judged = before * decoder.norms
         if self.competes:
             largest, indices = judged.topk(min(self.top_k, judged.shape[-1]))
-            active = torch.zeros_like(judged, dtype=torch.bool).scatter_(1, indices, largest > 0)
+            active = torch.zeros_like(judged, dtype=torch.bool).scatter_(-1, indices, largest > 0)
         elif self.threshold is not None:
             active = judged > self.threshold
         else:
@@ -104,16 +109,16 @@ class Transcoder:
         )
 
     def encode(self, x: Tensor) -> Tensor:
-        """Activations (n_pos, d_sae) float32 of inputs (n_pos, d_model) float32."""
+        """Activations (..., d_sae) float32 of inputs (..., d_model) float32."""
         before, gate = self.before_gate(x)
         return self.activation(before if gate is None else before * gate, self.decoder)
 
     def before_gate(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """`x W_E + b_E` and the sigmoid that it is multiplied by, each (n_pos, d_sae) float32."""
-        before = product(x, self.W_E.T) + self.b_E
+        """`x W_E + b_E` and the sigmoid that it is multiplied by, each (..., d_sae) float32."""
+        before = _read(x, self.W_E.T) + self.b_E
         if self.W_E_glu is None or self.b_E_glu is None:
             return before, None
-        return before, torch.sigmoid(product(x, self.W_E_glu.T) + self.b_E_glu)
+        return before, torch.sigmoid(_read(x, self.W_E_glu.T) + self.b_E_glu)
 
 
 @dataclass(frozen=True)
@@ -209,25 +214,27 @@ class Lorsa:
         """Activations (n_pos, d_sae) float32 of inputs (n_pos, d_model) float32."""
         return self.activations(attention.pattern, self.values(x))
 
+    # Below, inputs may have rows in front: each is a text of its own.
+
     def keys(self, x: Tensor, positions: slice) -> tuple[Tensor, Tensor | None]:
         """Keys (n_qk, n, d_qk) float32 of inputs (n, d_model), and the scale of their norm."""
         return self._projected(x, positions, self.W_K, self.b_K, self.k_gain)
 
     def values(self, x: Tensor, features: slice | Tensor = slice(None)) -> Tensor:
         """What features read of inputs (n, d_model) float32: (n, n_features)."""
-        return product(x, self.W_V[features].T) + self.b_V[features]
+        return _read(x, self.W_V[features].T) + self.b_V[features]
 
     def pattern(self, x: Tensor, positions: Tensor, keys: Tensor) -> Tensor:
         """The pattern (n_qk, n, n_keys) from inputs (n, d_model) at `positions` to all keys."""
         q, _ = self._projected(x, positions, self.W_Q, self.b_Q, self.q_gain)
-        scores = q @ keys.transpose(1, 2) / self.attn_scale
-        later = torch.arange(keys.shape[1], device=x.device) > positions[:, None]
+        scores = q @ keys.transpose(-1, -2) / self.attn_scale
+        later = torch.arange(keys.shape[-2], device=x.device) > positions[:, None]
         return scores.masked_fill(later, -torch.inf).softmax(-1)
 
     def activations(self, pattern: Tensor, values: Tensor) -> Tensor:
         """Activations (n, d_sae) of patterns (n_qk, n, n_keys) and values (n_keys, d_sae)."""
-        by_head = values.unflatten(1, (len(self.W_Q), -1)).transpose(0, 1)
-        before = (pattern @ by_head).transpose(0, 1).flatten(1)
+        by_head = values.unflatten(-1, (len(self.W_Q), -1)).transpose(-3, -2)
+        before = (pattern @ by_head).transpose(-3, -2).flatten(-2)
         return self.activation(before, self.decoder)
 
     def _projected(
@@ -239,8 +246,8 @@ class Lorsa:
         gain: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Queries or keys (n_qk, n_pos, d_qk) float32, and the scale of their norm."""
-        flat = product(x, weight.transpose(0, 1).flatten(1))
-        vectors = flat.unflatten(1, (len(weight), -1)).transpose(0, 1) + bias[:, None]
+        flat = _read(x, weight.transpose(0, 1).flatten(1))
+        vectors = flat.unflatten(-1, (len(weight), -1)).transpose(-3, -2) + bias[:, None]
         scale = None
         if gain is not None:
             scale = (vectors.square().mean(-1, keepdim=True) + self.eps).sqrt()

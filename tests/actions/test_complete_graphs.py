@@ -10,7 +10,6 @@ import pytest
 import model_loader
 from actions.answer import answer
 from errors import Cancelled, DeadlineExceeded, InvalidInput, PromptTooLong
-from serving.http_docs import EXAMPLES
 from tests.support.complete_worker import (
     N_CTX,
     N_LAYERS,
@@ -310,12 +309,6 @@ def test_tracing_is_refused_where_the_set_has_no_attention_features(monkeypatch)
     with pytest.raises(InvalidInput, match=r"enable_qk_tracing is true, but .*demo/transcoders"):
         ask({**GRAPH, "enable_qk_tracing": True}, demo_settings())
     assert ask({**GRAPH, "enable_qk_tracing": False, "qk_topk": 3}, demo_settings())["nodes"]
-
-
-@pytest.mark.parametrize("action", ["intervene", "contrast"])
-def test_an_action_that_has_no_attention_features_is_refused_by_name(settings, action):
-    with pytest.raises(InvalidInput, match=f"action {action} is not served on complete"):
-        ask({"action": action, **EXAMPLES[action]}, settings)
 
 
 def test_a_chat_is_parsed_with_no_position_that_cannot_be_steered(settings):

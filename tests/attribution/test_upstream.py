@@ -41,6 +41,8 @@ COMPARISONS = {
         "loading/test_nnsight_engine.py",
         "loading/test_nnsight_recovery.py",
         "attribution/test_nnsight_numbers.py",
+        "attribution/test_library_contrast.py",
+        "steering/test_nnsight_interventions.py",
     ],
     "actions": [
         f"actions/test_{name}.py" for name in ("generate_graph", "steer", "forward_pass", "gemma3")

@@ -48,15 +48,70 @@ def test_the_groups_of_a_graph_are_its_supernodes_features(tmp_path):
         ([], "it is no graph document"),
         ({"nodes": [{"node_id": 3}]}, "it is no graph document"),
         ({"nodes": [node("1_2_3")]}, "it has no groups of features"),
-        (
-            {"nodes": [node("1_cro_2_3")], "qParams": {"supernodes": [["a", "1_cro_2_3"]]}},
-            "'1_cro_2_3' is no feature of a transcoder set",
+        *(
+            (
+                {"nodes": [node(odd)], "qParams": {"supernodes": [["a", odd]]}},
+                f"'{odd}' is no feature",
+            )
+            for odd in ("1_sae_2_3", "1_2", "1_cro_lor_2_3", "cro_1_2_3", "1_2_3_4", "1_-1_3")
         ),
     ],
 )
 def test_a_file_without_such_groups_is_refused(document, said):
     with pytest.raises(ValueError, match=said):
         groups_of(document)
+
+
+def test_the_groups_of_a_complete_graph_name_the_kinds_of_their_features():
+    ids = ["1_cro_20_3", "1_lor_20_3", "2_error_attn_3"]
+    types = ["cross layer transcoder", "lorsa", "lorsa error"]
+    document = {
+        "nodes": [node(*each) for each in zip(ids, types, strict=True)],
+        "qParams": {"supernodes": [["a", *ids]]},
+    }
+    groups = groups_of(document)
+    place = {"layer": 1, "index": 20, "position": 3}
+    assert groups == {"a": [{**place, "kind": "transcoder"}, {**place, "kind": "lorsa"}]}
+    parse_request({"action": "intervene", "prompt": "a", "groups": groups, "experiments": [[]]})
+
+
+def test_a_group_s_features_may_have_kinds():
+    line = "intervene a --group b=lorsa:1:105:4,transcoder:2:157:4,0:1:2 --experiment b*0"
+    job = parse(shlex.split(line)).job
+    assert job["groups"]["b"] == [
+        {"layer": 1, "index": 105, "position": 4, "kind": "lorsa"},
+        {"layer": 2, "index": 157, "position": 4, "kind": "transcoder"},
+        {"layer": 0, "index": 1, "position": 2},
+    ]
+    parse_request(job)
+
+
+def contrasted(**kind):
+    likeliest = {"token": " a", "token_id": 1, "probability": 0.5}
+    feature = {"layer": 1, "index": 105, "activation": 0.25, "other_activation": 2.0}
+    steered = {"layer": 1, "index": 105, "token_active_position": 4, "steer_position": 4}
+    return {
+        "prediction": likeliest,
+        "other_prediction": {**likeliest, "token": " b", "token_id": 2},
+        "position": 4,
+        "other_position": 4,
+        "features": [{**feature, "kind": "lorsa" if kind else "transcoder", "effect": 1.5}],
+        "steer": [{**steered, **kind, "delta": 7.75}, {**steered, **kind, "ablate": True}],
+    }
+
+
+@pytest.mark.parametrize("kind", ["lorsa", "transcoder", None])
+def test_a_contrast_s_options_can_be_given_to_a_steer(kind, capsys):
+    output = contrasted(**({"kind": kind} if kind else {}))
+    summary.print_output(Console(width=160, highlight=False, emoji=False), output)
+    said = capsys.readouterr().out
+    [options] = [text for text in said.splitlines() if text.startswith("steer")]
+    features = parse(["steer", "hello", *shlex.split(options.removeprefix("steer"))]).job[
+        "features"
+    ]
+    assert [feature.get("kind") for feature in features] == [kind, kind]
+    assert [feature.get("delta") for feature in features] == [7.75, None]
+    assert ("kind" in said) is (kind is not None)
 
 
 def outcome(*top, groups=None):
