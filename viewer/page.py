@@ -36,16 +36,25 @@ _ADDITIONS = (
     "<script src='./safe_markup.js'></script>\n"
     "<script src='./graph_check.js'></script>\n"
     "<script src='./complete_graphs.js'></script>\n"
+    "<script src='./kept_labels.js'></script>\n"
+    "<script src='./graph_list.js'></script>\n"
     "<script src='./viewer.js'></script>\n"
 )
-# What is served instead of some text of circuit-tracer's scripts, whose files stay as they are: the
-# tag of `markup`; and attention's features, of which the scripts know nothing, are features too.
+# What is served instead of some text of circuit-tracer's scripts, whose files stay as they are.
 _MEMBERS = b".appendMany('div.member-circle', d => d.node.memberNodes)"
 _CHANGES = (
+    # The tag of `markup`.
     (b".html(`", b".html(markup`"),
+    # Attention's features, of which the scripts know nothing, are features too.
     (b"d.feature_type == 'cross layer transcoder'", b"isFeature(d)"),
     (b"d.feature_type != 'cross layer transcoder'", b"!isFeature(d)"),
+    # Attention's are drawn otherwise.
     (_MEMBERS, _MEMBERS + b".classed('lorsa', d => d.feature_type == 'lorsa')"),
+    # The document's groups are shown as its pins are, where the address has none of its own.
+    (b"if (urlSupernodes) visState", b"if (util.params.get('supernodes')) visState"),
+    # Labels of this tab's graphs: every graph of that name would have them, since the port is the
+    # same each time.
+    (b"localStorage.", b"sessionStorage."),
 )
 _MEDIA_TYPES = {".cjs": "text/javascript", ".js": "text/javascript", ".css": "text/css"}
 

@@ -74,6 +74,8 @@ CHANGED = (
     (b"d.feature_type == 'cross layer transcoder'", b"isFeature(d)"),
     (b"d.feature_type != 'cross layer transcoder'", b"!isFeature(d)"),
     (MEMBERS, MEMBERS + b".classed('lorsa', d => d.feature_type == 'lorsa')"),
+    (b"if (urlSupernodes) visState", b"if (util.params.get('supernodes')) visState"),
+    (b"localStorage.", b"sessionStorage."),
 )
 
 
