@@ -36,6 +36,7 @@ _ADDITIONS = (
     "<script src='./safe_markup.js'></script>\n"
     "<script src='./graph_check.js'></script>\n"
     "<script src='./complete_graphs.js'></script>\n"
+    "<script src='./key_handlers.js'></script>\n"
     "<script src='./kept_labels.js'></script>\n"
     "<script src='./graph_list.js'></script>\n"
     "<script src='./viewer.js'></script>\n"
