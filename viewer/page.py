@@ -36,6 +36,9 @@ _ADDITIONS = (
     "<script src='./safe_markup.js'></script>\n"
     "<script src='./graph_check.js'></script>\n"
     "<script src='./complete_graphs.js'></script>\n"
+    "<script src='./legend.js'></script>\n"
+    "<script src='./axis_labels.js'></script>\n"
+    "<script src='./subgraph_layout.js'></script>\n"
     "<script src='./key_handlers.js'></script>\n"
     "<script src='./kept_labels.js'></script>\n"
     "<script src='./graph_list.js'></script>\n"
@@ -43,6 +46,8 @@ _ADDITIONS = (
 )
 # What is served instead of some text of circuit-tracer's scripts, whose files stay as they are.
 _MEMBERS = b".appendMany('div.member-circle', d => d.node.memberNodes)"
+_BOX = b"g.setNode(d.nodeId, {width: nodeWidth, height: nodeHeight"
+_NAME_S_HEIGHT = b"selForceNodes.find(e => e.node == d).textHeight"
 _CHANGES = (
     # The tag of `markup`.
     (b".html(`", b".html(markup`"),
@@ -53,6 +58,14 @@ _CHANGES = (
     (_MEMBERS, _MEMBERS + b".classed('lorsa', d => d.feature_type == 'lorsa')"),
     # The document's groups are shown as its pins are, where the address has none of its own.
     (b"if (urlSupernodes) visState", b"if (util.params.get('supernodes')) visState"),
+    # Of links, the one of the largest weight comes first, negative or not.
+    (b"d.tmpClickedSourceLink?.pctInput", b"Math.abs(d.tmpClickedSourceLink.weight)"),
+    (b"d.tmpClickedTargetLink?.pctInput", b"Math.abs(d.tmpClickedTargetLink.weight)"),
+    # Nodes of the subgraph are as wide as names that can be read, and as high as theirs.
+    (b"var nodeWidth = 75", b"var nodeWidth = 96"),
+    (_BOX + b"})", _BOX + b" + " + _NAME_S_HEIGHT + b"})"),
+    (b"ys(pos.y) - nodeHeight/2", b"ys(pos.y) - (nodeHeight + node.textHeight)/2"),
+    (b"window.dagre.layout(g)", b"window.dagre.layout(g); breakWideRows(g, c.width)"),
     # Labels of this tab's graphs: every graph of that name would have them, since the port is the
     # same each time.
     (b"localStorage.", b"sessionStorage."),
