@@ -42,12 +42,14 @@ _ADDITIONS = (
     "<script src='./key_handlers.js'></script>\n"
     "<script src='./kept_labels.js'></script>\n"
     "<script src='./graph_list.js'></script>\n"
+    "<script src='./picture_export.js'></script>\n"
     "<script src='./viewer.js'></script>\n"
 )
 # What is served instead of some text of circuit-tracer's scripts, whose files stay as they are.
 _MEMBERS = b".appendMany('div.member-circle', d => d.node.memberNodes)"
 _BOX = b"g.setNode(d.nodeId, {width: nodeWidth, height: nodeHeight"
 _NAME_S_HEIGHT = b"selForceNodes.find(e => e.node == d).textHeight"
+_CLEAR = b"ctx.clearRect(-c.margin.left"
 _CHANGES = (
     # The tag of `markup`.
     (b".html(`", b".html(markup`"),
@@ -66,6 +68,8 @@ _CHANGES = (
     (_BOX + b"})", _BOX + b" + " + _NAME_S_HEIGHT + b"})"),
     (b"ys(pos.y) - nodeHeight/2", b"ys(pos.y) - (nodeHeight + node.textHeight)/2"),
     (b"window.dagre.layout(g)", b"window.dagre.layout(g); breakWideRows(g, c.width)"),
+    # The lines of a canvas, for the picture of the graph.
+    (_CLEAR, b"ctx.canvas.drawn = {links, strokeWidthOffset, colorOverride}; " + _CLEAR),
     # Labels of this tab's graphs: every graph of that name would have them, since the port is the
     # same each time.
     (b"localStorage.", b"sessionStorage."),
