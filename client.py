@@ -15,7 +15,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 from pydantic import SecretStr, ValidationError
@@ -231,9 +231,9 @@ def _circuit(args: Namespace, out: Console, err: Console) -> None:
 def _export(args: Namespace, out: Console, _err: Console) -> None:
     from remote.export import beside, export
 
-    if args.to == "png":
-        paths = [args.output or beside(args.graph, ".png")]
-        picture = _picture(args.graph)
+    if args.to in {"png", "svg"}:
+        paths = [args.output or beside(args.graph, f".{args.to}")]
+        picture = _picture(args.graph, args.to)
         with replacing(paths[0]) as file:
             file.write(picture)
     else:
@@ -243,12 +243,12 @@ def _export(args: Namespace, out: Console, _err: Console) -> None:
         out.print(f"file    {summary.line(str(path))} ({size})", soft_wrap=True)
 
 
-def _picture(graph: Path) -> bytes:
+def _picture(graph: Path, form: Literal["png", "svg"]) -> bytes:
     from viewer.graph_files import ViewerError
     from viewer.picture import take_picture
 
     try:
-        return take_picture(graph)
+        return take_picture(graph, form)
     except ViewerError as error:
         raise WrongTarget(str(error)) from None
 

@@ -185,15 +185,15 @@ _EXPORT = [
     _option("graph", type=Path, metavar="FILE"),
     _option(
         "--to",
-        "the form; png needs Chromium or Chrome",
-        choices=["graphml", "csv", "png"],
+        "the form; png and svg need Chromium or Chrome",
+        choices=["graphml", "csv", "png", "svg"],
         required=True,
     ),
     _option("-o --output", "the file; of csv the folder", type=Path, metavar="PATH"),
 ]
 _VIEW = [
     _option("files", nargs="+", type=Path, metavar="FILE"),
-    _option("--port", "on loopback; 0 takes a free one", type=int, default=0),
+    _option("--port", "on loopback (8046, or the next free one); 0 takes a free one", type=int),
     _option("--no-browser", "only serve, open nothing", action="store_true"),
 ]
 

@@ -70,6 +70,19 @@ def read_graphs(paths: Sequence[Path]) -> list[Graph]:
     return graphs
 
 
+def shortest_names(paths: Sequence[Path]) -> list[str]:
+    """The files' names, each with as many of its folders as it takes to tell them all apart.
+
+    A file that is there twice has a number after its path.
+    """
+    parts = [path.absolute().parts for path in paths]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(each[-length:]) for each in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{path} ({number})" for number, path in enumerate(paths, 1)]
+
+
 def is_gzipped(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(len(_GZIP)) == _GZIP

@@ -36,16 +36,43 @@ _ADDITIONS = (
     "<script src='./safe_markup.js'></script>\n"
     "<script src='./graph_check.js'></script>\n"
     "<script src='./complete_graphs.js'></script>\n"
+    "<script src='./legend.js'></script>\n"
+    "<script src='./axis_labels.js'></script>\n"
+    "<script src='./subgraph_layout.js'></script>\n"
+    "<script src='./key_handlers.js'></script>\n"
+    "<script src='./kept_labels.js'></script>\n"
+    "<script src='./graph_list.js'></script>\n"
+    "<script src='./picture_export.js'></script>\n"
     "<script src='./viewer.js'></script>\n"
 )
-# What is served instead of some text of circuit-tracer's scripts, whose files stay as they are: the
-# tag of `markup`; and attention's features, of which the scripts know nothing, are features too.
+# What is served instead of some text of circuit-tracer's scripts, whose files stay as they are.
 _MEMBERS = b".appendMany('div.member-circle', d => d.node.memberNodes)"
+_BOX = b"g.setNode(d.nodeId, {width: nodeWidth, height: nodeHeight"
+_NAME_S_HEIGHT = b"selForceNodes.find(e => e.node == d).textHeight"
+_CLEAR = b"ctx.clearRect(-c.margin.left"
 _CHANGES = (
+    # The tag of `markup`.
     (b".html(`", b".html(markup`"),
+    # Attention's features, of which the scripts know nothing, are features too.
     (b"d.feature_type == 'cross layer transcoder'", b"isFeature(d)"),
     (b"d.feature_type != 'cross layer transcoder'", b"!isFeature(d)"),
+    # Attention's are drawn otherwise.
     (_MEMBERS, _MEMBERS + b".classed('lorsa', d => d.feature_type == 'lorsa')"),
+    # The document's groups are shown as its pins are, where the address has none of its own.
+    (b"if (urlSupernodes) visState", b"if (util.params.get('supernodes')) visState"),
+    # Of links, the one of the largest weight comes first, negative or not.
+    (b"d.tmpClickedSourceLink?.pctInput", b"Math.abs(d.tmpClickedSourceLink.weight)"),
+    (b"d.tmpClickedTargetLink?.pctInput", b"Math.abs(d.tmpClickedTargetLink.weight)"),
+    # Nodes of the subgraph are as wide as names that can be read, and as high as theirs.
+    (b"var nodeWidth = 75", b"var nodeWidth = 96"),
+    (_BOX + b"})", _BOX + b" + " + _NAME_S_HEIGHT + b"})"),
+    (b"ys(pos.y) - nodeHeight/2", b"ys(pos.y) - (nodeHeight + node.textHeight)/2"),
+    (b"window.dagre.layout(g)", b"window.dagre.layout(g); breakWideRows(g, c.width)"),
+    # The lines of a canvas, for the picture of the graph.
+    (_CLEAR, b"ctx.canvas.drawn = {links, strokeWidthOffset, colorOverride}; " + _CLEAR),
+    # Labels of this tab's graphs: every graph of that name would have them, since the port is the
+    # same each time.
+    (b"localStorage.", b"sessionStorage."),
 )
 _MEDIA_TYPES = {".cjs": "text/javascript", ".js": "text/javascript", ".css": "text/css"}
 

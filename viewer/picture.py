@@ -1,4 +1,8 @@
-"""A picture of a graph, as the viewer's page shows it: taken by a browser that nobody sees."""
+"""A picture of a graph, as the viewer's page shows it: taken by a browser that nobody sees.
+
+A PNG is the whole page. An SVG is what the page's own button saves: the link graph, and the
+subgraph where the document pins nodes (web_assets/picture_export.js).
+"""
 
 import os
 import shutil
@@ -8,7 +12,9 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Literal
 
 from viewer.graph_files import ViewerError, read_graphs
 from viewer.server import LOOPBACK, create_app, server
@@ -33,8 +39,8 @@ _FLAGS = [
 ]
 
 
-def take_picture(graph: Path) -> bytes:
-    """The page with a graph as a PNG.
+def take_picture(graph: Path, form: Literal["png", "svg"] = "png") -> bytes:
+    """The page with a graph as a PNG, or the graph as an SVG that needs no other file.
 
     Raises:
         ViewerError: the file is no graph, or there is no browser that could take the picture.
@@ -47,20 +53,51 @@ def take_picture(graph: Path) -> bytes:
     flags = [*_FLAGS, *(["--no-sandbox"] if _is_root() else [])]  # root has no sandbox there
     with _served(graph) as url, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         path = Path(folder, "picture.png")
-        command = [
-            browser,
-            *flags,
-            f"--user-data-dir={folder}/profile",
-            f"--screenshot={path}",
-            url,
-        ]
+        asked = [f"--screenshot={path}", url]
+        if form == "svg":
+            asked = ["--dump-dom", f"{url}?picture=svg"]
+        command = [browser, *flags, f"--user-data-dir={folder}/profile", *asked]
         try:
-            subprocess.run(command, capture_output=True, timeout=_LIMIT_S, check=True)  # noqa: S603
-            return path.read_bytes()
+            done = subprocess.run(command, capture_output=True, timeout=_LIMIT_S, check=True)  # noqa: S603
+            return path.read_bytes() if form == "png" else _svg_in(done.stdout, graph)
         except subprocess.TimeoutExpired:
             raise ViewerError(f"{browser} took no picture within {_LIMIT_S:.0f} s") from None
         except (OSError, subprocess.CalledProcessError):
             raise ViewerError(f"{browser} took no picture; see what it says by itself") from None
+
+
+class _PictureReader(HTMLParser):
+    """Takes the text of two elements of a page: the picture, and why there is no graph."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.texts: dict[str, list[str]] = {}
+        self._inside: str | None = None
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        if tag == "pre" and attributes.get("id") == "picture":
+            self._inside = "picture"
+        elif tag == "p" and attributes.get("class") == "no-graph":
+            self._inside = "no-graph"
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in {"pre", "p"}:
+            self._inside = None
+
+    def handle_data(self, data: str) -> None:
+        if self._inside is not None:
+            self.texts.setdefault(self._inside, []).append(data)
+
+
+def _svg_in(page: bytes, graph: Path) -> bytes:
+    reader = _PictureReader()
+    reader.feed(page.decode(errors="replace"))
+    reader.close()
+    if "picture" not in reader.texts:
+        reason = "".join(reader.texts.get("no-graph", ["the page was not drawn in time"]))
+        raise ViewerError(f"{graph}: {reason}")
+    return "".join(reader.texts["picture"]).encode()
 
 
 def _is_root() -> bool:

@@ -7,6 +7,8 @@ written, and the page loads nothing from another host.
 """
 
 import contextlib
+import errno
+import http.client
 import json
 import os
 import re
@@ -15,6 +17,7 @@ import threading
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -26,42 +29,77 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from viewer import feature_panels
-from viewer.graph_files import Graph, ViewerError, is_gzipped, read_graphs
+from viewer.graph_files import Graph, ViewerError, is_gzipped, read_graphs, shortest_names
 from viewer.page import read_page
 
 LOOPBACK = "127.0.0.1"
+# The same each time, since addresses that were saved have it. No system gives this one to a
+# program that asks for any port: those begin at 32768.
+DEFAULT_PORT = 8046
+_PORTS_TRIED = 20
+_LISTING = "/data/graph-metadata.json"
 
 # The metadata that the page needs for its list of graphs.
 _LISTED = ("scan", "prompt", "title_prefix", "node_threshold")
+_WORDS = ("title_prefix", "scan", "prompt")
 _FEATURE = re.compile("[0-9]{1,40}")  # layer and index as one number
 
 
-def view(paths: Sequence[Path], *, port: int, open_browser: bool) -> None:
+def view(paths: Sequence[Path], *, port: int | None = None, open_browser: bool) -> None:
     """Serve these graphs on loopback until Ctrl-C. The page begins with the first one.
 
     Args:
         paths: graph documents, JSON or gzipped JSON.
-        port: 0 takes a free one.
+        port: 0 takes a free one; None DEFAULT_PORT, or the next free one where it is taken.
 
     Raises:
-        ViewerError: a file is no graph document, or the port is taken.
+        ViewerError: a file is no graph document, or the port that was named is taken.
     """
     application = create_app(read_graphs(paths))
-    try:
-        listener = socket.create_server((LOOPBACK, port))
-    except (OSError, OverflowError) as error:
-        errno = getattr(error, "errno", None)
-        reason = os.strerror(errno) if errno else error
-        raise ViewerError(f"port {port}: {reason}; name another, or 0 for a free one") from None
-    url = f"http://{LOOPBACK}:{listener.getsockname()[1]}/"
+    listener = _default_listener() if port is None else _listener(port)
+    taken = listener.getsockname()[1]
+    url = f"http://{LOOPBACK}:{taken}/"
     count = "1 graph" if len(paths) == 1 else f"{len(paths)} graphs"
-    print(f"{count} at {url} until Ctrl-C", flush=True)
+    elsewhere = "" if port is not None or taken == DEFAULT_PORT else _what_is_at_the_default_port()
+    print(f"{count} at {url} until Ctrl-C{elsewhere}", flush=True)
     if open_browser:
         # With a text browser in this terminal, `open` returns only when the user leaves it.
         threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
     # uvicorn raises KeyboardInterrupt again when it has stopped.
     with listener, contextlib.suppress(KeyboardInterrupt):
         server(application).run(sockets=[listener])
+
+
+def _listener(port: int) -> socket.socket:
+    try:
+        return socket.create_server((LOOPBACK, port))
+    except (OSError, OverflowError) as error:
+        number = getattr(error, "errno", None)
+        reason = os.strerror(number) if number else error
+        raise ViewerError(f"port {port}: {reason}; name another, or 0 for a free one") from None
+
+
+def _default_listener() -> socket.socket:
+    for port in range(DEFAULT_PORT, DEFAULT_PORT + _PORTS_TRIED):
+        try:
+            return socket.create_server((LOOPBACK, port))
+        except OSError as error:
+            if error.errno not in {errno.EADDRINUSE, errno.EACCES}:
+                break
+    return _listener(0)
+
+
+def _what_is_at_the_default_port() -> str:
+    connection = http.client.HTTPConnection(LOOPBACK, DEFAULT_PORT, timeout=1)
+    try:
+        connection.request("GET", _LISTING)
+        is_view = b'"graphs"' in connection.getresponse().read(1_000_000)
+    except (OSError, http.client.HTTPException):
+        is_view = False
+    finally:
+        connection.close()
+    who = "another `view`" if is_view else "another program"
+    return f" (not at port {DEFAULT_PORT}, where saved addresses lead: {who} is there)"
 
 
 def server(application: Starlette) -> uvicorn.Server:
@@ -97,12 +135,7 @@ def create_app(graphs: Sequence[Graph]) -> Starlette:
         return Response(json.dumps(value), media_type="application/json", headers=headers)
 
     async def listing(_: Request) -> Response:
-        listed = [
-            {name: graph.metadata[name] for name in _LISTED if name in graph.metadata}
-            | {"slug": graph.name}
-            for graph in graphs
-        ]
-        return as_json({"graphs": listed})
+        return as_json({"graphs": _listed(graphs)})
 
     async def document(request: Request) -> Response:
         graph = graph_of(request)
@@ -131,7 +164,7 @@ def create_app(graphs: Sequence[Graph]) -> Starlette:
     return Starlette(
         routes=[
             Route("/", index),
-            Route("/data/graph-metadata.json", listing),
+            Route(_LISTING, listing),
             Route("/graph_data/{name}.json", document),
             Route("/features_of/{name}.json", features),
             Route("/features_of/{name}/{feature}.json", feature),
@@ -140,3 +173,19 @@ def create_app(graphs: Sequence[Graph]) -> Starlette:
         # Otherwise another site could give its own name this address and read the graphs.
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[LOOPBACK, "localhost"])],
     )
+
+
+def _listed(graphs: Sequence[Graph]) -> list[dict[str, Any]]:
+    """What the page's list says of each graph; of those that it would say the same of, the file."""
+    listed = [
+        {name: graph.metadata[name] for name in _LISTED if name in graph.metadata}
+        | {"slug": graph.name}
+        for graph in graphs
+    ]
+    words = [tuple(entry.get(name) or "" for name in _WORDS) for entry in listed]
+    for entry, words_of_it in zip(listed, words, strict=True):
+        same = [graph for graph, others in zip(graphs, words, strict=True) if others == words_of_it]
+        if len(same) > 1:
+            names = shortest_names([graph.path for graph in same])
+            entry["file"] = names[[graph.name for graph in same].index(entry["slug"])]
+    return listed

@@ -1,17 +1,10 @@
 // What circuit-tracer's page lacks for complete graphs, in which attention has features (Lorsas)
-// too: their shapes and a legend, and a list that says why a feature's attention looks where it
-// looks. Loaded after circuit-tracer's scripts and before the page starts.
+// too: their shapes, and a list that says why a feature's attention looks where it looks. Loaded
+// after circuit-tracer's scripts and before the page starts.
 'use strict';
 
 (() => {
   const SHAPES = {lorsa: '▲', 'lorsa error': '◇', bias: '+'};
-  const LEGEND = [
-    ['cross layer transcoder', 'MLP feature'],
-    ['lorsa', 'attention feature (Lorsa)'],
-    ['mlp reconstruction error', 'MLP error'],
-    ['lorsa error', 'attention error'],
-    ['embedding', 'token, prediction'],
-  ];
   const MOST_ENTRIES = 100; // of a list; more would keep the browser busy
   const OUTSIDE = 'Not drawn: pruned away, or never collected';
   const LISTS = {
@@ -32,21 +25,6 @@
     rows.select('.default-icon text').text(node => shapeOf(node.feature_type));
   };
 
-  const initLinkGraph = window.initCgLinkGraph;
-  window.initCgLinkGraph = page => {
-    initLinkGraph(page);
-    const kinds = new Set(page.data.nodes.map(node => node.feature_type));
-    const nav = d3.select('.nav');
-    nav.selectAll('.legend').remove();
-    const legend = nav.append('div').attr('class', 'legend');
-    for (const [kind, words] of LEGEND) {
-      if (!kinds.has(kind)) continue;
-      const entry = legend.append('span');
-      entry.append('span').attr('class', 'shape').text(shapeOf(kind));
-      entry.append('span').text(` ${words}`);
-    }
-  };
-
   const initNodeConnections = window.initCgNodeConnections;
   window.initCgNodeConnections = page => {
     initNodeConnections(page);
@@ -59,8 +37,9 @@
     const panel = page.cgSel.select('.node-connections');
     panel.selectAll('.qk-tracing').remove();
     const clicked = page.data.nodes.find(node => node.nodeId === page.visState.clickedId);
-    if (!clicked || !isLorsa(clicked)) return;
+    if (!clicked || !isFeature(clicked)) return;
     panel.select('.header-top-row text').text(nameOf(clicked));
+    if (!isLorsa(clicked)) return;
     const traced = clicked.qk_tracing_results;
     if (!traced) return;
     const section = panel.insert('div', '.connections').attr('class', 'qk-tracing');

@@ -53,7 +53,8 @@ def show(page, url, number, **query):
 def test_markup_in_every_text_of_a_graph_is_shown_as_text_wherever_it_is_shown(page, url, number):
     markup, tooltip = MARKUP[number], page.locator(".tooltip")
     show(page, url, number)
-    shown = page.locator(".graph-prompt-select option").nth(number).text_content()
+    option = f'.graph-prompt-select option[value="{names(page, url)[number]}"]'
+    shown = page.locator(option).text_content()
     assert shown == f"{markup} {markup} — {markup}"
     tokens = page.locator(".prompt-token text").all_text_contents()
     assert tokens == [f"{markup}{i}" for i in range(4)]

@@ -69,11 +69,22 @@ def test_the_page_refers_to_files_of_web_assets_only():
 
 # A script of another version of circuit-tracer may write these otherwise.
 MEMBERS = b".appendMany('div.member-circle', d => d.node.memberNodes)"
+BOX = b"g.setNode(d.nodeId, {width: nodeWidth, height: nodeHeight"
+CLEAR = b"ctx.clearRect(-c.margin.left"
 CHANGED = (
     (b".html(`", b".html(markup`"),
     (b"d.feature_type == 'cross layer transcoder'", b"isFeature(d)"),
     (b"d.feature_type != 'cross layer transcoder'", b"!isFeature(d)"),
     (MEMBERS, MEMBERS + b".classed('lorsa', d => d.feature_type == 'lorsa')"),
+    (b"if (urlSupernodes) visState", b"if (util.params.get('supernodes')) visState"),
+    (b"d.tmpClickedSourceLink?.pctInput", b"Math.abs(d.tmpClickedSourceLink.weight)"),
+    (b"d.tmpClickedTargetLink?.pctInput", b"Math.abs(d.tmpClickedTargetLink.weight)"),
+    (b"var nodeWidth = 75", b"var nodeWidth = 96"),
+    (BOX + b"})", BOX + b" + selForceNodes.find(e => e.node == d).textHeight})"),
+    (b"ys(pos.y) - nodeHeight/2", b"ys(pos.y) - (nodeHeight + node.textHeight)/2"),
+    (b"window.dagre.layout(g)", b"window.dagre.layout(g); breakWideRows(g, c.width)"),
+    (CLEAR, b"ctx.canvas.drawn = {links, strokeWidthOffset, colorOverride}; " + CLEAR),
+    (b"localStorage.", b"sessionStorage."),
 )
 
 
