@@ -13,7 +13,8 @@ import re
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ from remote.errors import (
 from remote.graph_document import GraphDocument
 from remote.graph_summary import print_graph
 from remote.jobs import JobStatus
+from remote.labels import Labels, open_labels
+from remote.neuronpedia import URL as NEURONPEDIA_URL
 from remote.terminal_text import line
 from schemas import UploadReceipt
 
@@ -66,6 +69,10 @@ class ClientSettings(BaseSettings):
     runpod_api_key: SecretStr | None = None
     runpod_endpoint_base_url: str = RUNPOD_URL  # Runpod's SDK reads the same variable
     secret: SecretStr | None = None
+    feature_labels: bool = False  # whether labels are fetched without --labels
+    neuronpedia_url: str = NEURONPEDIA_URL
+    neuronpedia_api_key: SecretStr | None = None
+    xdg_cache_home: Path | None = None  # labels are kept in here
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,8 +93,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _settings() -> ClientSettings:
+    try:
+        return ClientSettings()
+    except ValidationError as error:
+        found = error.errors(include_url=False)[0]
+        name = str(found["loc"][0]).upper()
+        raise WrongTarget(f"{name} is {found['input']!r}: {found['msg']}") from None
+
+
+@contextmanager
+def _labels(args: Namespace, err: Console) -> Iterator[Labels | None]:
+    """Where the names of features come from, if they are asked for."""
+    settings = _settings()
+    asked = getattr(args, "labels", False)  # None: neither --labels nor --no-labels
+    if not (settings.feature_labels if asked is None else asked):
+        yield None
+        return
+    key = settings.neuronpedia_api_key
+    labels = open_labels(
+        settings.neuronpedia_url,
+        None if key is None else key.get_secret_value(),
+        settings.xdg_cache_home or Path.home() / ".cache",
+        lambda sentence: err.print(line(sentence), style="yellow", soft_wrap=True),
+    )
+    with closing(labels):
+        yield labels
+
+
 def _connect(args: Namespace) -> Client:
-    settings = ClientSettings()
+    settings = _settings()
     if args.endpoint is None:
         secret = settings.secret
         return Client.to_url(
@@ -120,19 +155,20 @@ def _run(args: Namespace, out: Console, err: Console) -> None:
     if args.json:
         _print_json(output)
         return
-    summary.print_output(out, output, path)
-    if "sha256" in output and path is not None:
-        out.print(f"file    {line(str(path))}, its SHA-256 is right", soft_wrap=True)
-        if path.stat().st_size <= _LARGEST_SUMMARISED_BYTES:
-            _summarise(out, path)
+    with _labels(args, err) as labels:
+        summary.print_output(out, output, path, labels)
+        if "sha256" in output and path is not None:
+            out.print(f"file    {line(str(path))}, its SHA-256 is right", soft_wrap=True)
+            if path.stat().st_size <= _LARGEST_SUMMARISED_BYTES:
+                _summarise(out, path, labels)
     if args.command != "wait":
         out.print(f"time    {time.monotonic() - started:.1f} s")
 
 
-def _summarise(out: Console, path: Path) -> None:
+def _summarise(out: Console, path: Path, labels: Labels | None) -> None:
     """Print what is in a downloaded graph."""
     try:
-        print_graph(out, orjson.loads(path.read_bytes()), path)
+        print_graph(out, orjson.loads(path.read_bytes()), path, labels)
     except (orjson.JSONDecodeError, ValidationError):
         raise NotTheGraph(f"{path} is what the worker has uploaded, but it is no graph") from None
 
@@ -155,12 +191,18 @@ def _health(args: Namespace, out: Console, _err: Console) -> None:
     _print_rows(args, out, health, health)
 
 
-def _view(args: Namespace, _out: Console, _err: Console) -> None:
+def _view(args: Namespace, _out: Console, err: Console) -> None:
     from viewer.graph_files import ViewerError
     from viewer.server import view
 
     try:
-        view(args.files, port=args.port, open_browser=not args.no_browser)
+        with _labels(args, err) as labels:
+            view(
+                args.files,
+                port=args.port,
+                open_browser=not args.no_browser,
+                descriptions=labels,
+            )
     except ViewerError as error:
         raise WrongTarget(str(error)) from None
 
@@ -171,38 +213,40 @@ def _batch(args: Namespace, out: Console, err: Console) -> None:
     run_batch(args, lambda: _connect(args), out, err)
 
 
-def _compare(args: Namespace, out: Console, _err: Console) -> None:
+def _compare(args: Namespace, out: Console, err: Console) -> None:
     from remote.compare import compare
     from remote.compare_tables import as_json, print_comparison
 
-    comparison = compare(args.graphs)
+    with _labels(args, err) as labels:
+        comparison = compare(args.graphs, labels, None if args.json else args.top)
     if args.json:
         _print_json(as_json(comparison))
     else:
         print_comparison(out, comparison, args.top)
 
 
-def _export(args: Namespace, out: Console, _err: Console) -> None:
+def _export(args: Namespace, out: Console, err: Console) -> None:
     from remote.export import beside, export
 
-    if args.to == "png":
-        paths = [args.output or beside(args.graph, ".png")]
-        picture = _picture(args.graph)
-        with replacing(paths[0]) as file:
-            file.write(picture)
-    else:
-        paths = export(args.graph, args.to, args.output)
+    with _labels(args, err) as labels:
+        if args.to == "png":
+            paths = [args.output or beside(args.graph, ".png")]
+            picture = _picture(args.graph, labels)
+            with replacing(paths[0]) as file:
+                file.write(picture)
+        else:
+            paths = export(args.graph, args.to, args.output, labels)
     for path in paths:
         size = summary.size(path.stat().st_size)
         out.print(f"file    {summary.line(str(path))} ({size})", soft_wrap=True)
 
 
-def _picture(graph: Path) -> bytes:
+def _picture(graph: Path, labels: Labels | None) -> bytes:
     from viewer.graph_files import ViewerError
     from viewer.picture import take_picture
 
     try:
-        return take_picture(graph)
+        return take_picture(graph, labels)
     except ViewerError as error:
         raise WrongTarget(str(error)) from None
 

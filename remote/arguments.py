@@ -1,7 +1,13 @@
 """The command line of `client.py`: arguments in, a job and the server to send it to out."""
 
 import re
-from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from argparse import (
+    ArgumentParser,
+    ArgumentTypeError,
+    BooleanOptionalAction,
+    Namespace,
+    RawDescriptionHelpFormatter,
+)
 from collections.abc import Collection, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -19,6 +25,8 @@ _EPILOG = """\
 environment (or a .env file):
   RUNPOD_API_KEY  the key for --endpoint
   SECRET          the worker's, sent as x-secret-key with --url
+  FEATURE_LABELS  true: as if --labels were given
+  NEURONPEDIA_API_KEY  sent to Neuronpedia for labels, not needed
 
 exit codes:
   0    done
@@ -318,6 +326,13 @@ def _option(flags: str, words: str | None = None, **settings: Any) -> _Option:
     return flags.split(), {"help": words, **settings}
 
 
+_LABELS = [
+    _option(
+        "--labels",
+        "name real models' features as Neuronpedia explains them, and ask it for what isn't here",
+        action=BooleanOptionalAction,
+    )
+]
 _PROMPT = [
     _option("prompt", "the text, or --messages", metavar="PROMPT", nargs="?"),
     _option("--messages", "chat turns, as JSON: [{role, content}]", type=_messages, metavar="FILE"),
@@ -472,7 +487,10 @@ _VIEW = [
 
 # Each command's description and its options, besides those of its action's fields.
 _COMMANDS: dict[str, tuple[str, list[_Option]]] = {
-    "graph": ("the attribution graph of a prompt", _PROMPT + _FILE + _TARGETS + _TIMEOUT + _JSON),
+    "graph": (
+        "the attribution graph of a prompt",
+        _PROMPT + _FILE + _TARGETS + _LABELS + _TIMEOUT + _JSON,
+    ),
     "steer": ("a prompt continued with features changed", _PROMPT + _FEATURES + _TIMEOUT + _JSON),
     "forward-pass": ("a prompt's tokens and likeliest next tokens", _PROMPT + _TIMEOUT + _JSON),
     "parse-chat-prompt": ("a rendered prompt as messages", _RENDERED + _TIMEOUT + _JSON),
@@ -484,12 +502,21 @@ _COMMANDS: dict[str, tuple[str, list[_Option]]] = {
         "the features that tell two prompts apart, and a steer from one to the other",
         _PROMPT + _OTHER + _TIMEOUT + _JSON,
     ),
-    "wait": ("wait for a job on Runpod that was sent before", _ID + _FILE + _TIMEOUT + _JSON),
+    "wait": (
+        "wait for a job on Runpod that was sent before",
+        _ID + _FILE + _LABELS + _TIMEOUT + _JSON,
+    ),
     "status": ("the state of a job on Runpod", _ID + _JSON),
     "cancel": ("stop a job on Runpod", _ID),
     "health": ("what the server reports about itself", _JSON),
-    "view": ("look at graphs in the browser", _VIEW),
+    "view": ("look at graphs in the browser", _VIEW + _LABELS),
     "batch": ("the graphs of many prompts, and an index of them", _BATCH),
-    "compare": ("features that graphs share, or that recur over a batch", _COMPARE + _JSON),
-    "export": ("a graph as GraphML, as CSV of its nodes and links, or as a picture", _EXPORT),
+    "compare": (
+        "features that graphs share, or that recur over a batch",
+        _COMPARE + _LABELS + _JSON,
+    ),
+    "export": (
+        "a graph as GraphML, as CSV of its nodes and links, or as a picture",
+        _EXPORT + _LABELS,
+    ),
 }

@@ -52,11 +52,13 @@ class Link:
 class GraphFile:
     """A graph that was read. Its nodes have ids of their own, and links end at nodes.
 
-    `fields` are the nodes with everything that the document says of them.
+    `fields` are the nodes with everything that the document says of them, and `metadata_fields`
+    the metadata.
     """
 
     path: Path
     metadata: _Metadata
+    metadata_fields: dict[str, Any]
     nodes: list[GraphNode]
     fields: list[dict[str, Any]]
     _links: list[dict[str, Any]]
@@ -89,7 +91,14 @@ def read_graph(path: Path) -> GraphFile:
         where = ".".join(map(str, error.errors(include_url=False)[0]["loc"])) or "the document"
         raise WrongFile(f"{path}: no graph document, {where} is not as a graph's is") from None
     _check_ends(path, document)
-    return GraphFile(path, document.metadata, document.nodes, fields["nodes"], document.links)
+    return GraphFile(
+        path,
+        document.metadata,
+        fields["metadata"],
+        document.nodes,
+        fields["nodes"],
+        document.links,
+    )
 
 
 def _content(path: Path) -> bytes:

@@ -16,7 +16,8 @@ from remote.graph_document import (
     LORSA_ERROR,
     GraphDocument,
 )
-from remote.node_names import KIND_NAMES, Names, feature_name, feature_names
+from remote.labels import Labels
+from remote.node_names import KIND_NAMES, Names, feature_name, feature_names, name_of
 from remote.terminal_text import TABLE_STYLE, at_token, line, shown, size, stages
 
 _COUNTED = {FEATURE: "feature", ERROR: "error", EMBEDDING: "token", LOGIT: "logit"}
@@ -30,20 +31,30 @@ _COUNTED_IF_COMPLETE = {
 }
 
 
-def print_graph(console: Console, graph: dict[str, Any], path: Path) -> None:
+_NAMED = 100  # strongest features, whose names the tables show where they are known
+
+
+def print_graph(
+    console: Console, graph: dict[str, Any], path: Path, labels: Labels | None = None
+) -> None:
     """A graph's predictions, strongest features, sizes and scores, and the file it is in. Of a
     complete one also what attention carries, and why it looks where it looks.
+
+    Args:
+        labels: where features' names come from that aren't the demo's; None: from nowhere.
 
     Raises:
         ValidationError: it is not as graph documents are.
     """
     document = GraphDocument.model_validate(graph)
     metadata = document.metadata
-    names = feature_names(graph["metadata"])
+    strongest = [name_of(node) for node in document.features()[:_NAMED]]
+    names = feature_names(graph["metadata"], strongest, labels)
     console.print(f"\n[bold]{shown(metadata.prompt)}[/bold]  ({line(metadata.scan)})\n")
     console.print(_predictions(document))
     console.print()
-    console.print(_strongest_features(document, names))
+    has_names = document.is_complete or labels is not None
+    console.print(_strongest_features(document, names if has_names else {}))
     if document.is_complete:
         attention_summary.print_attention(console, document, names)
 
@@ -80,7 +91,7 @@ def _strongest_features(graph: GraphDocument, names: Names, count: int = 8) -> T
     """The features with the most influence on the logits, of a complete graph with their kind."""
     tokens = graph.metadata.prompt_tokens
     kind = ("kind",) if graph.is_complete else ()
-    name = ("what it does",) if graph.is_complete and names else ()
+    name = ("what it does",) if names else ()
     columns = (*kind, "layer", "feature", "at token", "activation", *name)
     table = Table(*columns, title="Strongest features", **TABLE_STYLE)
     for node in graph.features()[:count]:

@@ -1,6 +1,6 @@
 """Words for the nodes of a graph."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from remote.graph_document import (
@@ -13,6 +13,7 @@ from remote.graph_document import (
     LORSA_ERROR,
     GraphNode,
 )
+from remote.labels import FeatureName, Labels
 from viewer import demo_features
 
 KIND_NAMES = {FEATURE: "transcoder", LORSA: "Lorsa"}
@@ -30,21 +31,39 @@ _BIASES = {
     "tc_bD": "bias that layer {layer}'s transcoder adds",
 }
 
-Names = Mapping[tuple[str, str], str]
+Names = Mapping[FeatureName, str]
 
 
-def feature_names(metadata: Mapping[str, Any]) -> dict[tuple[str, str], str]:
-    """What features do, by `feature_type` and `layer_index`, where the graph is the demo's."""
-    return {
+def feature_names(
+    metadata: Mapping[str, Any],
+    wanted: Iterable[FeatureName] = (),
+    labels: Labels | None = None,
+) -> dict[FeatureName, str]:
+    """What features do, by `feature_type` and `layer_index`: all of the demo's, where the graph is
+    the demo's, or else what Neuronpedia says.
+
+    Args:
+        wanted: the features whose names are asked of Neuronpedia, the strongest first.
+        labels: where to ask; None, nobody is asked.
+    """
+    demo = {
         (kind, name): demo_features.label(feature)
         for kind in KIND_NAMES
         for name, feature in demo_features.features(metadata, kind).items()
     }
+    if demo or labels is None:
+        return demo
+    return labels.names(metadata, wanted)
 
 
 def feature_name(node: GraphNode, names: Names) -> str:
     """What a node does, where it is a feature of which this is known; else nothing."""
-    return names.get((node.feature_type, f"{node.layer}_{node.index}"), "") if node.index else ""
+    return names.get(name_of(node), "") if node.index else ""
+
+
+def name_of(node: GraphNode) -> FeatureName:
+    """The key of a feature in `Names`."""
+    return node.feature_type, f"{node.layer}_{node.index}"
 
 
 def node_name(node: GraphNode, tokens: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from remote.graph_summary import print_graph
+from remote.labels import Labels
 from remote.terminal_text import TABLE_STYLE, line, quoted, shown, size, stages
 from schemas import (
     ContrastResponse,
@@ -27,15 +28,20 @@ from schemas import (
 _BYTE_TOKEN = re.compile(r"(?:<0x[0-9A-F]{2}>)+")
 
 
-def print_output(console: Console, output: dict[str, Any], path: Path | None = None) -> None:
-    """Any action's output; `path` is where a graph was written.
+def print_output(
+    console: Console,
+    output: dict[str, Any],
+    path: Path | None = None,
+    labels: Labels | None = None,
+) -> None:
+    """Any action's output; `path` is where a graph was written, `labels` name its features.
 
     Raises:
         ValidationError: the output is not as the action's outputs are.
         JSONEncodeError: an output of no action is nested too deeply.
     """
     if "nodes" in output and path is not None:
-        print_graph(console, output, path)
+        print_graph(console, output, path, labels)
     elif "sha256" in output:
         print_receipt(console, UploadReceipt.model_validate(output))
     elif "STEERED_GENERATION" in output:

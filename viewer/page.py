@@ -36,6 +36,7 @@ _ADDITIONS = (
     "<script src='./safe_markup.js'></script>\n"
     "<script src='./graph_check.js'></script>\n"
     "<script src='./complete_graphs.js'></script>\n"
+    "<script src='./feature_labels.js'></script>\n"
     "<script src='./viewer.js'></script>\n"
 )
 # What is served instead of some text of circuit-tracer's scripts, whose files stay as they are: the
