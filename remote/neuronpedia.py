@@ -21,7 +21,7 @@ _EXAMPLES = 5
 _ANSWER_BYTES = 20_000_000
 _READ_TIMEOUT_S = 10.0
 # Labels are not worth a long wait: Neuronpedia's limit of requests is for an hour.
-PATIENCE = Patience(outage_s=5.0, busy_s=10.0)
+PATIENCE = Patience(outage_s=2.0, busy_s=5.0)
 
 # What is kept of a feature.
 _MOST_EXPLANATIONS = 3
