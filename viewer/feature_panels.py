@@ -24,18 +24,15 @@ def index(metadata: Metadata, *, are_labels_asked_for: bool = False) -> dict[str
         address of a feature's page on Neuronpedia, or None; and whether the page `asks` this server
         for labels.
     """
+    known = {kind: demo_features.features(metadata, kind) for kind in SOURCE_SETS}
+    asks = are_labels_asked_for and not any(known.values())
     return {
         kind: {
-            "labels": {
-                name: demo_features.label(feature)
-                for name, feature in demo_features.features(metadata, kind).items()
-            },
+            "labels": {name: demo_features.label(one) for name, one in features.items()},
             "page": feature_page(metadata, kind),
-            "asks": are_labels_asked_for
-            and feature_id(metadata, kind, 0, 0) is not None
-            and not demo_features.features(metadata, kind),
+            "asks": asks and feature_id(metadata, kind, 0, 0) is not None,
         }
-        for kind in SOURCE_SETS
+        for kind, features in known.items()
     }
 
 
