@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from remote.graph_document import FEATURE, GraphNode
-from remote.labels import FeatureName
+from remote.node_names import FeatureName
 
 LORSA = "lorsa"
 _ID = re.compile(r"(?P<layer>\d{1,6})_((?P<kind>cro|lor)_)?(?P<index>\d{1,18})_\d{1,9}")

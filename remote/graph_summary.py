@@ -1,7 +1,7 @@
 """Print what is in a graph on a terminal: predictions, features, sizes and scores."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -16,9 +16,11 @@ from remote.graph_document import (
     LORSA_ERROR,
     GraphDocument,
 )
-from remote.labels import Labels
 from remote.node_names import KIND_NAMES, Names, feature_name, feature_names, name_of
 from remote.terminal_text import TABLE_STYLE, at_token, line, shown, size, stages
+
+if TYPE_CHECKING:
+    from remote.labels import Labels
 
 _COUNTED = {FEATURE: "feature", ERROR: "error", EMBEDDING: "token", LOGIT: "logit"}
 _COUNTED_IF_COMPLETE = {
@@ -35,7 +37,7 @@ _NAMED = 100  # strongest features, whose names the tables show where they are k
 
 
 def print_graph(
-    console: Console, graph: dict[str, Any], path: Path, labels: Labels | None = None
+    console: Console, graph: dict[str, Any], path: Path, labels: "Labels | None" = None
 ) -> None:
     """A graph's predictions, strongest features, sizes and scores, and the file it is in. Of a
     complete one also what attention carries, and why it looks where it looks.

@@ -14,6 +14,7 @@ from typing import Any
 from remote.errors import Unreachable
 from remote.label_cache import LabelCache
 from remote.neuronpedia import AT_ONCE, Neuronpedia
+from remote.node_names import FeatureName
 from viewer.descriptions import Described, Description, FeatureId, feature_id
 
 MOST_FEATURES = 1_000  # that one command asks for
@@ -21,7 +22,6 @@ _LONGEST_S = 60.0  # that it waits for them
 _PAUSE_S = 30.0  # after a failure, in which nothing is asked
 
 Tell = Callable[[str], None]  # called with a sentence
-FeatureName = tuple[str, str]  # `feature_type` and `layer_index`
 
 
 @dataclass

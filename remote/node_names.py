@@ -1,7 +1,7 @@
 """Words for the nodes of a graph."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from remote.graph_document import (
     BIAS,
@@ -13,8 +13,10 @@ from remote.graph_document import (
     LORSA_ERROR,
     GraphNode,
 )
-from remote.labels import FeatureName, Labels
 from viewer import demo_features
+
+if TYPE_CHECKING:
+    from remote.labels import Labels  # the worker's image has no such module
 
 KIND_NAMES = {FEATURE: "transcoder", LORSA: "Lorsa"}
 
@@ -31,13 +33,14 @@ _BIASES = {
     "tc_bD": "bias that layer {layer}'s transcoder adds",
 }
 
+FeatureName = tuple[str, str]  # `feature_type` and `layer_index`
 Names = Mapping[FeatureName, str]
 
 
 def feature_names(
     metadata: Mapping[str, Any],
     wanted: Iterable[FeatureName] = (),
-    labels: Labels | None = None,
+    labels: "Labels | None" = None,
 ) -> dict[FeatureName, str]:
     """What features do, by `feature_type` and `layer_index`: all of the demo's, where the graph is
     the demo's, or else what Neuronpedia says.

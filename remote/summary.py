@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from itertools import dropwhile, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from rich.console import Console, Group, RenderableType
@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from remote.graph_summary import print_graph
-from remote.labels import Labels
 from remote.terminal_text import TABLE_STYLE, line, quoted, shown, size, stages
 from schemas import (
     ContrastResponse,
@@ -25,6 +24,9 @@ from schemas import (
     UploadReceipt,
 )
 
+if TYPE_CHECKING:
+    from remote.labels import Labels
+
 _BYTE_TOKEN = re.compile(r"(?:<0x[0-9A-F]{2}>)+")
 
 
@@ -32,7 +34,7 @@ def print_output(
     console: Console,
     output: dict[str, Any],
     path: Path | None = None,
-    labels: Labels | None = None,
+    labels: "Labels | None" = None,
 ) -> None:
     """Any action's output; `path` is where a graph was written, `labels` name its features.
 
