@@ -40,6 +40,7 @@ from remote.errors import (
 from remote.graph_document import GraphDocument
 from remote.graph_summary import print_graph
 from remote.jobs import JobStatus
+from remote.label_examples import print_examples
 from remote.labels import Labels, open_labels
 from remote.neuronpedia import URL as NEURONPEDIA_URL
 from remote.terminal_text import line
@@ -157,6 +158,8 @@ def _run(args: Namespace, out: Console, err: Console) -> None:
         return
     with _labels(args, err) as labels:
         summary.print_output(out, output, path, labels)
+        if labels is not None and "nodes" in output:
+            print_examples(out, output, labels)
         if "sha256" in output and path is not None:
             out.print(f"file    {line(str(path))}, its SHA-256 is right", soft_wrap=True)
             if path.stat().st_size <= _LARGEST_SUMMARISED_BYTES:
@@ -168,7 +171,10 @@ def _run(args: Namespace, out: Console, err: Console) -> None:
 def _summarise(out: Console, path: Path, labels: Labels | None) -> None:
     """Print what is in a downloaded graph."""
     try:
-        print_graph(out, orjson.loads(path.read_bytes()), path, labels)
+        graph = orjson.loads(path.read_bytes())
+        print_graph(out, graph, path, labels)
+        if labels is not None:
+            print_examples(out, graph, labels)
     except (orjson.JSONDecodeError, ValidationError):
         raise NotTheGraph(f"{path} is what the worker has uploaded, but it is no graph") from None
 

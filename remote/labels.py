@@ -58,7 +58,15 @@ class Labels:
     def names(
         self, metadata: Mapping[str, Any], wanted: Iterable[FeatureName]
     ) -> dict[FeatureName, str]:
-        """The labels of a graph's features.
+        """The labels of a graph's features, where they have one. The arguments are those of
+        `descriptions`."""
+        found = self.descriptions(metadata, wanted)
+        return {name: one.label for name, one in found.items() if one.label}
+
+    def descriptions(
+        self, metadata: Mapping[str, Any], wanted: Iterable[FeatureName]
+    ) -> dict[FeatureName, Description]:
+        """What is known of a graph's features, and a sentence to the user where nothing is.
 
         Args:
             metadata: of the graph.
@@ -76,12 +84,8 @@ class Labels:
         described = self.describe(list(ids.values()))
         if described.problem is None:
             self._say_what_is_missing(described, list(ids.values()))
-        descriptions = {name: described.found.get(found) for name, found in ids.items()}
-        return {
-            name: description.label
-            for name, description in descriptions.items()
-            if description is not None and description.label
-        }
+        descriptions = ((name, described.found.get(found)) for name, found in ids.items())
+        return {name: one for name, one in descriptions if one is not None}
 
     def close(self) -> None:
         self.neuronpedia.close()

@@ -68,7 +68,7 @@
   }
 
   // Drawing a panel or a list again would end the writing of a name.
-  const isEditing = () => document.activeElement?.localName === 'input';
+  const isEditing = () => document.activeElement?.matches('input:not([type])');
 
   function say(panel, problem) {
     panel.append('div').attr('class', 'no-labels').text(`No labels: ${problem}.`);

@@ -70,6 +70,10 @@ def test_a_graph_s_summary_names_its_strongest_features(site, document, tmp_path
         rows = feature_rows(said.out)
         assert all(row[-2:] == ["explained", f"{row[0]}/{row[1]}"] for row in rows)
         assert "labels" not in said.err
+        examples = said.out.split("Where they fire most, among Neuronpedia's texts")[1]
+        lines = examples.strip().splitlines()[:8]
+        texts = [line.strip().split(maxsplit=1) for line in lines]
+        assert texts == [[f"{row[0]}/{row[1]}", "The capital of Texas"] for row in rows]
         asked = len(site.asked)
         assert main(command) == 0
         assert "explained" not in capsys.readouterr().out
@@ -166,6 +170,28 @@ def test_a_label_of_the_graph_s_own_stays(site, document, tmp_path, capsys):
     assert "my own" in said
     assert "explained" not in said
     assert site.asked == []
+
+
+def test_an_example_is_what_surrounds_its_peak_and_can_not_act_on_the_terminal(
+    site, document, tmp_path, capsys
+):
+    tokens = [f" t{i}" for i in range(40)]
+    tokens[20] = f"▁{ESCAPES}"
+    example = {"tokens": tokens, "values": [float(i == 20) for i in range(40)]}
+    nodes = [n for n in document["nodes"] if n["feature_type"] == "cross layer transcoder"]
+    for node in nodes:
+        layer, index, _ = node["node_id"].split("_")
+        site.add(f"{layer}-{SOURCE_SET}", int(index), activations=[example])
+    with RawServer([answer(200, json.dumps(document).encode())]) as worker:
+        url = f"http://127.0.0.1:{worker.port}"
+        command = ["graph", PROMPT, "--url", url, "--server", "http", "--labels"]
+        assert main([*command, "-o", str(tmp_path / "made.json")]) == 0
+    said = capsys.readouterr()
+    before, after = "".join(tokens[:20])[-50:], "".join(tokens[21:])[:30]
+    wanted = f"…{before} \\x1b[2J\\x9b\\u202e[bold]x[/bold]{after}…"
+    assert said.out.count(wanted) == 8
+    assert not {"\x1b", "\x9b", "\u202e"} & set(said.out)
+    assert "has no explanation of these features yet" in said.err
 
 
 def test_a_label_can_not_act_on_the_terminal(site, path, document, capsys):

@@ -197,3 +197,21 @@ def test_markup_in_what_neuronpedia_says_is_shown_as_text(page, site, graph, sho
     hover(page, boxes(page)[0])
     assert_only_its_own_elements(page, url)
     assert page.evaluate("window.ran") is None
+
+
+def test_labels_wait_until_a_name_is_written(page, site, graph, show):
+    """Drawing the panel again would take the name away."""
+    explain(site, features(graph))
+    holds = []
+    page.route("**/labels", lambda route: holds.append(route))
+    show(graph, clickedId=CLICKED)
+    panel = page.locator(".feature-detail")
+    panel.locator(".edit-clerp-button").click()
+    panel.locator(".clerp-edit input").press_sequentially("ren")
+    holds[0].continue_()
+    page.wait_for_timeout(1000)
+    panel.locator(".clerp-edit input").press_sequentially("amed")
+    assert panel.locator(".clerp-edit input").input_value() == "renamed"
+    panel.locator(".clerp-edit input").press("Enter")
+    names = named(page, len(features(graph)) - 1)
+    assert names[CLICKED] == "renamed"
