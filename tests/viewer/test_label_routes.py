@@ -1,12 +1,17 @@
 """What the viewer's server says of real models' features, and whom it lets ask for it."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import requests
 
 from graphs.nodes import cantor_pairing
 from tests.support.neuronpedia import LORSA_SET, SOURCE_SET, labels_from, neuronpedia
+from tests.support.programs import ROOT
 from tests.support.viewer_server import showing
 from viewer.feature_panels import LORSA_LAYERS
 
@@ -132,3 +137,29 @@ def test_the_page_asks_only_where_labels_are_asked_for_and_somewhere_described(g
     demo = {**METADATA, "scan": "demo", "info": {"transcoder_set": "demo/transcoders"}}
     graph.write_text(json.dumps({**document, "metadata": demo}))
     assert asks(graph, labels)[0] == [False, False]
+
+
+def test_the_program_asks_with_the_option_alone_and_says_once_what_goes_wrong(
+    site, graph, tmp_path
+):
+    def asked(*options):
+        """The labels that `client.py view` gives, and what it says besides."""
+        command = [sys.executable, "client.py", "view", str(graph), "--no-browser", *options]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        environment = {**os.environ, "NEURONPEDIA_URL": site.url, "XDG_CACHE_HOME": str(tmp_path)}
+        with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as running:
+            address = running.stdout.readline().split(" at ")[1].split()[0]
+            answers = [ask(f"{address}features_of/paris", [number]) for number in (MLP, MLP + 1)]
+            running.send_signal(signal.SIGINT)
+            assert running.wait(timeout=60) == 0
+            return [answer.status_code for answer in answers], running.stderr.read()
+
+    assert asked("--port", "0") == ([404, 404], "")
+    assert asked("--port", "0", "--labels") == ([200, 200], "")
+    assert (tmp_path / "attribution-client" / "labels-1.sqlite").exists()
+    site.answers = 0
+    (tmp_path / "attribution-client" / "labels-1.sqlite").unlink()
+    statuses, said = asked("--port", "0", "--labels")
+    assert statuses == [200, 200]
+    assert said.startswith("labels: 127.0.0.1:")
+    assert said.count("\n") == 1
