@@ -13,7 +13,8 @@ import re
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +41,9 @@ from remote.graph_document import GraphDocument
 from remote.graph_files import FORMAT, SUFFIX, is_torch_file, print_file, wants_file
 from remote.graph_summary import print_graph
 from remote.jobs import JobStatus
+from remote.label_examples import print_examples
+from remote.labels import Labels, open_labels
+from remote.neuronpedia import URL as NEURONPEDIA_URL
 from remote.terminal_text import line
 from schemas import UploadReceipt, parse_request
 
@@ -67,6 +71,10 @@ class ClientSettings(BaseSettings):
     runpod_api_key: SecretStr | None = None
     runpod_endpoint_base_url: str = RUNPOD_URL  # Runpod's SDK reads the same variable
     secret: SecretStr | None = None
+    feature_labels: bool = False  # whether labels are fetched without --labels
+    neuronpedia_url: str = NEURONPEDIA_URL
+    neuronpedia_api_key: SecretStr | None = None
+    xdg_cache_home: Path | None = None  # labels are kept in here
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,8 +95,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _settings() -> ClientSettings:
+    try:
+        return ClientSettings()
+    except ValidationError as error:
+        found = error.errors(include_url=False)[0]
+        name = str(found["loc"][0]).upper()
+        raise WrongTarget(f"{name} is {found['input']!r}: {found['msg']}") from None
+
+
+@contextmanager
+def _labels(args: Namespace, err: Console) -> Iterator[Labels | None]:
+    """Where the names of features come from, if they are asked for."""
+    settings = _settings()
+    asked = getattr(args, "labels", False)  # None: neither --labels nor --no-labels
+    if not (settings.feature_labels if asked is None else asked):
+        yield None
+        return
+    key = settings.neuronpedia_api_key
+    labels = open_labels(
+        settings.neuronpedia_url,
+        None if key is None else key.get_secret_value(),
+        settings.xdg_cache_home or Path.home() / ".cache",
+        lambda sentence: err.print(line(sentence), style="yellow", soft_wrap=True),
+    )
+    with closing(labels):
+        yield labels
+
+
 def _connect(args: Namespace) -> Client:
-    settings = ClientSettings()
+    settings = _settings()
     if args.endpoint is None:
         secret = settings.secret
         return Client.to_url(
@@ -127,13 +163,16 @@ def _run(args: Namespace, out: Console, err: Console) -> None:
     if args.json:
         _print_json(output)
         return
-    summary.print_output(out, output, path, model)
-    if "sha256" in output and path is not None:
-        out.print(f"file    {line(str(path))}, its SHA-256 is right", soft_wrap=True)
-        if is_torch_file(path):
-            print_file(out, path)
-        elif path.stat().st_size <= _LARGEST_SUMMARISED_BYTES:
-            _summarise(out, path)
+    with _labels(args, err) as labels:
+        summary.print_output(out, output, path, model, labels)
+        if labels is not None and "nodes" in output:
+            print_examples(out, output, labels)
+        if "sha256" in output and path is not None:
+            out.print(f"file    {line(str(path))}, its SHA-256 is right", soft_wrap=True)
+            if is_torch_file(path):
+                print_file(out, path)
+            elif path.stat().st_size <= _LARGEST_SUMMARISED_BYTES:
+                _summarise(out, path, labels)
     if args.command != "wait":
         out.print(f"time    {time.monotonic() - started:.1f} s")
 
@@ -163,10 +202,13 @@ def _model(client: Client) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _summarise(out: Console, path: Path) -> None:
+def _summarise(out: Console, path: Path, labels: Labels | None) -> None:
     """Print what is in a downloaded graph."""
     try:
-        print_graph(out, orjson.loads(path.read_bytes()), path)
+        graph = orjson.loads(path.read_bytes())
+        print_graph(out, graph, path, labels)
+        if labels is not None:
+            print_examples(out, graph, labels)
     except (orjson.JSONDecodeError, ValidationError):
         raise NotTheGraph(f"{path} is what the worker has uploaded, but it is no graph") from None
 
@@ -189,12 +231,18 @@ def _health(args: Namespace, out: Console, _err: Console) -> None:
     _print_rows(args, out, health, health)
 
 
-def _view(args: Namespace, _out: Console, _err: Console) -> None:
+def _view(args: Namespace, _out: Console, err: Console) -> None:
     from viewer.graph_files import ViewerError
     from viewer.server import view
 
     try:
-        view(args.files, port=args.port, open_browser=not args.no_browser)
+        with _labels(args, err) as labels:
+            view(
+                args.files,
+                port=args.port,
+                open_browser=not args.no_browser,
+                descriptions=labels,
+            )
     except ViewerError as error:
         raise WrongTarget(str(error)) from None
 
@@ -205,11 +253,12 @@ def _batch(args: Namespace, out: Console, err: Console) -> None:
     run_batch(args, lambda: _connect(args), out, err)
 
 
-def _compare(args: Namespace, out: Console, _err: Console) -> None:
+def _compare(args: Namespace, out: Console, err: Console) -> None:
     from remote.compare import compare
     from remote.compare_tables import as_json, print_comparison
 
-    comparison = compare(args.graphs)
+    with _labels(args, err) as labels:
+        comparison = compare(args.graphs, labels, None if args.json else args.top)
     if args.json:
         _print_json(as_json(comparison))
     else:
@@ -228,27 +277,28 @@ def _circuit(args: Namespace, out: Console, err: Console) -> None:
         print_report(out, report)
 
 
-def _export(args: Namespace, out: Console, _err: Console) -> None:
+def _export(args: Namespace, out: Console, err: Console) -> None:
     from remote.export import beside, export
 
-    if args.to in {"png", "svg"}:
-        paths = [args.output or beside(args.graph, f".{args.to}")]
-        picture = _picture(args.graph, args.to)
-        with replacing(paths[0]) as file:
-            file.write(picture)
-    else:
-        paths = export(args.graph, args.to, args.output)
+    with _labels(args, err) as labels:
+        if args.to in {"png", "svg"}:
+            paths = [args.output or beside(args.graph, f".{args.to}")]
+            picture = _picture(args.graph, args.to, labels)
+            with replacing(paths[0]) as file:
+                file.write(picture)
+        else:
+            paths = export(args.graph, args.to, args.output, labels)
     for path in paths:
         size = summary.size(path.stat().st_size)
         out.print(f"file    {summary.line(str(path))} ({size})", soft_wrap=True)
 
 
-def _picture(graph: Path, form: Literal["png", "svg"]) -> bytes:
+def _picture(graph: Path, form: Literal["png", "svg"], labels: Labels | None) -> bytes:
     from viewer.graph_files import ViewerError
     from viewer.picture import take_picture
 
     try:
-        return take_picture(graph, form)
+        return take_picture(graph, form, labels)
     except ViewerError as error:
         raise WrongTarget(str(error)) from None
 

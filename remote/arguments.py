@@ -18,6 +18,10 @@ _EPILOG = """\
 environment (or a .env file):
   RUNPOD_API_KEY  the key for --endpoint
   SECRET          the worker's, sent as x-secret-key with --url
+  FEATURE_LABELS  true: as if --labels were given
+  NEURONPEDIA_API_KEY  sent to Neuronpedia for labels, not needed
+  FEATURE_LABELS  true: as if --labels were given
+  NEURONPEDIA_API_KEY  sent to Neuronpedia for labels, not needed
 
 exit codes:
   0    done

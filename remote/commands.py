@@ -1,5 +1,6 @@
 """The commands of `client.py`, and the options of each besides the fields of its action."""
 
+from argparse import BooleanOptionalAction
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,13 @@ def _option(flags: str, words: str | None = None, **settings: Any) -> Option:
     return flags.split(), {"help": words, **settings}
 
 
+_LABELS = [
+    _option(
+        "--labels",
+        "name real models' features as Neuronpedia explains them, and ask it for what isn't here",
+        action=BooleanOptionalAction,
+    )
+]
 _PROMPT = [
     _option("prompt", "the text, or --messages", metavar="PROMPT", nargs="?"),
     _option(
@@ -201,7 +209,7 @@ _VIEW = [
 COMMANDS: dict[str, tuple[str, list[Option]]] = {
     "graph": (
         "the attribution graph of a prompt",
-        _PROMPT + _FILE + _FORMATS + _TARGETS + _TIMEOUT + _JSON,
+        _PROMPT + _FILE + _FORMATS + _TARGETS + _LABELS + _TIMEOUT + _JSON,
     ),
     "steer": ("a prompt continued with features changed", _PROMPT + _FEATURES + _TIMEOUT + _JSON),
     "forward-pass": ("a prompt's tokens and likeliest next tokens", _PROMPT + _TIMEOUT + _JSON),
@@ -214,18 +222,27 @@ COMMANDS: dict[str, tuple[str, list[Option]]] = {
         "the features that tell two prompts apart, and a steer from one to the other",
         _PROMPT + _OTHER + _TIMEOUT + _JSON,
     ),
-    "wait": ("wait for a job on Runpod that was sent before", _ID + _FILE + _TIMEOUT + _JSON),
+    "wait": (
+        "wait for a job on Runpod that was sent before",
+        _ID + _FILE + _LABELS + _TIMEOUT + _JSON,
+    ),
     "status": ("the state of a job on Runpod", _ID + _JSON),
     "cancel": ("stop a job on Runpod", _ID),
     "health": ("what the server reports about itself", _JSON),
-    "view": ("look at graphs in the browser", _VIEW),
+    "view": ("look at graphs in the browser", _VIEW + _LABELS),
     "batch": ("the graphs of many prompts, and an index of them", _BATCH),
-    "compare": ("features that graphs share, or that recur over a batch", _COMPARE + _JSON),
+    "compare": (
+        "features that graphs share, or that recur over a batch",
+        _COMPARE + _LABELS + _JSON,
+    ),
     "circuit": (
         "what a set of a graph's features is worth: kept alone, removed, beside random sets",
         CIRCUIT + _TIMEOUT + _JSON,
     ),
-    "export": ("a graph as GraphML, as CSV of its nodes and links, or as a picture", _EXPORT),
+    "export": (
+        "a graph as GraphML, as CSV of its nodes and links, or as a picture",
+        _EXPORT + _LABELS,
+    ),
 }
 
 # The commands that ask no server.

@@ -1,13 +1,16 @@
 """Which features graphs of the same model share, and how strong each is in each of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from remote.batch_folder import graph_files
 from remote.errors import WrongFile
 from remote.graph_features import FeatureKey, Place, features_of
 from remote.graph_reading import Metadata, check_same_model, read_graph
+from remote.labels import Labels
+from remote.node_names import feature_names
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Feature:
 
     key: FeatureKey
     graphs: list[InGraph | None]
+    name: str = ""  # what it does, where the graphs don't say it
 
     @property
     def present(self) -> list[InGraph]:
@@ -53,7 +57,7 @@ class Feature:
 
     @property
     def label(self) -> str:
-        return next((graph.label for graph in self.present if graph.label), "")
+        return next((graph.label for graph in self.present if graph.label), self.name)
 
     @property
     def influence(self) -> float:
@@ -80,8 +84,14 @@ class Comparison:
     recurring: list[Feature]
 
 
-def compare(paths: Sequence[Path]) -> Comparison:
+def compare(
+    paths: Sequence[Path], labels: Labels | None = None, top: int | None = None
+) -> Comparison:
     """Compare the graphs in these files, and in these folders of batches.
+
+    Args:
+        labels: where features' names come from that aren't the demo's; None: from nowhere.
+        top: features of each list that are named; None: all.
 
     Raises:
         WrongFile: there are fewer than two, one can't be read, or two are of different models.
@@ -91,14 +101,36 @@ def compare(paths: Sequence[Path]) -> Comparison:
         raise WrongFile("name two graphs at least, or the folder of a batch that has them")
     graphs: list[ComparedGraph] = []
     first: Metadata | None = None
+    fields: dict[str, Any] = {}
     for file in files:
         graph = read_graph(file)
-        first = first or graph.metadata
+        if first is None:
+            first, fields = graph.metadata, graph.metadata_fields
         check_same_model(file, graph.metadata, files[0], first)
         features = {key: InGraph.of(places) for key, places in features_of(graph.nodes).items()}
         slug, prompt = graph.metadata.slug, graph.metadata.prompt
         graphs.append(ComparedGraph(file, slug, prompt, features))
-    return _compared(graphs)
+    return _named_features(_compared(graphs), fields, labels, top)
+
+
+def _named_features(
+    comparison: Comparison, metadata: dict[str, Any], labels: Labels | None, top: int | None
+) -> Comparison:
+    """The same with the names of features that the graphs themselves don't name."""
+    lists = (comparison.common, comparison.differing, comparison.recurring)
+    shown = [feature for features in lists for feature in features[:top] if not feature.label]
+    shown.sort(key=lambda feature: -feature.influence)
+    names = feature_names(metadata, [feature.key.name for feature in shown], labels)
+
+    def named(features: list[Feature]) -> list[Feature]:
+        return [replace(one, name=names.get(one.key.name, "")) for one in features]
+
+    return replace(
+        comparison,
+        common=named(comparison.common),
+        differing=named(comparison.differing),
+        recurring=named(comparison.recurring),
+    )
 
 
 def _compared(graphs: list[ComparedGraph]) -> Comparison:

@@ -9,8 +9,10 @@ from typing import Any, Literal
 from xml.sax.saxutils import escape, quoteattr
 
 from remote.download import replacing
-from remote.graph_features import key_of
+from remote.graph_features import key_of, own_label
 from remote.graph_reading import GraphFile, read_graph
+from remote.labels import Labels
+from remote.node_names import Names, feature_name, feature_names, name_of
 
 # The attributes of a node with their GraphML types. One that the document hasn't is left out.
 NODE_FIELDS: Mapping[str, str] = {
@@ -20,7 +22,7 @@ NODE_FIELDS: Mapping[str, str] = {
     "kind": "string",  # of a feature: transcoder or lorsa
     "ctx_idx": "int",  # the position in the prompt
     "token": "string",  # that is there
-    "label": "string",  # `clerp` of the document
+    "label": "string",  # `clerp` of the document, or else what the feature does, where known
     "influence": "double",
     "activation": "double",
     "token_prob": "double",
@@ -32,21 +34,30 @@ _NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]
 _NAMESPACE = "http://graphml.graphdrawing.org/xmlns"
 
 
-def export(graph: Path, form: Literal["graphml", "csv"], path: Path | None = None) -> list[Path]:
+def export(
+    graph: Path,
+    form: Literal["graphml", "csv"],
+    path: Path | None = None,
+    labels: Labels | None = None,
+) -> list[Path]:
     """Write a graph's file in another form, and return the files.
 
     Args:
         path: the GraphML file, or the folder of the CSV files; beside the graph when None.
+        labels: where features' names come from that aren't the demo's; None: from nowhere.
 
     Raises:
         WrongFile: there is no graph in the file.
         OSError: what is written can't be.
     """
     read = read_graph(graph)
+    features = (node for node in read.nodes if key_of(node) is not None and not own_label(node))
+    strongest = sorted(features, key=lambda node: node.influence or 0.0)  # it is cumulative
+    names = feature_names(read.metadata_fields, map(name_of, strongest), labels)
     if form == "csv":
-        return write_csv(read, path or beside(graph, "-csv"))
+        return write_csv(read, path or beside(graph, "-csv"), names)
     path = path or beside(graph, ".graphml")
-    write_graphml(read, path)
+    write_graphml(read, path, names)
     return [path]
 
 
@@ -55,15 +66,15 @@ def beside(graph: Path, ending: str) -> Path:
     return graph.with_name(graph.name.removesuffix(".gz").removesuffix(".json") + ending)
 
 
-def write_graphml(graph: GraphFile, path: Path) -> None:
+def write_graphml(graph: GraphFile, path: Path, names: Names) -> None:
     """Write nodes and links, with what the document says of them, as a directed graph."""
     with replacing(path) as file:
-        file.writelines(text.encode() for text in _graphml(graph))
+        file.writelines(text.encode() for text in _graphml(graph, names))
 
 
-def write_csv(graph: GraphFile, folder: Path) -> list[Path]:
+def write_csv(graph: GraphFile, folder: Path, names: Names) -> list[Path]:
     """Write `nodes.csv` and `links.csv` into a folder, and return them."""
-    nodes = ([name, *map(values.get, NODE_FIELDS)] for name, values in _nodes(graph))
+    nodes = ([name, *map(values.get, NODE_FIELDS)] for name, values in _nodes(graph, names))
     links = ([link.source, link.target, link.weight] for link in graph.links())
     return [
         _write_table(folder / "nodes.csv", ["node_id", *NODE_FIELDS], nodes),
@@ -81,7 +92,7 @@ def _write_table(path: Path, names: list[str], rows: Iterable[list[Any]]) -> Pat
     return path
 
 
-def _nodes(graph: GraphFile) -> Iterator[tuple[str, dict[str, Any]]]:
+def _nodes(graph: GraphFile, names: Names) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each node's id and those of NODE_FIELDS that it has."""
     tokens = graph.metadata.prompt_tokens
     for node, fields in zip(graph.nodes, graph.fields, strict=True):
@@ -89,6 +100,7 @@ def _nodes(graph: GraphFile) -> Iterator[tuple[str, dict[str, Any]]]:
         values |= {"layer": node.layer, "label": node.clerp or ""}
         key = key_of(node)
         if key is not None:
+            values["label"] = own_label(node) or feature_name(node, names) or node.clerp or ""
             values |= {"index": key.index, "kind": key.kind}
         if 0 <= node.ctx_idx < len(tokens):
             values["token"] = tokens[node.ctx_idx]
@@ -109,7 +121,7 @@ def _fits(value: object, kind: str) -> bool:
     return isinstance(value, int) and abs(value) < (1 << 31 if kind == "int" else 1 << 63)
 
 
-def _graphml(graph: GraphFile) -> Iterator[str]:
+def _graphml(graph: GraphFile, names: Names) -> Iterator[str]:
     yield f'<?xml version="1.0" encoding="UTF-8"?>\n<graphml xmlns="{_NAMESPACE}">\n'
     for name in _GRAPH_FIELDS:
         yield _key("graph", name, "string")
@@ -119,7 +131,7 @@ def _graphml(graph: GraphFile) -> Iterator[str]:
     yield '<graph edgedefault="directed">\n'
     for name in _GRAPH_FIELDS:
         yield _data("graph", name, getattr(graph.metadata, name)) + "\n"
-    for name, values in _nodes(graph):
+    for name, values in _nodes(graph, names):
         data = "".join(_data("node", key, value) for key, value in values.items())
         yield f"<node id={_quoted(name)}>{data}</node>\n"
     for link in graph.links():

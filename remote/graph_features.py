@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from remote.graph_document import FEATURE, GraphNode
+from remote.node_names import FeatureName
 
 LORSA = "lorsa"
 _ID = re.compile(r"(?P<layer>\d{1,6})_((?P<kind>cro|lor)_)?(?P<index>\d{1,18})_\d{1,9}")
+# What complete graphs call features: a number made of layer and index.
+_NO_NAME = re.compile(r"F\d{1,40}")
 _LABEL = re.compile(r'(?:Output|Logit) "(?P<token>.*)" \(p=[^)]*\)', re.DOTALL)
 
 
@@ -20,6 +23,11 @@ class FeatureKey:
     index: int
     kind: Literal["transcoder", "lorsa"]
 
+    @property
+    def name(self) -> FeatureName:
+        """Its key among the names of features."""
+        return LORSA if self.kind == "lorsa" else FEATURE, f"{self.layer}_{self.index}"
+
     def __str__(self) -> str:
         return f"{self.layer}:{self.index}" + (" (lorsa)" if self.kind == "lorsa" else "")
 
@@ -28,7 +36,7 @@ class FeatureKey:
 class Place:
     """A feature at one token: its activation there, and its share of the graph's influence.
 
-    The label is what the document calls it; most documents leave that to the viewer.
+    The label is what the document calls it; most documents leave that to others.
     """
 
     position: int
@@ -47,7 +55,7 @@ def features_of(nodes: Sequence[GraphNode]) -> dict[FeatureKey, list[Place]]:
     for node, share in zip(nodes, shares, strict=True):
         key = key_of(node)
         if key is not None:
-            place = Place(node.ctx_idx, node.activation or 0.0, share, node.clerp or "")
+            place = Place(node.ctx_idx, node.activation or 0.0, share, own_label(node))
             found.setdefault(key, []).append(place)
     for places in found.values():
         places.sort(key=lambda place: place.position)
@@ -63,6 +71,12 @@ def key_of(node: GraphNode) -> FeatureKey | None:
         return None
     kind: Literal["transcoder", "lorsa"] = "lorsa" if parts["kind"] == "lor" else "transcoder"
     return FeatureKey(int(parts["layer"]), int(parts["index"]), kind)
+
+
+def own_label(node: GraphNode) -> str:
+    """What the document calls a node, if it is more than the number of a feature."""
+    label = node.clerp or ""
+    return "" if node.is_feature and _NO_NAME.fullmatch(label) else label
 
 
 def predicted_token(node: GraphNode) -> str:

@@ -56,12 +56,13 @@ class Link:
 class GraphFile:
     """A graph that was read. Its nodes have ids of their own, and links end at nodes.
 
-    `fields` are the nodes with everything that the document says of them, `parameters` its
-    `qParams`, unchecked.
+    `fields` are the nodes with everything that the document says of them, `metadata_fields` the
+    metadata, `parameters` its `qParams`, unchecked.
     """
 
     path: Path
     metadata: Metadata
+    metadata_fields: dict[str, Any]
     nodes: list[GraphNode]
     fields: list[dict[str, Any]]
     _links: list[dict[str, Any]]
@@ -100,6 +101,7 @@ def read_graph(path: Path) -> GraphFile:
     return GraphFile(
         path,
         document.metadata,
+        fields["metadata"],
         document.nodes,
         fields["nodes"],
         document.links,

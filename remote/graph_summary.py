@@ -1,7 +1,7 @@
 """Print what is in a graph on a terminal: predictions, features, sizes and scores."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -17,10 +17,13 @@ from remote.graph_document import (
     GraphDocument,
 )
 from remote.graph_features import own_shares
-from remote.node_names import KIND_NAMES, Names, feature_name, feature_names
+from remote.node_names import KIND_NAMES, Names, feature_name, feature_names, name_of
 from remote.prompt_hint import DEMO, hint
 from remote.terminal_text import TABLE_STYLE, cut, line, print_hint, quoted, shown, size, stages
 from viewer import demo_features
+
+if TYPE_CHECKING:
+    from remote.labels import Labels
 
 _COUNTED = {FEATURE: "feature", ERROR: "error", EMBEDDING: "token", LOGIT: "logit"}
 _COUNTED_IF_COMPLETE = {
@@ -33,16 +36,25 @@ _COUNTED_IF_COMPLETE = {
 }
 
 
-def print_graph(console: Console, graph: dict[str, Any], path: Path) -> None:
+_NAMED = 100  # strongest features, whose names the tables show where they are known
+
+
+def print_graph(
+    console: Console, graph: dict[str, Any], path: Path, labels: "Labels | None" = None
+) -> None:
     """A graph's predictions, strongest features, sizes and scores, and the file it is in. Of a
     complete one also what attention carries, and why it looks where it looks.
+
+    Args:
+        labels: where features' names come from that aren't the demo's; None: from nowhere.
 
     Raises:
         ValidationError: it is not as graph documents are.
     """
     document = GraphDocument.model_validate(graph)
     metadata = document.metadata
-    names = feature_names(graph["metadata"])
+    strongest = [name_of(node) for node in document.features()[:_NAMED]]
+    names = feature_names(graph["metadata"], strongest, labels)
     console.print(f"\n[bold]{shown(metadata.prompt)}[/bold]  ({line(metadata.scan)})\n")
     console.print(_predictions(document))
     print_hint(console, _hint(document, graph["metadata"]))

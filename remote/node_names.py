@@ -1,7 +1,7 @@
 """Words for the nodes of a graph."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from remote.graph_document import (
     BIAS,
@@ -14,6 +14,9 @@ from remote.graph_document import (
     GraphNode,
 )
 from viewer import demo_features
+
+if TYPE_CHECKING:
+    from remote.labels import Labels  # the worker's image has no such module
 
 KIND_NAMES = {FEATURE: "transcoder", LORSA: "Lorsa"}
 
@@ -30,21 +33,40 @@ _BIASES = {
     "tc_bD": "bias that layer {layer}'s transcoder adds",
 }
 
-Names = Mapping[tuple[str, str], str]
+FeatureName = tuple[str, str]  # `feature_type` and `layer_index`
+Names = Mapping[FeatureName, str]
 
 
-def feature_names(metadata: Mapping[str, Any]) -> dict[tuple[str, str], str]:
-    """What features do, by `feature_type` and `layer_index`, where the graph is the demo's."""
-    return {
+def feature_names(
+    metadata: Mapping[str, Any],
+    wanted: Iterable[FeatureName] = (),
+    labels: "Labels | None" = None,
+) -> dict[FeatureName, str]:
+    """What features do, by `feature_type` and `layer_index`: all of the demo's, where the graph is
+    the demo's, or else what Neuronpedia says.
+
+    Args:
+        wanted: the features whose names are asked of Neuronpedia, the strongest first.
+        labels: where to ask; None, nobody is asked.
+    """
+    demo = {
         (kind, name): demo_features.label(feature)
         for kind in KIND_NAMES
         for name, feature in demo_features.features(metadata, kind).items()
     }
+    if demo or labels is None:
+        return demo
+    return labels.names(metadata, wanted)
 
 
 def feature_name(node: GraphNode, names: Names) -> str:
     """What a node does, where it is a feature of which this is known; else nothing."""
-    return names.get((node.feature_type, f"{node.layer}_{node.index}"), "") if node.index else ""
+    return names.get(name_of(node), "") if node.index else ""
+
+
+def name_of(node: GraphNode) -> FeatureName:
+    """The key of a feature in `Names`."""
+    return node.feature_type, f"{node.layer}_{node.index}"
 
 
 def node_name(node: GraphNode, tokens: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from itertools import dropwhile, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from rich.console import Console, Group, RenderableType
@@ -26,6 +26,9 @@ from schemas import (
     UploadReceipt,
 )
 
+if TYPE_CHECKING:
+    from remote.labels import Labels
+
 _BYTE_TOKEN = re.compile(r"(?:<0x[0-9A-F]{2}>)+")
 
 
@@ -34,16 +37,17 @@ def print_output(
     output: dict[str, Any],
     path: Path | None = None,
     model: str | None = None,
+    labels: "Labels | None" = None,
 ) -> None:
     """Any action's output; `path` is where a graph was written, `model` the name of the model,
-    where it is known, for hints on outputs that don't name it.
+    where it is known, for hints on outputs that don't name it; `labels` name a graph's features.
 
     Raises:
         ValidationError: the output is not as the action's outputs are.
         JSONEncodeError: an output of no action is nested too deeply.
     """
     if "nodes" in output and path is not None:
-        print_graph(console, output, path)
+        print_graph(console, output, path, labels)
     elif "sha256" in output:
         of_file = output.get("format") == "pt"
         receipt = (FileReceipt if of_file else UploadReceipt).model_validate(output)

@@ -7,50 +7,73 @@ from urllib.parse import quote
 
 from viewer import demo_features
 from viewer.demo_features import LORSA, TRANSCODER, Metadata
+from viewer.descriptions import SOURCE_SETS, Descriptions, feature_id, panel_of, source_set_of
 
 _GROUPS_LISTED = 5
 _COPIED = ("top_logits", "bottom_logits", "act_max", "activation_frequency", "histogram")
-# The metadata's name of what Neuronpedia has of each kind of feature.
-_SOURCE_SETS = {
-    TRANSCODER: "neuronpedia_source_set",
-    LORSA: "neuronpedia_lorsa_source_set",
-}
 # The page knows a feature by layer and index as one number, which a transcoder's and a Lorsa's
 # feature can share. There, a Lorsa's layers are counted from here on (web_assets/viewer.js).
 LORSA_LAYERS = 10_000
 
 
-def index(metadata: Metadata) -> dict[str, Any]:
+def index(metadata: Metadata, *, are_labels_asked_for: bool = False) -> dict[str, Any]:
     """What the page needs about a graph's features before the user clicks one.
 
     Returns:
-        By `feature_type`: `labels`, which are `demo_features.label` by `layer_index`; and `page`,
-        the address of a feature's page on Neuronpedia, or None.
+        By `feature_type`: `labels`, which are `demo_features.label` by `layer_index`; `page`, the
+        address of a feature's page on Neuronpedia, or None; and whether the page `asks` this server
+        for labels.
     """
+    known = {kind: demo_features.features(metadata, kind) for kind in SOURCE_SETS}
+    asks = are_labels_asked_for and not any(known.values())
     return {
         kind: {
-            "labels": {
-                name: demo_features.label(feature)
-                for name, feature in demo_features.features(metadata, kind).items()
-            },
+            "labels": {name: demo_features.label(one) for name, one in features.items()},
             "page": feature_page(metadata, kind),
+            "asks": asks and feature_id(metadata, kind, 0, 0) is not None,
         }
-        for kind in _SOURCE_SETS
+        for kind, features in known.items()
     }
 
 
-def panel(metadata: Metadata, number: int) -> dict[str, Any]:
+def labels(
+    metadata: Metadata, numbers: Sequence[int], descriptions: Descriptions
+) -> dict[str, Any]:
+    """Labels of features, by their numbers, from where they are described.
+
+    Returns:
+        `labels`, which lacks the features without one; and `problem`, a sentence or None.
+    """
+    ids = {number: feature_id(metadata, *place_of(number)) for number in numbers}
+    described = descriptions.describe([found for found in ids.values() if found is not None])
+    found = {number: described.found.get(one) for number, one in ids.items() if one is not None}
+    return {
+        "labels": {number: one.label for number, one in found.items() if one and one.label},
+        "problem": described.problem,
+    }
+
+
+def panel(
+    metadata: Metadata, number: int, descriptions: Descriptions | None = None
+) -> dict[str, Any]:
     """A feature in the form that circuit-tracer's page reads
-    (`circuit_tracer.frontend.feature_models`).
+    (`circuit_tracer.frontend.feature_models`), with its `page` on Neuronpedia, or None.
 
     Args:
         metadata: of the graph that the feature is in.
         number: layer and index as one number, as `feature` of the page's nodes.
+        descriptions: of real models' features, where they are asked for.
     """
-    layer, index = cantor_unpairing(number)
-    kind = TRANSCODER
-    if layer >= LORSA_LAYERS:
-        kind, layer = LORSA, layer - LORSA_LAYERS
+    kind, layer, index = place_of(number)
+    page = feature_page(metadata, kind)
+    address = None if page is None else page.format(layer=layer, index=index)
+    return {**_panel(metadata, number, descriptions, address), "page": address}
+
+
+def _panel(
+    metadata: Metadata, number: int, descriptions: Descriptions | None, address: str | None
+) -> dict[str, Any]:
+    kind, layer, index = place_of(number)
     known = demo_features.features(metadata, kind)
     feature = known.get(f"{layer}_{index}", {})
     texts = demo_features.texts() if feature else []
@@ -59,11 +82,13 @@ def panel(metadata: Metadata, number: int) -> dict[str, Any]:
     elif known:
         title = "This feature fires on no text of the demo model's corpus."
     else:
-        page = feature_page(metadata, kind)
+        described, problem = _described(metadata, number, descriptions)
+        if described is not None:
+            return described
         where = "The graph does not say where its features are described."
-        if page is not None:
-            where = f"With the internet: {page.format(layer=layer, index=index)}"
-        title = f"No examples of this feature here. {where}"
+        if address is not None:
+            where = f"With the internet: {address}"
+        title = f"No examples of this feature here{problem}. {where}"
     return {
         "examples_quantiles": [{"quantile_name": title, "examples": _examples(feature, texts)}],
         "top_logits": [],
@@ -71,6 +96,28 @@ def panel(metadata: Metadata, number: int) -> dict[str, Any]:
         **{field: feature[field] for field in _COPIED if feature},
         **({"act_min": 0} if feature else {}),
     }
+
+
+def _described(
+    metadata: Metadata, number: int, descriptions: Descriptions | None
+) -> tuple[dict[str, Any] | None, str]:
+    """A feature's panel from its description; without one, why there is none."""
+    wanted = feature_id(metadata, *place_of(number))
+    if descriptions is None or wanted is None:
+        return None, ""
+    described = descriptions.describe([wanted])
+    description = described.found.get(wanted)
+    if description is not None:
+        return panel_of(description), ""
+    return None, f": {described.problem or 'Neuronpedia has no such feature'}"
+
+
+def place_of(number: int) -> tuple[str, int, int]:
+    """The `feature_type`, layer and index of a feature that the page knows by this number."""
+    layer, index = cantor_unpairing(number)
+    if layer >= LORSA_LAYERS:
+        return LORSA, layer - LORSA_LAYERS, index
+    return TRANSCODER, layer, index
 
 
 def _where_it_fires(feature: Mapping[str, Any], n_texts: int) -> str:
@@ -97,9 +144,8 @@ def _examples(feature: Mapping[str, Any], texts: Sequence[Sequence[str]]) -> lis
 def feature_page(metadata: Metadata, kind: str = TRANSCODER) -> str | None:
     """The address of a feature's page on Neuronpedia, with {layer} and {index} to fill in; None
     when the graph names no source set."""
-    details = metadata.get("feature_details")
-    source_set = details.get(_SOURCE_SETS[kind]) if isinstance(details, Mapping) else None
-    if not isinstance(source_set, str):
+    source_set = source_set_of(metadata, kind)
+    if source_set is None:
         return None
     scan, source_set = (
         quote(name, safe="", errors="replace") for name in (metadata["scan"], source_set)

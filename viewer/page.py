@@ -43,6 +43,7 @@ _ADDITIONS = (
     "<script src='./kept_labels.js'></script>\n"
     "<script src='./graph_list.js'></script>\n"
     "<script src='./picture_export.js'></script>\n"
+    "<script src='./feature_labels.js'></script>\n"
     "<script src='./viewer.js'></script>\n"
 )
 # What is served instead of some text of circuit-tracer's scripts, whose files stay as they are.

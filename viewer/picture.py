@@ -16,6 +16,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Literal
 
+from viewer.descriptions import Descriptions
 from viewer.graph_files import ViewerError, read_graphs
 from viewer.server import LOOPBACK, create_app, server
 
@@ -39,8 +40,11 @@ _FLAGS = [
 ]
 
 
-def take_picture(graph: Path, form: Literal["png", "svg"] = "png") -> bytes:
-    """The page with a graph as a PNG, or the graph as an SVG that needs no other file.
+def take_picture(
+    graph: Path, form: Literal["png", "svg"] = "png", descriptions: Descriptions | None = None
+) -> bytes:
+    """The page with a graph as a PNG, or the graph as an SVG that needs no other file; with labels
+    where `descriptions` has some.
 
     Raises:
         ViewerError: the file is no graph, or there is no browser that could take the picture.
@@ -51,7 +55,10 @@ def take_picture(graph: Path, form: Literal["png", "svg"] = "png") -> bytes:
             f"a picture needs Chromium or Chrome, and none of {', '.join(_BROWSERS)} is installed"
         )
     flags = [*_FLAGS, *(["--no-sandbox"] if _is_root() else [])]  # root has no sandbox there
-    with _served(graph) as url, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    with (
+        _served(graph, descriptions) as url,
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+    ):
         path = Path(folder, "picture.png")
         asked = [f"--screenshot={path}", url]
         if form == "svg":
@@ -105,9 +112,9 @@ def _is_root() -> bool:
 
 
 @contextmanager
-def _served(graph: Path) -> Iterator[str]:
+def _served(graph: Path, descriptions: Descriptions | None) -> Iterator[str]:
     """The address of a server on loopback that shows the graph."""
-    serving = server(create_app(read_graphs([graph])))
+    serving = server(create_app(read_graphs([graph]), descriptions))
     with socket.create_server((LOOPBACK, 0)) as listener:
         thread = threading.Thread(target=serving.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

@@ -11,7 +11,6 @@ import errno
 import http.client
 import json
 import os
-import re
 import socket
 import threading
 import webbrowser
@@ -28,8 +27,9 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
-from viewer import feature_panels
+from viewer.descriptions import Descriptions
 from viewer.graph_files import Graph, ViewerError, is_gzipped, read_graphs, shortest_names
+from viewer.label_routes import feature_routes
 from viewer.page import read_page
 
 LOOPBACK = "127.0.0.1"
@@ -42,20 +42,26 @@ _LISTING = "/data/graph-metadata.json"
 # The metadata that the page needs for its list of graphs.
 _LISTED = ("scan", "prompt", "title_prefix", "node_threshold")
 _WORDS = ("title_prefix", "scan", "prompt")
-_FEATURE = re.compile("[0-9]{1,40}")  # layer and index as one number
 
 
-def view(paths: Sequence[Path], *, port: int | None = None, open_browser: bool) -> None:
+def view(
+    paths: Sequence[Path],
+    *,
+    port: int | None = None,
+    open_browser: bool,
+    descriptions: Descriptions | None = None,
+) -> None:
     """Serve these graphs on loopback until Ctrl-C. The page begins with the first one.
 
     Args:
         paths: graph documents, JSON or gzipped JSON.
         port: 0 takes a free one; None DEFAULT_PORT, or the next free one where it is taken.
+        descriptions: of real models' features, where they are asked for.
 
     Raises:
         ViewerError: a file is no graph document, or the port that was named is taken.
     """
-    application = create_app(read_graphs(paths))
+    application = create_app(read_graphs(paths), descriptions)
     listener = _default_listener() if port is None else _listener(port)
     taken = listener.getsockname()[1]
     url = f"http://{LOOPBACK}:{taken}/"
@@ -110,8 +116,8 @@ def server(application: Starlette) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
-def create_app(graphs: Sequence[Graph]) -> Starlette:
-    """The application that shows these graphs."""
+def create_app(graphs: Sequence[Graph], descriptions: Descriptions | None = None) -> Starlette:
+    """The application that shows these graphs, and what `descriptions` say of their features."""
     page = read_page()
     by_name = {graph.name: graph for graph in graphs}
     headers = {
@@ -145,15 +151,6 @@ def create_app(graphs: Sequence[Graph]) -> Starlette:
             raise HTTPException(404) from None
         return FileResponse(graph.path, media_type="application/json", headers=headers | encoding)
 
-    async def features(request: Request) -> Response:
-        return as_json(feature_panels.index(graph_of(request).metadata))
-
-    async def feature(request: Request) -> Response:
-        number = request.path_params["feature"]
-        if not _FEATURE.fullmatch(number):
-            raise HTTPException(404)
-        return as_json(feature_panels.panel(graph_of(request).metadata, int(number)))
-
     async def file(request: Request) -> Response:
         try:
             content, media_type = page.read(request.path_params["path"])
@@ -166,8 +163,7 @@ def create_app(graphs: Sequence[Graph]) -> Starlette:
             Route("/", index),
             Route(_LISTING, listing),
             Route("/graph_data/{name}.json", document),
-            Route("/features_of/{name}.json", features),
-            Route("/features_of/{name}/{feature}.json", feature),
+            *feature_routes(graph_of, as_json, descriptions),
             Route("/{path:path}", file),
         ],
         # Otherwise another site could give its own name this address and read the graphs.

@@ -10,7 +10,10 @@ from client import main
 from remote.export import NODE_FIELDS
 from tests.support.complete_documents import fixture, fixture_path
 from tests.support.demo_worker import ask
+from viewer import demo_features
+from viewer.demo_features import TRANSCODER
 
+DEMO = {"scan": "demo", "info": {"transcoder_set": "demo/transcoders"}}
 # What XML can't hold, what it escapes, what its parsers change, and what CSV quotes.
 ODD = '\x00\x1b\x0b <a href="x">&amp;]]> \'\r\n\r\ud7ff\ufffe😀,"\n'
 
@@ -21,6 +24,14 @@ def demo(tmp_path):
     path = tmp_path / "jordan.json"
     path.write_text(json.dumps(document))
     return path, document
+
+
+def label_of(node):
+    """What the document calls a node, or else what the demo's feature does."""
+    if node["feature_type"] != TRANSCODER:
+        return node["clerp"] or ""
+    layer, index, _ = node["node_id"].split("_")
+    return demo_features.label(demo_features.features(DEMO, TRANSCODER)[f"{layer}_{index}"])
 
 
 def read_csv(path):
@@ -41,7 +52,7 @@ def test_networkx_reads_the_graphml_with_every_node_link_and_number(demo, capsys
     assert {(s, t): w for s, t, w in graph.edges(data="weight")} == links
     for node in document["nodes"]:
         found = graph.nodes[node["node_id"]]
-        assert found["label"] == (node["clerp"] or "")
+        assert found["label"] == label_of(node)
         assert found["token"] == document["metadata"]["prompt_tokens"][node["ctx_idx"]]
         for name in ("influence", "activation", "token_prob", "is_target_logit", "ctx_idx"):
             assert found.get(name) == node[name]
@@ -57,7 +68,7 @@ def test_csv_has_the_same_nodes_and_links(demo, tmp_path):
     assert list(nodes[0]) == ["node_id", *NODE_FIELDS]
     assert [node["node_id"] for node in nodes] == [node["node_id"] for node in document["nodes"]]
     for row, node in zip(nodes, document["nodes"], strict=True):
-        assert row["label"] == (node["clerp"] or "")
+        assert row["label"] == label_of(node)
         assert row["influence"] == ("" if node["influence"] is None else str(node["influence"]))
     assert [(row["source"], row["target"], float(row["weight"])) for row in links] == [
         (link["source"], link["target"], link["weight"]) for link in document["links"]

@@ -9,6 +9,7 @@ import pytest
 from client import main
 from tests.support.browser import needs_chromium
 from tests.support.demo_worker import ask
+from tests.support.neuronpedia import DETAILS, MODEL, SOURCE_SET, neuronpedia
 
 
 def pixels(png):
@@ -47,3 +48,26 @@ def test_without_a_browser_one_sentence_says_what_is_needed(tmp_path, capsys, mo
     assert main(["export", str(path), "--to", "png"]) == 2
     assert "a picture needs Chromium or Chrome" in capsys.readouterr().err
     assert not (tmp_path / "graph.png").exists()
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_the_picture_has_labels_when_they_are_asked_for(tmp_path, monkeypatch):
+    graph = ask({"prompt": "Michael Jordan joue au"})
+    graph["metadata"]["scan"] = MODEL
+    graph["metadata"]["feature_details"] = DETAILS
+    path = tmp_path / "graph.json"
+    path.write_text(json.dumps(graph))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    pictures = {}
+    with neuronpedia() as site:
+        monkeypatch.setenv("NEURONPEDIA_URL", site.url)
+        for node in graph["nodes"]:
+            layer, index, _ = node["node_id"].split("_")
+            if node["feature_type"] == "cross layer transcoder":
+                site.add(f"{layer}-{SOURCE_SET}", int(index), "what this feature does")
+        for option in ("--no-labels", "--labels"):
+            assert main(["export", str(path), "--to", "png", option]) == 0
+            pictures[option] = pixels((tmp_path / "graph.png").read_bytes())
+            assert bool(site.asked) == (option == "--labels")
+    assert pictures["--no-labels"] != pictures["--labels"]
