@@ -244,10 +244,30 @@ def test_a_local_job_that_is_wrong_is_refused_with_what_was_meant(given, said):
     assert said in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--test-input", INPUT], "there is no option --test-input; did you mean --test_input?"),
+        (["--testinput=" + INPUT], "there is no option --testinput; did you mean --test_input?"),
+        (["--rp_serve_apy"], "there is no option --rp_serve_apy; did you mean --rp_serve_api?"),
+        (["--zzz"], "there is no option --zzz"),
+        ([INPUT], "an argument is unexpected; the job is given as --test_input '" + INPUT),
+    ],
+)
+def test_an_argument_that_the_sdk_would_ignore_is_refused(arguments, said):
+    with pytest.raises(SystemExit) as refused:
+        local_job.check(arguments)
+    assert str(refused.value).startswith(f"error  {said}")
+
+
+def test_the_options_that_are_let_through_are_the_sdk_s():
+    from runpod.serverless import parser
+
+    options = {o for action in parser._actions for o in action.option_strings} - {"-h", "--help"}
+    assert set(local_job._OPTIONS) == options
+
+
 def test_a_wrong_file_of_a_local_job_is_refused_before_a_model_is_loaded(tmp_path):
-    done = local_run(tmp_path)
-    assert done.returncode == 1
-    assert "there is no test_input.json in this folder; give the job as" in done.stderr
     (tmp_path / "test_input.json").write_text(INPUT + "}")
     environment = {**os.environ, "MODEL_ID": "/nowhere/model"}
     done = run(ROOT / "handler.py", cwd=tmp_path, env=environment)

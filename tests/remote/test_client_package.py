@@ -33,7 +33,7 @@ import attribution_client
 for module in pkgutil.walk_packages(attribution_client.__path__, "attribution_client."):
     importlib.import_module(module.name)
     print(module.name)
-top = ["client", "schemas", "errors", "remote", "viewer", "web_assets", "demo", "torch"]
+top = ["client", "schemas", "contract", "errors", "remote", "viewer", "web_assets", "demo", "torch"]
 print([name for name in top if name in sys.modules or importlib.util.find_spec(name)])
 """
 
