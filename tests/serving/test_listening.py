@@ -166,33 +166,33 @@ HEAD = b"%s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
 LENGTH = b"Content-Length: 20\r\n\r\n"
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "expected"),
-    [
-        (b"", HEAD % b"GET /ping" + b"\r\n", b"200"),
-        (HEAD % b"GET /ping", b"\r\n", b"200"),
-        (HEAD % b"GET /health", b"\r\n", b"503"),
-        (HEAD % b"POST /steer" + LENGTH + b'{"prompt": ', b'"abcdef"}', b"503"),
-        (HEAD % b"POST /steer" + b"Origin: http://evil.example\r\n" + LENGTH, b"a" * 20, b"403"),
-    ],
-    ids=["nothing", "half a head", "another half", "half a body", "a body that is not read"],
-)
-def test_a_client_that_connects_while_the_model_loads_is_answered_whenever_it_asks(
-    tmp_path, before, after, expected
-):
+# What a client has sent when the model is ready, what it sends then, and the answer's status.
+LATE = [
+    (b"", HEAD % b"GET /ping" + b"\r\n", b"200"),
+    (HEAD % b"GET /ping", b"\r\n", b"200"),
+    (HEAD % b"GET /health", b"\r\n", b"503"),
+    (HEAD % b"POST /steer" + LENGTH + b'{"prompt": ', b'"abcdef"}', b"503"),
+    (HEAD % b"POST /steer" + b"Origin: http://evil.example\r\n" + LENGTH, b"a" * 20, b"403"),
+]
+
+
+def test_a_client_that_connects_while_the_model_loads_is_answered_whenever_it_asks(tmp_path):
     port = free_port()
-    with (
-        loading(tmp_path, SERVER_PORT=str(port)) as process,
-        socket.create_connection(("127.0.0.1", port), timeout=60) as client,
-    ):
-        client.sendall(before)
-        assert status(port) == 204  # so the client, who came earlier, is accepted too
+    with loading(tmp_path, SERVER_PORT=str(port)) as process, contextlib.ExitStack() as opened:
+        clients = [
+            opened.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60))
+            for _ in LATE
+        ]
+        for client, (before, _, _) in zip(clients, LATE, strict=True):
+            client.sendall(before)
+        assert status(port) == 204  # so the clients, who came earlier, are accepted too
         finish(process)
         until(lambda: status(port) == 200)
-        client.sendall(after)
-        with client.makefile("rb") as answer:
-            assert answer.readline().split()[1] == expected
-            assert b"connection: close\r\n" in answer.read().lower()
+        for client, (_, after, expected) in zip(clients, LATE, strict=True):
+            client.sendall(after)
+            with client.makefile("rb") as answer:
+                assert answer.readline().split()[1] == expected
+                assert b"connection: close\r\n" in answer.read().lower()
 
 
 # What the process that answers while the model loads does with clients that come in the very turn
