@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import requests
@@ -16,7 +17,7 @@ from serving import http_api, http_bounds
 from settings import read_settings
 from tests.support.http_server import FORWARD, assert_error, get, serving
 from tests.support.polling import until
-from tests.support.programs import ROOT
+from tests.support.programs import ROOT, run
 
 SECRET = "correct horse battery staple"
 
@@ -159,6 +160,112 @@ def test_a_client_that_asks_nothing_holds_the_start_up_only_for_a_moment(tmp_pat
         assert status(port) == 204
         finish(process)
         until(lambda: status(port) == 200)
+
+
+HEAD = b"%s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+LENGTH = b"Content-Length: 20\r\n\r\n"
+
+
+# What a client has sent when the model is ready, what it sends then, and the answer's status.
+LATE = [
+    (b"", HEAD % b"GET /ping" + b"\r\n", b"200"),
+    (HEAD % b"GET /ping", b"\r\n", b"200"),
+    (HEAD % b"GET /health", b"\r\n", b"503"),
+    (HEAD % b"POST /steer" + LENGTH + b'{"prompt": ', b'"abcdef"}', b"503"),
+    (HEAD % b"POST /steer" + b"Origin: http://evil.example\r\n" + LENGTH, b"a" * 20, b"403"),
+]
+
+
+def test_a_client_that_connects_while_the_model_loads_is_answered_whenever_it_asks(tmp_path):
+    port = free_port()
+    with loading(tmp_path, SERVER_PORT=str(port)) as process, contextlib.ExitStack() as opened:
+        clients = [
+            opened.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60))
+            for _ in LATE
+        ]
+        for client, (before, _, _) in zip(clients, LATE, strict=True):
+            client.sendall(before)
+        assert status(port) == 204  # so the clients, who came earlier, are accepted too
+        finish(process)
+        until(lambda: status(port) == 200)
+        for client, (_, after, expected) in zip(clients, LATE, strict=True):
+            client.sendall(after)
+            with client.makefile("rb") as answer:
+                assert answer.readline().split()[1] == expected
+                assert b"connection: close\r\n" in answer.read().lower()
+
+
+# What the process that answers while the model loads does with clients that come in the very turn
+# of its loop in which it is told that the model is loaded.
+HANDING_OVER = """
+import asyncio, os, socket, sys
+from serving import listening
+from settings import Settings
+
+async def main(told_first):
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = listener.getsockname()
+    reading, telling = os.pipe()
+    hearing, stopping = os.pipe()
+    settings = Settings(_env_file=None)
+    answering = asyncio.create_task(
+        listening._answer_until_told(settings, [listener], reading, stopping)
+    )
+    await asyncio.sleep(0.2)
+    if told_first:
+        os.write(telling, b"1")
+    clients = [socket.create_connection(address, timeout=30) for _ in range(5)]
+    for client in clients:
+        client.sendall(b"GET /ping HTTP/1.1\\r\\nHost: 127.0.0.1\\r\\n\\r\\n")
+    if not told_first:
+        os.write(telling, b"1")
+    for client in clients:
+        print((await asyncio.to_thread(client.recv, 100)).split()[1].decode())
+    await answering
+
+asyncio.run(main(sys.argv[1] == "told first"))
+"""
+
+
+@pytest.mark.parametrize("order", ["told first", "told last"])
+def test_clients_that_come_when_the_model_is_ready_are_all_answered(order):
+    done = run("-c", HANDING_OVER, order)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["200"] * 5
+
+
+def test_the_process_that_answers_while_the_model_loads_ends_when_it_has_answered_all(tmp_path):
+    port = free_port()
+    with loading(tmp_path, SERVER_PORT=str(port)) as process:
+        [child] = children_of(process.pid)
+        with socket.create_connection(("127.0.0.1", port)):
+            assert status(port) == 204
+            finish(process)
+            until(lambda: status(port) == 200)
+            assert child in children_of(process.pid)
+        until(lambda: child not in children_of(process.pid))
+        assert status(port) == 200
+
+
+def test_a_worker_that_is_stopped_takes_that_process_along(tmp_path):
+    port = free_port()
+    with (
+        loading(tmp_path, SERVER_PORT=str(port)) as process,
+        socket.create_connection(("127.0.0.1", port)),
+    ):
+        [child] = children_of(process.pid)
+        assert status(port) == 204
+        finish(process)
+        until(lambda: status(port) == 200)
+        process.terminate()
+        process.wait(60)
+        until(lambda: not Path(f"/proc/{child}").exists())
+
+
+def children_of(pid):
+    """The processes that a process has started, those that ended and are not waited for too."""
+    listed = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(child) for children in listed for child in children]
 
 
 def test_another_port_for_pings_answers_nothing_else_before_and_after(tmp_path):

@@ -10,6 +10,7 @@ import sys
 
 import model_loader
 import start
+from serving import http_bounds
 
 _load = model_loader.load
 _stdin = os.dup(sys.stdin.fileno())  # before the start closes it
@@ -26,5 +27,7 @@ def _load_when_told(settings):
 
 
 if __name__ == "__main__":
+    # On a busy machine the load takes longer than a client may take to ask.
+    http_bounds.HEAD_S = http_bounds.BODY_S = 600.0
     model_loader.load = _load_when_told
     start.main()
