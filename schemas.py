@@ -174,6 +174,9 @@ class GenerateGraphRequest(PromptRequest):
         description="what to attribute from instead of the likeliest tokens: tokens as documents "
         "show them, differences of logits, features at a position",
     )
+    supernodes: Literal["none", "auto"] = Field(
+        "none", description="auto: features in named groups, and the strongest paths pinned"
+    )
     node_threshold: Threshold = Field(0.8, description="share of influence that nodes keep")
     edge_threshold: Threshold = Field(0.98, description="share of influence that links keep")
     max_feature_nodes: Whole | None = Field(

@@ -39,12 +39,14 @@ _ADDITIONS = (
     "<script src='./viewer.js'></script>\n"
 )
 # What is served instead of some text of circuit-tracer's scripts, whose files stay as they are: the
-# tag of `markup`; and attention's features, of which the scripts know nothing, are features too.
+# tag of `markup`; attention's features, of which the scripts know nothing, are features too; and an
+# address without groups leaves a graph its own, which the scripts drop.
 _MEMBERS = b".appendMany('div.member-circle', d => d.node.memberNodes)"
 _CHANGES = (
     (b".html(`", b".html(markup`"),
     (b"d.feature_type == 'cross layer transcoder'", b"isFeature(d)"),
     (b"d.feature_type != 'cross layer transcoder'", b"!isFeature(d)"),
+    (b"if (urlSupernodes)", b"if (util.params.get('supernodes'))"),
     (_MEMBERS, _MEMBERS + b".classed('lorsa', d => d.feature_type == 'lorsa')"),
 )
 _MEDIA_TYPES = {".cjs": "text/javascript", ".js": "text/javascript", ".css": "text/css"}
