@@ -32,6 +32,12 @@ def loaded_with(transcoder_set, dtype="float32"):
     return load(settings), settings
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _models_end_with_the_module():
+    yield
+    loaded_with.cache_clear()
+
+
 def ask_set(body, transcoder_set, dtype="float32"):
     loaded, settings = loaded_with(transcoder_set, dtype)
     return as_json(answer(body, loaded, settings))
