@@ -17,7 +17,7 @@ _ROWS_AT_ONCE = 256
 # apart have nothing in common. What the whole depth of the model adds, what each position adds, up
 # to _NEAR, and what it adds that neither matters. `benchmarks/circuits.py` measures what these make
 # of the demo model's groups.
-_DEPTH, _POSITION, _NEAR, _INFLUENCE = 0.25, 0.25, 4, 1.0
+_DEPTH, _POSITION, _NEAR, _INFLUENCE = 0.25, 0.25, 4, 0.75
 
 Merge = tuple[float, int, int]
 

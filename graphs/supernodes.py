@@ -107,13 +107,17 @@ def _shared_label(members: Sequence[int], labels: Mapping[int, str]) -> str | No
 def _effect_name(
     flow: Flow, members: Sequence[int], origin: str, push: Floats, words: Words
 ) -> str:
-    """`say " basket"` where the group writes to the logits, else `" Jordan" → " basket"`."""
+    """`say " basket"` where the group writes to the logits, else `" Jordan" → " basket"`.
+
+    What is before the last token says nothing, though attention can carry it to the logits at once.
+    """
     strongest = int(push.argmax())
     against = ""
     if push[strongest] <= 0:
         strongest, against = int(push.argmin()), "not "
     output = words.outputs[strongest]
-    if _direct(flow, members) >= _MOSTLY:
+    at_the_end = flow.positions[members[0]] == len(words.tokens) - 1
+    if at_the_end and _direct(flow, members) >= _MOSTLY:
         return f"{against}{output.verb} {_clipped(output.name)}"
     return f"{origin} → {against}{_clipped(output.name)}"
 

@@ -96,6 +96,11 @@ def test_a_group_is_named_by_the_token_it_pushes_and_by_the_one_it_reads():
     assert [name for name, _ in found().groups] == ['say " basket"', '" Michael" → " basket"']
 
 
+def test_a_group_before_the_last_token_says_nothing_though_it_writes_to_the_logits():
+    links = {**LINKS, ("P0", "0"): 90.0, ("P0", "1"): 90.0}
+    assert '" Michael" → " basket"' in [name for name, _ in found(links).groups]
+
+
 def test_a_group_that_lowers_every_output_is_named_so():
     links = {**LINKS, ("P0", "4"): -4.0, ("P0", "5"): -3.0, ("P1", "4"): -1.0, ("P1", "5"): -1.0}
     assert [name for name, _ in found(links).groups] == [
