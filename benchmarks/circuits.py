@@ -64,7 +64,9 @@ class GroupedGraph:
         """As many groups of the same sizes, of any features of the graph."""
         sizes = [len(members) for members in self.groups]
         chosen = draw.permutation(self.flow.features)[: sum(sizes)]
-        return np.split(chosen, np.cumsum(sizes)[:-1]) if sizes else []
+        ends = np.cumsum(sizes).tolist()
+        starts = [0, *ends[:-1]]
+        return [chosen[a:b].tolist() for a, b in zip(starts, ends, strict=True)]
 
 
 def grouped_graphs() -> Iterator[GroupedGraph]:

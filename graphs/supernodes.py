@@ -128,7 +128,8 @@ def _direct(flow: Flow, members: Sequence[int]) -> float:
     of_members = np.isin(flow.sources[links], members)
     weights = flow.logit_weights[flow.targets[links] - flow.logits.start]
     direct = float((np.abs(flow.shares[links]) * weights)[of_members].sum())
-    return direct / max(float(flow.influence[list(members)].sum()), np.finfo(np.float32).tiny)
+    whole = float(flow.influence[list(members)].sum())
+    return direct / whole if whole else 0.0
 
 
 def _origins(flow: Flow, groups: Sequence[Sequence[int]], words: Words) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import orjson
 
@@ -60,8 +60,8 @@ _NUMBER = r"[+-]?\d*\.?\d+(?:[eE][+-]?\d+)?"
 _CHANGE = re.compile(rf"(?P<group>.+)(?P<how>[*=])(?P<number>{_NUMBER})")
 
 # Fields of a request without an option of their own name: PROMPT, OTHER_PROMPT and --timeout
-# set them.
-_NOT_OPTIONS = {"prompt", "other_prompt", "deadline"}
+# set them, and the client reads steers in one form.
+_NOT_OPTIONS = {"prompt", "other_prompt", "deadline", "logits_format"}
 
 
 _formatter = partial(RawDescriptionHelpFormatter, max_help_position=28)
@@ -147,11 +147,11 @@ def _add_server(parser: ArgumentParser) -> None:
 def _add_fields(
     parser: ArgumentParser, command: str, *, besides: Collection[str] = frozenset()
 ) -> None:
-    """An option for each field of the action's request that is a string, a number or a flag."""
+    """An option for each field of the request that is a text, a number, a flag or a choice."""
     fields = schemas.REQUESTS[schemas.canonical_action(command)].model_fields
     for name, field in fields.items():
-        kind = simple_type(field.annotation)
-        if kind is None or name in _NOT_OPTIONS or name in besides:
+        kind, choices = simple_type(field.annotation), choices_of(field.annotation)
+        if name in _NOT_OPTIONS or name in besides or not (kind or choices):
             continue
         flag = "--" + name.replace("_", "-")
         words = (field.description or name.replace("_", " ")).replace("%", "%%")
@@ -165,7 +165,15 @@ def _add_fields(
             continue
         if field.default is not None:
             words += f" ({field.default})"
+        if kind is None:
+            parser.add_argument(flag, choices=choices, help=words)
+            continue
         parser.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=words)
+
+
+def choices_of(annotation: Any) -> tuple[str, ...]:
+    """The texts that a field takes, where it takes no others."""
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
 def simple_type(annotation: Any) -> type | None:
