@@ -8,12 +8,14 @@ from actions.attributions import Attributed, attributed, attribution_settings, p
 from actions.graph_file import check_file, write_file
 from actions.graph_metadata import metadata, slug_of
 from actions.job import Job, check_max_n_logits, prepare_prompt
+from actions.supernodes import find_subgraph
 from actions.targets import Target, read_targets
 from attribution import FeatureTarget
 from delivery import Spooled, spool
 from delivery.spooling import BINARY, JSON
 from errors import InvalidInput, UploadFailed
 from graphs import document as graph_document
+from graphs.supernodes import Subgraph
 from loading.loaded_model import LoadedModel
 from prompting.prompts import Prompt
 from schemas import FileReceipt, GenerateGraphRequest, UploadReceipt
@@ -90,9 +92,14 @@ def _write_document(
     """The pruned graph's JSON document, and its sizes in the job's counts."""
     with job.stage("prune"):
         pruned = prune(made.graph, request)
+    logit_tokens = _logit_tokens(pruned, loaded)
+    subgraph = graph_document.NO_SUBGRAPH
+    if request.supernodes == "auto":
+        with job.stage("group"):
+            subgraph = find_subgraph(pruned, prompt, logit_tokens, loaded)
     with job.stage("encode"):
         fields = metadata(request, loaded, job, prompt, pruned, settings)
-        document = _document(pruned, made, targets, fields, loaded)
+        document = _document(pruned, made, targets, fields, logit_tokens, subgraph, loaded)
         job.counts |= {"nodes": document.num_nodes, "links": document.num_links}
         return spool(document.encode(), compress=compress, check=job.check)
 
@@ -115,24 +122,33 @@ def _shares(request: GenerateGraphRequest) -> Mapping[str, float]:
     return shares if request.signed_url is None else {**shares, "upload": 20.0}
 
 
+def _logit_tokens(pruned: "PrunedGraph", loaded: LoadedModel) -> dict[int, str]:
+    """The token strings of the logits that stand for tokens, by index in the vocabulary."""
+    ids = [target.vocab_idx for target in pruned.graph.logit_targets]
+    return {n: loaded.token_text.single(n) for n in ids if n < loaded.d_vocab}
+
+
 def _document(
     pruned: "PrunedGraph",
     made: Attributed,
     targets: Sequence[Target] | None,
     fields: Mapping[str, object],
+    logit_tokens: Mapping[int, str],
+    subgraph: Subgraph,
     loaded: LoadedModel,
 ) -> graph_document.Document:
     """The document in the form of the model's engine."""
     ids = [target.vocab_idx for target in pruned.graph.logit_targets]
-    tokens = {n: loaded.token_text.single(n) for n in ids if n < loaded.d_vocab}
     positions = {
         n: target.position
         for n, target in zip(ids, targets or (), strict=targets is not None)
         if isinstance(target, FeatureTarget)
     }
     if loaded.is_complete:
-        return graph_document.build_complete(pruned, fields, tokens, made.traces, positions)
-    return graph_document.build(pruned, fields, tokens, positions)
+        return graph_document.build_complete(
+            pruned, fields, logit_tokens, made.traces, positions, subgraph
+        )
+    return graph_document.build(pruned, fields, logit_tokens, positions, subgraph)
 
 
 def _target(request: GenerateGraphRequest, job: Job) -> delivery.Target | None:

@@ -38,6 +38,9 @@ class GenerateGraphRequest(PromptRequest):
         description="what to attribute from instead of the likeliest tokens: tokens as documents "
         "show them, differences of logits, features at a position",
     )
+    supernodes: Literal["none", "auto"] = Field(
+        "none", description="auto: features in named groups, and the strongest paths pinned"
+    )
     format: Literal["json", "pt"] = Field(
         "json",
         description="`pt` is circuit-tracer's own file of the graph before pruning, uploaded to "

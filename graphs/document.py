@@ -22,12 +22,14 @@ from errors import Internal, InvalidInput, NotFinite
 from graphs.complete_nodes import CompleteNodes
 from graphs.document_nodes import DocumentNodes
 from graphs.nodes import Nodes
+from graphs.supernodes import Subgraph
 
 if TYPE_CHECKING:
     from attribution import PrunedGraph
     from attribution.complete.graph import QKTraces
 
 ITEMS_PER_CHUNK = 4_096  # 0.3 MB of JSON
+NO_SUBGRAPH = Subgraph([], [])
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -60,6 +62,7 @@ def build(
     metadata: Mapping[str, Any],
     logit_tokens: Mapping[int, str],
     logit_positions: Mapping[int, int] = MappingProxyType({}),
+    subgraph: Subgraph = NO_SUBGRAPH,
 ) -> Document:
     """Decide what is in the document, as the library does, and check that JSON can express it.
 
@@ -70,6 +73,7 @@ def build(
         metadata: the document's, with a string for each position in `prompt_tokens`.
         logit_tokens: token strings by index in the vocabulary, see `Nodes`.
         logit_positions: by the same index, of logits that aren't at the last position.
+        subgraph: what the document opens with.
 
     Raises:
         NotFinite: a number is NaN or infinite.
@@ -78,7 +82,7 @@ def build(
             pair, which UTF-8 can't express.
     """
     return _assembled(
-        pruned, metadata, lambda rows: Nodes(pruned, rows, logit_tokens, logit_positions)
+        pruned, metadata, subgraph, lambda rows: Nodes(pruned, rows, logit_tokens, logit_positions)
     )
 
 
@@ -88,6 +92,7 @@ def build_complete(
     logit_tokens: Mapping[int, str],
     traces: "QKTraces",
     logit_positions: Mapping[int, int] = MappingProxyType({}),
+    subgraph: Subgraph = NO_SUBGRAPH,
 ) -> Document:
     """Do the same for a complete replacement model's graph, with the traces of its attention.
 
@@ -105,6 +110,7 @@ def build_complete(
     return _assembled(
         pruned,
         metadata,
+        subgraph,
         lambda rows: CompleteNodes(pruned, rows, tokens, logit_tokens, traces, logit_positions),
     )
 
@@ -112,6 +118,7 @@ def build_complete(
 def _assembled(
     pruned: "PrunedGraph",
     metadata: Mapping[str, Any],
+    subgraph: Subgraph,
     nodes_of: Callable[[npt.NDArray[np.intp]], DocumentNodes],
 ) -> Document:
     """Return the document with the nodes that `nodes_of` makes of its rows."""
@@ -124,17 +131,21 @@ def _assembled(
     for name, values in (*nodes.numbers(), ("graph_scores", scores)):
         _refuse_non_finite(pruned, name, values)
     _dumps(nodes.labels)  # refuses what `encode` could not encode
-    opening = _dumps({"metadata": metadata, "qParams": _Q_PARAMS}).removesuffix(b"}")
+    view = _q_params(subgraph, nodes)
+    opening = _dumps({"metadata": metadata, "qParams": view}).removesuffix(b"}")
     return Document(len(nodes), num_links, n_pos, opening, nodes, pruned)
 
 
-_Q_PARAMS: Mapping[str, object] = {
-    "pinnedIds": [],
-    "supernodes": [],
-    "linkType": "both",
-    "clickedId": "",
-    "sg_pos": "",
-}
+def _q_params(subgraph: Subgraph, nodes: DocumentNodes) -> dict[str, object]:
+    """The state in which a viewer opens the document."""
+    ids = dict(zip(nodes.rows.tolist(), nodes.ids, strict=True))
+    return {
+        "pinnedIds": [ids[row] for row in subgraph.pinned],
+        "supernodes": [[name, *(ids[row] for row in rows)] for name, rows in subgraph.groups],
+        "linkType": "both",
+        "clickedId": "",
+        "sg_pos": "",
+    }
 
 
 def _used_rows(pruned: "PrunedGraph") -> tuple[npt.NDArray[np.intp], int]:

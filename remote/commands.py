@@ -56,11 +56,6 @@ _FILE = [
         metavar="URL",
     ),
 ]
-_FORMAT_HELP = (
-    "json, the document; or pt, circuit-tracer's own file of the graph before pruning, from "
-    "start.py or to --signed-url (json)"
-)
-_FORMATS = [_option("--format", _FORMAT_HELP, choices=["json", "pt"])]
 _TARGETS = [
     _option(
         "--attribution-target",
@@ -209,7 +204,7 @@ _VIEW = [
 COMMANDS: dict[str, tuple[str, list[Option]]] = {
     "graph": (
         "the attribution graph of a prompt",
-        _PROMPT + _FILE + _FORMATS + _TARGETS + _LABELS + _TIMEOUT + _JSON,
+        _PROMPT + _FILE + _TARGETS + _LABELS + _TIMEOUT + _JSON,
     ),
     "steer": ("a prompt continued with features changed", _PROMPT + _FEATURES + _TIMEOUT + _JSON),
     "forward-pass": ("a prompt's tokens and likeliest next tokens", _PROMPT + _TIMEOUT + _JSON),

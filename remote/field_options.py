@@ -2,13 +2,13 @@
 
 from argparse import ArgumentParser
 from collections.abc import Collection
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import schemas
 
 # Fields of a request without an option of their own name: PROMPT, OTHER_PROMPT and --timeout
-# set them.
-_NOT_OPTIONS = {"prompt", "other_prompt", "deadline"}
+# set them, and the client reads steers in one form.
+_NOT_OPTIONS = {"prompt", "other_prompt", "deadline", "logits_format"}
 # Fields of a graph's request that no row of a batch has: --timeout says by when, and what is kept
 # are documents. Of the rest, these are a row's own.
 NOT_IN_BATCH = {"deadline", "format"}
@@ -22,11 +22,11 @@ def is_action(command: str) -> bool:
 def add_fields(
     parser: ArgumentParser, command: str, *, besides: Collection[str] = frozenset()
 ) -> None:
-    """An option for each field of the action's request that is a string, a number or a flag."""
+    """An option for each field of the request that is a text, a number, a flag or a choice."""
     fields = schemas.REQUESTS[schemas.canonical_action(command)].model_fields
     for name, field in fields.items():
-        kind = simple_type(field.annotation)
-        if kind is None or name in _NOT_OPTIONS or name in besides:
+        kind, choices = simple_type(field.annotation), choices_of(field.annotation)
+        if name in _NOT_OPTIONS or name in besides or not (kind or choices):
             continue
         flag = "--" + name.replace("_", "-")
         words = (field.description or name.replace("_", " ")).replace("%", "%%")
@@ -40,7 +40,15 @@ def add_fields(
             continue
         if field.default is not None:
             words += f" ({field.default})"
+        if kind is None:
+            parser.add_argument(flag, choices=choices, help=words)
+            continue
         parser.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=words)
+
+
+def choices_of(annotation: Any) -> tuple[str, ...]:
+    """The texts that a field takes, where it takes no others."""
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
 def simple_type(annotation: Any) -> type | None:

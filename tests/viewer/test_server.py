@@ -75,6 +75,7 @@ CHANGED = (
     (b".html(`", b".html(markup`"),
     (b"d.feature_type == 'cross layer transcoder'", b"isFeature(d)"),
     (b"d.feature_type != 'cross layer transcoder'", b"!isFeature(d)"),
+    (b"if (urlSupernodes)", b"if (util.params.get('supernodes'))"),
     (MEMBERS, MEMBERS + b".classed('lorsa', d => d.feature_type == 'lorsa')"),
     (b"if (urlSupernodes) visState", b"if (util.params.get('supernodes')) visState"),
     (b"d.tmpClickedSourceLink?.pctInput", b"Math.abs(d.tmpClickedSourceLink.weight)"),

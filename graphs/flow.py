@@ -1,0 +1,155 @@
+"""How influence flows through a pruned graph: from the logits down along its links.
+
+As in `attribution.influence`, a link hands on the share that it has of its target's inputs. Only
+links that pruning kept count here, so the shares of a target's links add up to one.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from attribution import PrunedGraph
+
+Integers = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+_ROWS_AT_ONCE = 256  # 10 MB of a graph of 10,000 nodes
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A pruned graph's links. Nodes are rows of the graph: features, errors, tokens, logits.
+
+    Features are sorted by layer, and only read from lower layers.
+    """
+
+    n_nodes: int
+    tokens: slice
+    layers: Integers  # (n_features,); of a complete graph, sublayers
+    positions: Integers  # (n_features,)
+    logit_weights: Floats  # (n_logits,) their probabilities
+    targets: Integers  # (n_links,), ascending
+    sources: Integers  # (n_links,)
+    shares: Floats  # (n_links,) of the target's inputs, with the link's sign
+
+    @classmethod
+    def of(cls, pruned: "PrunedGraph") -> "Flow":
+        graph = pruned.graph
+        places = graph.active_features.cpu()[graph.selected_features.cpu()].numpy()
+        n_nodes, n_logits = len(pruned.node_mask), len(graph.logit_targets)
+        targets, sources = pruned.edge_targets.cpu().numpy(), pruned.edge_sources.cpu().numpy()
+        weights = _finite(pruned.edge_weights)
+        return cls(
+            n_nodes,
+            slice(n_nodes - n_logits - graph.n_pos, n_nodes - n_logits),
+            places[:, 0],
+            places[:, 1],
+            _finite(graph.logit_probabilities),
+            targets,
+            sources,
+            _shares(targets, weights, n_nodes),
+        )
+
+    @property
+    def n_features(self) -> int:
+        return len(self.layers)
+
+    @property
+    def logits(self) -> slice:
+        return slice(self.tokens.stop, self.n_nodes)
+
+    @cached_property
+    def features(self) -> Integers:
+        """The features that have a link, ascending."""
+        with_links = np.union1d(self.targets, self.sources)
+        return with_links[with_links < self.n_features]
+
+    @cached_property
+    def influence(self) -> Floats:
+        """Of each node (n_nodes,) on the logits, over all paths."""
+        start = np.zeros((self.n_nodes, 1), dtype=np.float32)
+        start[self.logits, 0] = self.logit_weights
+        return self.down(start)[:, 0]
+
+    def down(self, start: Floats, *, signed: bool = False) -> Floats:
+        """Let what is at the nodes flow to all that they read from, (n_nodes, n_columns).
+
+        Args:
+            start: (n_nodes, n_columns), what is at each node before any of it flows.
+            signed: links of negative weight turn what flows into its negative.
+        """
+        there, shares = start.copy(), self.shares if signed else np.abs(self.shares)
+        for rows in self.rows_from_the_top():
+            links = self.links_into(rows)
+            block = np.zeros((rows.stop - rows.start, self.n_nodes), dtype=np.float32)
+            block[self.targets[links] - rows.start, self.sources[links]] = shares[links]
+            there += block.T @ there[rows]
+        return there
+
+    def rows_from_the_top(self) -> Iterator[slice]:
+        """Yield all rows that have links, so that a row comes before what it reads from."""
+        starts = [0, *(np.flatnonzero(np.diff(self.layers)) + 1).tolist()]
+        layers = zip(starts, [*starts[1:], self.n_features], strict=True)
+        for start, end in [(self.logits.start, self.n_nodes), *reversed(list(layers))]:
+            for first in range(start, end, _ROWS_AT_ONCE):
+                yield slice(first, min(first + _ROWS_AT_ONCE, end))
+
+    def links_into(self, rows: slice) -> slice:
+        """The links whose targets are these rows."""
+        first, end = np.searchsorted(self.targets, (rows.start, rows.stop))
+        return slice(int(first), int(end))
+
+    def strongest_paths(self, n_paths: int, first_position: int) -> list[list[int]]:
+        """The strongest path to a logit from each of the tokens where these are strongest.
+
+        A path is as strong as the product of its links' shares, times the logit's weight. It goes
+        from a token through features to a logit. The strongest comes first.
+
+        Args:
+            first_position: tokens before it, as the one that begins every prompt, are left out
+                unless there are no others.
+        """
+        strength = np.zeros(self.n_nodes)
+        strength[self.logits] = self.logit_weights
+        through = np.abs(self.shares).astype(np.float64)
+        # From a token straight to a logit: nothing to read, and often the strongest.
+        through[(self.sources >= self.tokens.start) & (self.targets >= self.logits.start)] = 0
+        for rows in self.rows_from_the_top():
+            links = self.links_into(rows)
+            through[links] *= strength[self.targets[links]]
+            np.maximum.at(strength, self.sources[links], through[links])
+        starts = np.arange(self.tokens.start, self.tokens.stop)
+        if strength[starts[first_position:]].any():
+            starts = starts[first_position:]
+        order = np.argsort(-strength[starts], kind="stable")[:n_paths]
+        return [self._path(start, through) for start in starts[order].tolist() if strength[start]]
+
+    def _path(self, start: int, through: npt.NDArray[np.float64]) -> list[int]:
+        path = [start]
+        while path[-1] < self.logits.start:
+            out = np.flatnonzero(self.sources == path[-1])
+            path.append(int(self.targets[out[through[out].argmax()]]))
+        return path
+
+
+def _finite(values: "Tensor") -> Floats:
+    """The values as an array, with 0 for what JSON doesn't have: such a graph is refused later,
+    when it is written."""
+    finite: Floats = np.nan_to_num(values.float().cpu().numpy(), posinf=0, neginf=0)
+    return finite
+
+
+def _shares(targets: Integers, weights: Floats, n_nodes: int) -> Floats:
+    """Of each link in the absolute weights of all links into its target."""
+    norms = np.bincount(targets, np.abs(weights), minlength=n_nodes)
+    shares: Floats = (weights / np.maximum(norms, np.finfo(np.float32).tiny)[targets]).astype(
+        np.float32
+    )
+    return shares
