@@ -14,6 +14,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -156,11 +157,19 @@ def _health(args: Namespace, out: Console, _err: Console) -> None:
 
 
 def _view(args: Namespace, _out: Console, _err: Console) -> None:
+    from remote.viewer_worker import worker_of
     from viewer.graph_files import ViewerError
     from viewer.server import view
 
+    has_worker = args.worker or args.url is not None or args.endpoint is not None
     try:
-        view(args.files, port=args.port, open_browser=not args.no_browser)
+        with _connect(args) if has_worker else nullcontext() as client:
+            view(
+                args.files,
+                port=args.port,
+                open_browser=not args.no_browser,
+                worker=None if client is None else worker_of(client),
+            )
     except ViewerError as error:
         raise WrongTarget(str(error)) from None
 

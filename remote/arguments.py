@@ -122,7 +122,7 @@ def _is_action(command: str) -> bool:
 
 
 # The commands that ask no server.
-_ON_FILES = {"view", "compare", "export"}
+_ON_FILES = {"compare", "export"}
 # Fields of a graph's request that no row of a batch has: --timeout says by when, and what is kept
 # are documents. Of the rest, these are a row's own.
 NOT_IN_BATCH = {"deadline", "format"}
@@ -468,6 +468,11 @@ _VIEW = [
     _option("files", nargs="+", type=Path, metavar="FILE"),
     _option("--port", "on loopback; 0 takes a free one", type=int, default=0),
     _option("--no-browser", "only serve, open nothing", action="store_true"),
+    _option(
+        "--worker",
+        f"let the page ask the worker at {DEFAULT_URL}; --url or --endpoint name another",
+        action="store_true",
+    ),
 ]
 
 # Each command's description and its options, besides those of its action's fields.

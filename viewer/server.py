@@ -28,6 +28,7 @@ from starlette.routing import Route
 from viewer import feature_panels
 from viewer.graph_files import Graph, ViewerError, is_gzipped, read_graphs
 from viewer.page import read_page
+from viewer.worker_door import Worker, WorkerDoor
 
 LOOPBACK = "127.0.0.1"
 
@@ -36,17 +37,20 @@ _LISTED = ("scan", "prompt", "title_prefix", "node_threshold")
 _FEATURE = re.compile("[0-9]{1,40}")  # layer and index as one number
 
 
-def view(paths: Sequence[Path], *, port: int, open_browser: bool) -> None:
+def view(
+    paths: Sequence[Path], *, port: int, open_browser: bool, worker: Worker | None = None
+) -> None:
     """Serve these graphs on loopback until Ctrl-C. The page begins with the first one.
 
     Args:
         paths: graph documents, JSON or gzipped JSON.
         port: 0 takes a free one.
+        worker: what the page may ask about pinned features.
 
     Raises:
         ViewerError: a file is no graph document, or the port is taken.
     """
-    application = create_app(read_graphs(paths))
+    application = create_app(read_graphs(paths), worker)
     try:
         listener = socket.create_server((LOOPBACK, port))
     except (OSError, OverflowError) as error:
@@ -72,8 +76,8 @@ def server(application: Starlette) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
-def create_app(graphs: Sequence[Graph]) -> Starlette:
-    """The application that shows these graphs."""
+def create_app(graphs: Sequence[Graph], worker: Worker | None = None) -> Starlette:
+    """The application that shows these graphs, and hands the page's questions to the worker."""
     page = read_page()
     by_name = {graph.name: graph for graph in graphs}
     headers = {
@@ -82,6 +86,8 @@ def create_app(graphs: Sequence[Graph]) -> Starlette:
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
     }
+
+    door = WorkerDoor(worker, by_name, headers)
 
     def graph_of(request: Request) -> Graph:
         try:
@@ -135,8 +141,10 @@ def create_app(graphs: Sequence[Graph]) -> Starlette:
             Route("/graph_data/{name}.json", document),
             Route("/features_of/{name}.json", features),
             Route("/features_of/{name}/{feature}.json", feature),
+            *door.routes,
             Route("/{path:path}", file),
         ],
+        lifespan=door.lifespan,
         # Otherwise another site could give its own name this address and read the graphs.
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[LOOPBACK, "localhost"])],
     )

@@ -7,8 +7,8 @@ from viewer import server as viewer
 
 
 @contextmanager
-def showing(paths):
-    """Serve these files; gives the address of the page."""
-    server = viewer.server(viewer.create_app(viewer.read_graphs(paths)))
+def showing(paths, worker=None):
+    """Serve these files, and ask the worker if there is one; gives the address of the page."""
+    server = viewer.server(viewer.create_app(viewer.read_graphs(paths), worker))
     with in_a_thread(server) as url:
         yield f"{url}/"
