@@ -33,10 +33,13 @@ _LOCAL_SCRIPTS = (
 )
 _ADDITIONS = (
     "<link rel='stylesheet' href='./viewer.css'>\n"
+    "<link rel='stylesheet' href='./worker_panel.css'>\n"
     "<script src='./safe_markup.js'></script>\n"
     "<script src='./graph_check.js'></script>\n"
     "<script src='./complete_graphs.js'></script>\n"
     "<script src='./viewer.js'></script>\n"
+    "<script src='./worker_questions.js'></script>\n"
+    "<script src='./worker_panel.js'></script>\n"
 )
 # What is served instead of some text of circuit-tracer's scripts, whose files stay as they are: the
 # tag of `markup`; and attention's features, of which the scripts know nothing, are features too.
