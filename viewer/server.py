@@ -98,6 +98,9 @@ def create_app(graphs: Sequence[Graph], worker: Worker | None = None) -> Starlet
     async def index(_: Request) -> Response:
         return Response(page.text, media_type="text/html", headers=headers)
 
+    async def comparison(_: Request) -> Response:
+        return Response(page.comparison, media_type="text/html", headers=headers)
+
     def as_json(value: object) -> Response:
         # Plain ASCII, because UTF-8 can't encode half of a surrogate pair.
         return Response(json.dumps(value), media_type="application/json", headers=headers)
@@ -137,6 +140,7 @@ def create_app(graphs: Sequence[Graph], worker: Worker | None = None) -> Starlet
     return Starlette(
         routes=[
             Route("/", index),
+            Route("/compare", comparison),
             Route("/data/graph-metadata.json", listing),
             Route("/graph_data/{name}.json", document),
             Route("/features_of/{name}.json", features),
