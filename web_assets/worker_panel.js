@@ -127,6 +127,8 @@
     const atStart = d3.sum(rows, row => row.atStart);
     if (atStart)
       notes.push(`Features at the leading token (position 0) can’t be changed: ${atStart} pinned.`);
+    if (offered.length > MOST_ROWS)
+      notes.push(`A question has ${MOST_ROWS} rows at most; those that are changed come first.`);
     notes.forEach(note => body.append('p').attr('class', 'worker-note').text(note));
   }
 

@@ -3,7 +3,7 @@
 'use strict';
 
 (() => {
-  const MOST_ROWS = 50; // schemas.MAX_GROUPS
+  window.MOST_ROWS = 50; // of a question: schemas.MAX_GROUPS
   let connected;
 
   // Its name and the token with which this page may ask, both null without a worker.

@@ -16,6 +16,7 @@ from remote.viewer_worker import worker_of
 from tests.support.demo_worker import ask, demo_settings
 from tests.support.http_server import SECRET, serving
 from tests.support.polling import until
+from tests.support.traced_demo import complete_graph, serving_complete_demo
 from tests.support.viewer_server import showing
 from viewer.worker_door import TOKEN_HEADER, Worker
 
@@ -122,6 +123,29 @@ def test_a_scale_of_a_steer_starts_from_the_graph_s_activation(url, activations)
 def test_what_the_leading_token_s_position_ignores_is_counted(url):
     first = FRENCH | {"position": 0}
     assert output(url, "steer", [row("first", first, scale=0)], n_tokens=1)["ignored"] == 1
+
+
+def test_a_feature_of_attention_is_steered_by_its_kind(tmp_path):
+    with (
+        serving_complete_demo() as settings,
+        serving(model_id="demo", transcoder_set="demo-crm") as server,
+        Client.to_url(server.url) as client,
+    ):
+        graph = complete_graph(PROMPT, settings, slug_identifier="french")
+        path = tmp_path / "complete.json"
+        path.write_text(json.dumps(graph))
+        [node] = [node for node in graph["nodes"] if node["node_id"] == "1_lor_105_4"]
+        lorsa = {"layer": 1, "index": 105, "position": 4, "kind": "lorsa"}
+        place = {"token_active_position": 4, "steer_position": 4}
+        delta = -21 * node["activation"]
+        feature = {"layer": 1, "index": 105, "kind": "lorsa", **place, "delta": delta}
+        job = {"action": "steer", "prompt": PROMPT, "n_tokens": 3, "features": [feature]}
+        wanted = ask(job, settings)["STEERED_GENERATION"]
+        with showing([path], worker_of(client)) as url:
+            feature = lorsa | {"activation": node["activation"]}
+            answer = output(url, "steer", [row("x", feature, scale=-20)], n_tokens=3)
+    assert answer["prompt"] + answer["steered"] == wanted
+    assert answer["steered"] != answer["default"]
 
 
 def test_rows_of_one_label_and_of_none_are_told_apart(url):
