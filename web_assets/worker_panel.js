@@ -91,7 +91,6 @@
     const body = panel.append('div').attr('class', 'worker-body');
     connectedWorker().then(
       ({name}) => {
-        if (body.node().childNodes.length) return;
         if (name === null) return drawHowToConnect(body);
         drawRows(body, page, rows, redraw);
         drawButtons(body, page, rows, name, redraw);

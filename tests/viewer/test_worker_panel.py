@@ -73,6 +73,7 @@ def show(page, url, pinned=PINNED, groups=GROUPS):
     page.goto(f"{url}?{urlencode(query)}")
     page.locator(".link-graph text.node").first.wait_for()
     page.get_by_role("button", name="Intervene and steer").click()
+    page.locator(".worker-body > *").first.wait_for(state="attached")
     return page.locator(".worker-panel")
 
 
@@ -176,12 +177,12 @@ def test_rows_follow_the_subgraph_and_keep_what_was_chosen(page, url):
             position={"x": 3, "y": 30}
         )
     page.keyboard.up("g")
-    assert page.locator(".worker-row").count() == 3
+    page.wait_for_function("document.querySelectorAll('.worker-row').length === 3")
     last = page.locator(".supernode-container").filter(has=page.locator(".ungroup-btn")).last
     page.keyboard.down("g")
     last.locator(".ungroup-btn").click()
     page.keyboard.up("g")
-    page.wait_for_function("document.querySelectorAll('.worker-row').length >= 4")
+    page.wait_for_function("document.querySelectorAll('.worker-row').length === 4")
     assert row(page, "L2/125").locator("select").input_value() == "double"
 
 
