@@ -3,6 +3,9 @@
 import contextlib
 import http.client
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
 from urllib.parse import urlsplit
@@ -16,6 +19,7 @@ from remote.viewer_worker import worker_of
 from tests.support.demo_worker import ask, demo_settings
 from tests.support.http_server import SECRET, serving
 from tests.support.polling import until
+from tests.support.programs import ROOT
 from tests.support.traced_demo import complete_graph, serving_complete_demo
 from tests.support.viewer_server import showing
 from viewer.worker_door import TOKEN_HEADER, Worker
@@ -335,3 +339,24 @@ def test_a_viewer_that_is_to_ask_a_worker_that_isn_t_there_says_so(file, capsys)
         gone = server.url
     assert main(["view", str(file), "--no-browser", "--url", gone]) == 3
     assert "nothing takes connections there" in capsys.readouterr().err
+
+
+def test_the_program_names_its_worker_and_ends_cleanly_at_ctrl_c(file):
+    program = [sys.executable, "client.py", "view", str(file), "--no-browser", "--url"]
+    with (
+        serving() as server,
+        subprocess.Popen(
+            [*program, server.url],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as running,
+    ):
+        url = running.stdout.readline().split(" at ")[1].split()[0]
+        described = requests.get(f"{url}worker.json", timeout=60).json()
+        assert described["name"] == server.url.removeprefix("http://")
+        assert output(url, "intervene", [row("French", FRENCH, scale=0)])["shares"] == [0.0]
+        running.send_signal(signal.SIGINT)
+        assert running.wait(timeout=60) == 0
+        assert running.stderr.read() == ""
