@@ -137,10 +137,16 @@
 
   function drawLegend() {
     const legend = d3.select('.nav').append('div').attr('class', 'legend');
-    const entries = [['in-both', 'feature in both'], ['in-one', 'only here'], ['', 'others']];
-    for (const [name, words] of entries) {
+    const entries = [
+      ['in-both', '●', 'feature in both'],
+      ['in-one', '●', 'only here'],
+      ['', '■', 'others'],
+    ];
+    if (sides.some(({data}) => data.nodes.some(node => node.feature_type === 'lorsa')))
+      entries.push(['', '▲', 'attention’s (Lorsa)']);
+    for (const [name, shape, words] of entries) {
       const entry = legend.append('span');
-      entry.append('span').attr('class', `shape ${name}`).text('●');
+      entry.append('span').attr('class', `shape ${name}`).text(shape);
       entry.append('span').text(` ${words}`);
     }
   }

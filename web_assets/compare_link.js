@@ -19,6 +19,7 @@
       .append('a')
       .attr('class', 'compare-link')
       .attr('href', `./compare?${new URLSearchParams({a: slug, b: next})}`)
-      .text('Compare graphs');
+      .attr('title', 'two graphs beside each other')
+      .text('Compare');
   }
 })();
