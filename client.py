@@ -14,7 +14,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,8 +25,9 @@ from rich.console import Console
 
 from errors import WorkerError
 from remote import summary
-from remote.arguments import DEFAULT_URL, parse
+from remote.arguments import parse
 from remote.client import RUNPOD_URL, Client
+from remote.commands import DEFAULT_URL
 from remote.display import Display, duration
 from remote.download import download, replacing
 from remote.errors import (
@@ -232,16 +233,22 @@ def _health(args: Namespace, out: Console, _err: Console) -> None:
 
 
 def _view(args: Namespace, _out: Console, err: Console) -> None:
+    from remote.viewer_worker import worker_of
     from viewer.graph_files import ViewerError
     from viewer.server import view
 
+    has_worker = args.worker or args.url is not None or args.endpoint is not None
     try:
-        with _labels(args, err) as labels:
+        with (
+            _labels(args, err) as labels,
+            _connect(args) if has_worker else nullcontext() as client,
+        ):
             view(
                 args.files,
                 port=args.port,
                 open_browser=not args.no_browser,
                 descriptions=labels,
+                worker=None if client is None else worker_of(client),
             )
     except ViewerError as error:
         raise WrongTarget(str(error)) from None

@@ -8,11 +8,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import schemas
-from remote.commands import COMMANDS, ON_FILES
+from remote.commands import COMMANDS, DEFAULT_URL, ON_FILES
 from remote.field_options import NOT_IN_BATCH, OF_A_ROW, add_fields, is_action
 from remote.suggestions import Parser
-
-DEFAULT_URL = "http://localhost:5004"
 
 _EPILOG = """\
 environment (or a .env file):

@@ -7,6 +7,8 @@ from typing import Any
 from remote import written_values as written
 from remote.circuit_arguments import CIRCUIT
 
+DEFAULT_URL = "http://localhost:5004"
+
 _FEATURE_HELP = """\
 LAYER:INDEX:POSITION=CHANGE, as often as needed. POSITION is the prompt token (forward-pass
 numbers them) whose activation is read and changed. CHANGE is 0 to ablate, or +10 or -3 to add.
@@ -198,6 +200,11 @@ _VIEW = [
     _option("files", nargs="+", type=Path, metavar="FILE"),
     _option("--port", "on loopback (8046, or the next free one); 0 takes a free one", type=int),
     _option("--no-browser", "only serve, open nothing", action="store_true"),
+    _option(
+        "--worker",
+        f"let the page ask the worker at {DEFAULT_URL}; --url or --endpoint name another",
+        action="store_true",
+    ),
 ]
 
 # Each command's description and its options, besides those of its action's fields.
@@ -241,4 +248,4 @@ COMMANDS: dict[str, tuple[str, list[Option]]] = {
 }
 
 # The commands that ask no server.
-ON_FILES = {"view", "compare", "export"}
+ON_FILES = {"compare", "export"}

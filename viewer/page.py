@@ -33,6 +33,7 @@ _LOCAL_SCRIPTS = (
 )
 _ADDITIONS = (
     "<link rel='stylesheet' href='./viewer.css'>\n"
+    "<link rel='stylesheet' href='./worker_panel.css'>\n"
     "<script src='./safe_markup.js'></script>\n"
     "<script src='./graph_check.js'></script>\n"
     "<script src='./complete_graphs.js'></script>\n"
@@ -45,6 +46,9 @@ _ADDITIONS = (
     "<script src='./picture_export.js'></script>\n"
     "<script src='./feature_labels.js'></script>\n"
     "<script src='./viewer.js'></script>\n"
+    "<script src='./compare_link.js'></script>\n"
+    "<script src='./worker_questions.js'></script>\n"
+    "<script src='./worker_panel.js'></script>\n"
 )
 # What is served instead of some text of circuit-tracer's scripts, whose files stay as they are.
 _MEMBERS = b".appendMany('div.member-circle', d => d.node.memberNodes)"
@@ -80,10 +84,11 @@ _MEDIA_TYPES = {".cjs": "text/javascript", ".js": "text/javascript", ".css": "te
 
 @dataclass(frozen=True)
 class Page:
-    """circuit-tracer's page with local scripts, the files it refers to by their paths in this
-    server's addresses, and its Content-Security-Policy."""
+    """circuit-tracer's page with local scripts, the page that compares two graphs, the files they
+    refer to by their paths in this server's addresses, and their Content-Security-Policy."""
 
     text: str
+    comparison: str
     files: Mapping[str, Path]
     policy: str
 
@@ -110,7 +115,8 @@ def read_page() -> Page:
     text = re.sub(r"(<script src='https://[^']+'></script>\n)+", scripts, text)
     text = text.replace("<script>", f"{_ADDITIONS}<script>", 1)
     text = text.replace("<title>", "<link rel='icon' href='data:,'>\n<title>", 1)
-    names = re.findall(r"(?:src|href)='\./([^']+)'", text)
+    comparison = (web_assets.DIRECTORY / "compare.html").read_text(encoding="utf-8")
+    names = re.findall(r"(?:src|href)='\./([^']+)'", text + comparison)
     files = {name: web_assets.DIRECTORY / name for name in names}
     [script] = re.findall(r"<script>(.*?)</script>", text, flags=re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -120,4 +126,4 @@ def read_page() -> Page:
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
         "require-trusted-types-for 'script'; trusted-types viewer"
     )
-    return Page(text, files, policy)
+    return Page(text, comparison, files, policy)

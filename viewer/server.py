@@ -31,6 +31,7 @@ from viewer.descriptions import Descriptions
 from viewer.graph_files import Graph, ViewerError, is_gzipped, read_graphs, shortest_names
 from viewer.label_routes import feature_routes
 from viewer.page import read_page
+from viewer.worker_door import Worker, WorkerDoor
 
 LOOPBACK = "127.0.0.1"
 # The same each time, since addresses that were saved have it. No system gives this one to a
@@ -50,6 +51,7 @@ def view(
     port: int | None = None,
     open_browser: bool,
     descriptions: Descriptions | None = None,
+    worker: Worker | None = None,
 ) -> None:
     """Serve these graphs on loopback until Ctrl-C. The page begins with the first one.
 
@@ -57,11 +59,12 @@ def view(
         paths: graph documents, JSON or gzipped JSON.
         port: 0 takes a free one; None DEFAULT_PORT, or the next free one where it is taken.
         descriptions: of real models' features, where they are asked for.
+        worker: what the page may ask about pinned features.
 
     Raises:
         ViewerError: a file is no graph document, or the port that was named is taken.
     """
-    application = create_app(read_graphs(paths), descriptions)
+    application = create_app(read_graphs(paths), descriptions, worker)
     listener = _default_listener() if port is None else _listener(port)
     taken = listener.getsockname()[1]
     url = f"http://{LOOPBACK}:{taken}/"
@@ -116,8 +119,13 @@ def server(application: Starlette) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
-def create_app(graphs: Sequence[Graph], descriptions: Descriptions | None = None) -> Starlette:
-    """The application that shows these graphs, and what `descriptions` say of their features."""
+def create_app(
+    graphs: Sequence[Graph],
+    descriptions: Descriptions | None = None,
+    worker: Worker | None = None,
+) -> Starlette:
+    """The application that shows these graphs, with what `descriptions` say of their features,
+    and hands the page's questions to the worker."""
     page = read_page()
     by_name = {graph.name: graph for graph in graphs}
     headers = {
@@ -127,6 +135,8 @@ def create_app(graphs: Sequence[Graph], descriptions: Descriptions | None = None
         "Referrer-Policy": "no-referrer",
     }
 
+    door = WorkerDoor(worker, by_name, headers)
+
     def graph_of(request: Request) -> Graph:
         try:
             return by_name[request.path_params["name"]]
@@ -135,6 +145,9 @@ def create_app(graphs: Sequence[Graph], descriptions: Descriptions | None = None
 
     async def index(_: Request) -> Response:
         return Response(page.text, media_type="text/html", headers=headers)
+
+    async def comparison(_: Request) -> Response:
+        return Response(page.comparison, media_type="text/html", headers=headers)
 
     def as_json(value: object) -> Response:
         # Plain ASCII, because UTF-8 can't encode half of a surrogate pair.
@@ -161,11 +174,14 @@ def create_app(graphs: Sequence[Graph], descriptions: Descriptions | None = None
     return Starlette(
         routes=[
             Route("/", index),
+            Route("/compare", comparison),
             Route(_LISTING, listing),
             Route("/graph_data/{name}.json", document),
             *feature_routes(graph_of, as_json, descriptions),
+            *door.routes,
             Route("/{path:path}", file),
         ],
+        lifespan=door.lifespan,
         # Otherwise another site could give its own name this address and read the graphs.
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[LOOPBACK, "localhost"])],
     )

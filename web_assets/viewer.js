@@ -16,15 +16,21 @@
   };
 
   const GRAPHS = './graph_data/';
+  const prepared = new WeakMap(); // once: `getFile` keeps what it has read
   const getFile = util.getFile;
   util.getFile = async (path, ...options) => {
     if (!path.startsWith(GRAPHS)) return getFile(path, ...options);
     const name = path.slice(GRAPHS.length, -'.json'.length);
     const graph = await getFile(path, ...options);
+    if (!prepared.has(graph)) prepared.set(graph, prepare(graph, name));
+    return prepared.get(graph);
+  };
+
+  async function prepare(graph, name) {
     graph.qParams ??= {};
     checkGraph(graph);
     return describeFeatures(graph, name, await getFile(`./features_of/${name}.json`));
-  };
+  }
 
   const initCg = window.initCg;
   window.initCg = async (...options) => {
@@ -41,6 +47,7 @@
     graph.metadata.slug = name; // the page makes names of events of it
     const threshold = graph.metadata.node_threshold ?? Infinity;
     for (const node of graph.nodes) {
+      node.cumulative = node.influence; // as the document has it
       // The node with which a graph reaches its threshold lies beyond it, where the page hides it.
       if (node.influence > threshold) node.influence = threshold;
       // The page begins with the first of these clicked.

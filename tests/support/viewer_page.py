@@ -25,11 +25,14 @@ _FOREIGN = """elements => {
 }"""
 
 
-def assert_only_its_own_elements(page, url):
-    """The page is where it was, and has only elements and attributes of its scripts."""
+def assert_only_its_own_elements(page, url, also=()):
+    """The page is where it was, and has only elements and attributes of its scripts.
+
+    `also` are elements that the scripts of this page make besides.
+    """
     assert page.url.startswith(url)
     assert len(page.frames) == 1
-    assert page.evaluate(_FOREIGN, _ELEMENTS) == []
+    assert page.evaluate(_FOREIGN, [*_ELEMENTS, *also]) == []
 
 
 def boxes(page):

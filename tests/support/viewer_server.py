@@ -7,8 +7,9 @@ from viewer import server as viewer
 
 
 @contextmanager
-def showing(paths, descriptions=None):
-    """Serve these files, and what descriptions say of features; gives the address of the page."""
-    server = viewer.server(viewer.create_app(viewer.read_graphs(paths), descriptions))
+def showing(paths, descriptions=None, worker=None):
+    """Serve these files, with what descriptions say of features and the worker that is asked, if
+    there are any; gives the address of the page."""
+    server = viewer.server(viewer.create_app(viewer.read_graphs(paths), descriptions, worker))
     with in_a_thread(server) as url:
         yield f"{url}/"

@@ -243,3 +243,12 @@ def test_names_that_mean_something_in_a_script_are_names(page, show, name):
     url = show(graph, clickedId="1_lor_7_3")
     assert len(entries(page, LISTS[0])) == 2
     assert_only_its_own_elements(page, url)
+
+
+def test_a_graph_that_is_drawn_again_with_another_threshold_keeps_its_features(page, show, demo):
+    show(demo, clickedId="1_lor_105_4")
+    words = "Reads “Michael” most. Fires in 7 of the corpus's 744 texts"
+    page.locator(".feature-detail").get_by_text(words).wait_for()
+    page.evaluate("document.querySelector('.feature-detail').remove()")
+    page.locator(".slider-container input").press("ArrowLeft")  # draws all of it anew
+    page.locator(".feature-detail").get_by_text(words).wait_for()
