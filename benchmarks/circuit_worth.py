@@ -106,6 +106,25 @@ def graphs_of(prompts: Iterable[str], ask: Ask, **fields: object) -> list[Circui
         return graphs
 
 
+def automatic(prompts: Sequence[str], ask: Ask) -> dict[str, Circuits]:
+    """What `supernodes: "auto"` finds in the pruned graph of each prompt, as sets of the features
+    that are active on it: the groups, these and the pinned paths, and all that pruning kept."""
+    pruned = graphs_of(prompts, ask, supernodes="auto")
+    whole = graphs_of(prompts, ask, node_threshold=1)
+    found: dict[str, list[tuple[CircuitGraph, frozenset[int]]]] = {}
+    for own, graph in zip(pruned, whole, strict=True):
+        number = {site: n for n, site in enumerate(graph.sites)}
+        sets = {
+            "groups": frozenset().union(*own.groups.values()),
+            "groups and paths": own.subgraph(),
+            "all that pruning kept": frozenset(range(len(own.sites))),
+        }
+        for name, members in sets.items():
+            chosen = frozenset(number[own.sites[n]] for n in members)
+            found.setdefault(name, []).append((graph, chosen))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=int, default=31, help="of each language, up to 31")
