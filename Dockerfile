@@ -33,9 +33,12 @@ COPY graphs graphs
 COPY loading loading
 COPY prompting prompting
 # What `python handler.py` without Runpod prints. The client and the viewer are for people only.
-COPY remote/__init__.py remote/attention_summary.py remote/graph_document.py \
-     remote/graph_features.py remote/graph_summary.py remote/local_job.py remote/local_run.py \
-     remote/node_names.py remote/prompt_hint.py remote/summary.py remote/terminal_text.py remote/
+COPY remote/__init__.py remote/
+COPY remote/graphs/__init__.py remote/graphs/document.py remote/graphs/features.py \
+     remote/graphs/node_names.py remote/graphs/
+COPY remote/terminal/__init__.py remote/terminal/attention_summary.py \
+     remote/terminal/graph_summary.py remote/terminal/prompt_hint.py remote/terminal/summary.py \
+     remote/terminal/text.py remote/terminal/
 COPY serving serving
 COPY steering steering
 COPY viewer/__init__.py viewer/demo_features.py viewer/

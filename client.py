@@ -24,11 +24,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from rich.console import Console
 
 from errors import WorkerError
-from remote import summary
-from remote.arguments import parse
 from remote.client import RUNPOD_URL, Client
-from remote.commands import DEFAULT_URL
-from remote.display import Display, duration
+from remote.command_line.arguments import parse
+from remote.command_line.options import DEFAULT_URL
 from remote.download import download, replacing
 from remote.errors import (
     NotAllowed,
@@ -38,14 +36,16 @@ from remote.errors import (
     WorkerFailure,
     WrongTarget,
 )
-from remote.graph_document import GraphDocument
-from remote.graph_files import FORMAT, SUFFIX, is_torch_file, print_file, wants_file
-from remote.graph_summary import print_graph
+from remote.graphs.document import GraphDocument
 from remote.jobs import JobStatus
-from remote.label_examples import print_examples
-from remote.labels import Labels, open_labels
-from remote.neuronpedia import URL as NEURONPEDIA_URL
-from remote.terminal_text import line
+from remote.labels.labels import Labels, open_labels
+from remote.labels.neuronpedia import URL as NEURONPEDIA_URL
+from remote.terminal import summary
+from remote.terminal.display import Display, duration
+from remote.terminal.graph_summary import print_graph
+from remote.terminal.label_examples import print_examples
+from remote.terminal.text import line
+from remote.torch_file import FORMAT, SUFFIX, is_torch_file, print_file, wants_file
 from schemas import UploadReceipt, parse_request
 
 __all__ = ["Client", "download", "main"]
@@ -255,14 +255,14 @@ def _view(args: Namespace, _out: Console, err: Console) -> None:
 
 
 def _batch(args: Namespace, out: Console, err: Console) -> None:
-    from remote.batch_command import run_batch
+    from remote.commands.batch import run_batch
 
     run_batch(args, lambda: _connect(args), out, err)
 
 
 def _compare(args: Namespace, out: Console, err: Console) -> None:
-    from remote.compare import compare
-    from remote.compare_tables import as_json, print_comparison
+    from remote.offline.compare import compare
+    from remote.offline.compare_tables import as_json, print_comparison
 
     with _labels(args, err) as labels:
         comparison = compare(args.graphs, labels, None if args.json else args.top)
@@ -273,8 +273,8 @@ def _compare(args: Namespace, out: Console, err: Console) -> None:
 
 
 def _circuit(args: Namespace, out: Console, err: Console) -> None:
-    from remote.circuit_command import run_circuit
-    from remote.circuit_report import as_json, print_report
+    from remote.circuits.report import as_json, print_report
+    from remote.commands.circuit import run_circuit
 
     with _connect(args) as client, Display(err) as display:
         report = run_circuit(args, lambda job: client.run(job, display, args.timeout))
@@ -285,7 +285,7 @@ def _circuit(args: Namespace, out: Console, err: Console) -> None:
 
 
 def _export(args: Namespace, out: Console, err: Console) -> None:
-    from remote.export import beside, export
+    from remote.offline.export import beside, export
 
     with _labels(args, err) as labels:
         if args.to in {"png", "svg"}:

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from errors import DeviceBroken, OutputTooLarge, WorkerError
-from remote import local_job
-from serving import error_reports, startup
+from serving import error_reports, local_job, startup
 from serving.job_result import ENVELOPE_BYTES, JobResult
 from settings import Settings, get_settings
 
@@ -164,8 +163,7 @@ def main() -> None:
     import runpod
 
     from model_loader import get_model
-    from remote import local_run
-    from serving import fitness, runpod_loop, sdk_log
+    from serving import fitness, local_run, runpod_loop, sdk_log
 
     # The SDK's INFO writes out the output of a local run.
     sdk_log.take_over("WARNING" if is_local else settings.log_level)

@@ -24,10 +24,10 @@ import model_loader
 from actions.answer import answer
 from delivery import Spooled
 from demo.language_steer import twins
-from remote.circuit_experiments import Ask, Measured, Options, Strength, measure
-from remote.circuit_report import Worth, worth_of
-from remote.circuit_sets import CircuitGraph, Selection
-from remote.circuit_worth import Chance
+from remote.circuits.experiments import Ask, Measured, Options, Strength, measure
+from remote.circuits.report import Worth, worth_of
+from remote.circuits.sets import CircuitGraph, Selection
+from remote.circuits.worth import Chance
 from settings import Settings
 
 # A set of features in each of some graphs, as places in the graph's `sites`.

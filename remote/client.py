@@ -11,10 +11,10 @@ from pydantic import BaseModel, ValidationError
 import schemas
 from remote.connection import Connection, OnPart
 from remote.errors import Interrupted, Unreachable, WrongTarget
-from remote.graph_files import FORMAT, taking_to, wants_file
 from remote.jobs import JobStatus, OnProgress, ignore_progress
 from remote.retries import Patience
 from remote.servers import HttpDoor, RunpodEndpoint, SdkApi, Server, find_server
+from remote.torch_file import FORMAT, taking_to, wants_file
 
 RUNPOD_URL = "https://api.runpod.ai/v2"
 

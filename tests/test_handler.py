@@ -10,7 +10,7 @@ import torch
 
 import handler as door
 from model_loader import get_model
-from remote import local_job
+from serving import local_job
 from settings import get_settings
 from tests.support.demo_worker import (
     FORWARD,

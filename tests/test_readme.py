@@ -14,7 +14,7 @@ from attribution import attribute
 from loading.registry import REGISTRY
 from model_loader import get_model
 from prompting.prompts import tokenize
-from remote.graph_summary import print_graph
+from remote.terminal.graph_summary import print_graph
 from settings import Settings, get_settings
 from tests.support.demo_worker import ask
 from tests.support.programs import ROOT

@@ -27,9 +27,7 @@ SOURCES = {
     "demo/complete/feature_examples.json.gz": "demo/complete/feature_examples.json.gz",
 }
 # Only the worker uses these.
-LEFT_OUT = shutil.ignore_patterns(
-    "__pycache__", "docs.html", "local_job.py", "local_run.py", "swagger-ui-dist"
-)
+LEFT_OUT = shutil.ignore_patterns("__pycache__", "docs.html", "swagger-ui-dist")
 MODULES = r"(errors|schemas|contract|remote|viewer|web_assets)"
 
 

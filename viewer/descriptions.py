@@ -1,6 +1,6 @@
 """What is known of a real model's feature from elsewhere, and the panel that shows it.
 
-remote/labels.py fetches it. The viewer only shows it, and asks for it through `Descriptions`.
+remote/labels/ fetches it. The viewer only shows it, and asks for it through `Descriptions`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,5 +1,5 @@
 // Which features two graphs of one model share, and how strong each is in each. The numbers are
-// those of remote/compare.py. Loaded before web_assets/compare.js.
+// those of remote/offline/compare.py. Loaded before web_assets/compare.js.
 'use strict';
 
 (() => {

@@ -1,8 +1,8 @@
 """The table of what circuits are worth: sets in graphs in, a row for each way to choose them."""
 
 from benchmarks.circuit_worth import graphs_of, print_table, rows, worker
-from remote.circuit_experiments import Options
-from remote.circuit_sets import Selection
+from remote.circuits.experiments import Options
+from remote.circuits.sets import Selection
 
 PROMPTS = ("Michael Jordan joue au", "Rafael Nadal juega al")
 

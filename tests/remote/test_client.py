@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from client import main
-from remote.arguments import parse
+from remote.command_line.arguments import parse
 from tests.support.demo_worker import PROMPT
 from tests.support.programs import ROOT, imported_by
 from tools.documents import read

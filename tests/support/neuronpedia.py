@@ -13,9 +13,9 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from remote.label_cache import LabelCache
-from remote.labels import Labels
-from remote.neuronpedia import Neuronpedia
+from remote.labels.cache import LabelCache
+from remote.labels.labels import Labels
+from remote.labels.neuronpedia import Neuronpedia
 from remote.retries import Patience
 from tests.support.uvicorn_thread import in_a_thread
 

@@ -5,7 +5,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from remote.compare import compare
+from remote.offline.compare import compare
 from tests.support.browser import chromium, keep_screenshot, needs_chromium, watched_page
 from tests.support.complete_viewer_graphs import complete, marked_up_complete
 from tests.support.demo_worker import ask

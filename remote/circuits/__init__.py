@@ -1,0 +1,1 @@
+"""What a set of features is worth: experiments on a worker, and chance beside them."""

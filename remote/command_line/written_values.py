@@ -1,0 +1,165 @@
+"""How values are written on the command line: features, groups, experiments, targets, files."""
+
+import re
+from argparse import ArgumentTypeError
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from contract.json_text import NotJson, read_json
+from remote.command_line import meant_values
+from remote.graphs.groups import groups_of
+
+_TARGET_FEATURE = re.compile(
+    r"(?P<layer>\d+):(?P<index>\d+):(?P<position>\d+)(:(?P<kind>transcoder|lorsa))?"
+)
+
+_FEATURE = re.compile(
+    r"((?P<kind>lorsa|transcoder):)?(?P<layer>\d+):(?P<index>\d+):(?P<read>\d+)(@(?P<changed>\d+|new))?"
+    r"=(?P<change>0|[+-]\d*\.?\d+([eE][+-]?\d+)?)"
+)
+
+_LONGEST_NAME = 200  # of a file
+_SITE = re.compile(r"((?P<kind>lorsa|transcoder):)?(?P<layer>\d+):(?P<index>\d+):(?P<position>\d+)")
+_NUMBER = r"[+-]?\d*\.?\d+(?:[eE][+-]?\d+)?"
+_CHANGE = re.compile(rf"(?P<group>.+)(?P<how>[*=])(?P<number>{_NUMBER})")
+
+
+def feature(text: str) -> dict[str, Any]:
+    found = _FEATURE.fullmatch(text)
+    if found is None:
+        raise ArgumentTypeError(
+            f"{text!r} is not LAYER:INDEX:POSITION=CHANGE with a change of 0 (ablate), +N or -N; "
+            f"such as 2:157:4=0 or 2:146:4=+10.8{meant_values.feature(text)}"
+        )
+    position, changed, change = int(found["read"]), found["changed"], found["change"]
+    return {
+        "layer": int(found["layer"]),
+        "index": int(found["index"]),
+        **({"kind": found["kind"]} if found["kind"] else {}),
+        "token_active_position": position,
+        **(
+            {"steer_generated_tokens": True}
+            if changed == "new"
+            else {"steer_position": position if changed is None else int(changed)}
+        ),
+        **({"ablate": True} if change == "0" else {"delta": float(change)}),
+    }
+
+
+def group(text: str) -> tuple[str, list[dict[str, Any]]]:
+    name, equals, sites = text.partition("=")
+    found = [_SITE.fullmatch(site.strip()) for site in sites.split(",")]
+    if not (name and equals) or None in found:
+        raise ArgumentTypeError(
+            f"{text!r} is not NAME=LAYER:INDEX:POSITION,...; such as French=2:157:4,1:120:4 or "
+            f"name=lorsa:1:105:4{meant_values.group(text)}"
+        )
+    return name, [
+        {
+            **{field: int(site[field]) for field in ("layer", "index", "position")},
+            **({"kind": site["kind"]} if site["kind"] else {}),
+        }
+        for site in found
+        if site
+    ]
+
+
+def experiment(text: str) -> list[dict[str, Any]]:
+    changes = []
+    for part in text.split(","):
+        found = _CHANGE.fullmatch(part.strip())
+        if found is None:
+            raise ArgumentTypeError(
+                f"{part!r} is not GROUP*SCALE or GROUP=VALUE; such as French*0 or Spanish=10.8"
+                f"{meant_values.experiment(part)}"
+            )
+        how = "scale" if found["how"] == "*" else "value"
+        changes.append({"group": found["group"], how: float(found["number"])})
+    return changes
+
+
+def layers(text: str) -> str | list[int]:
+    found = re.fullmatch(r"(\d+)-(\d+)", text)
+    if found is None and text != "all":
+        raise ArgumentTypeError(
+            f"{text!r} is not all or FIRST-LAST, such as 0-3{meant_values.layers(text)}"
+        )
+    return "all" if found is None else [int(found[1]), int(found[2])]
+
+
+def side(text: str) -> list[str]:
+    """The tokens of a difference's side: one, or those of a JSON list."""
+    try:
+        tokens = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return [text]
+    is_list = isinstance(tokens, list) and all(isinstance(token, str) for token in tokens)
+    return tokens if is_list else [text]
+
+
+def target_feature(text: str) -> dict[str, Any]:
+    found = _TARGET_FEATURE.fullmatch(text)
+    if found is None:
+        raise ArgumentTypeError(
+            f"{text!r} is not LAYER:INDEX:POSITION or LAYER:INDEX:POSITION:lorsa; such as 2:157:4"
+            f"{meant_values.target_feature(text)}"
+        )
+    place = {name: int(found[name]) for name in ("layer", "index", "position")}
+    return place if found["kind"] is None else {**place, "kind": found["kind"]}
+
+
+def groups_of_file(name: str) -> dict[str, list[dict[str, Any]]]:
+    try:
+        return groups_of(_json_of(name))
+    except ValueError as error:
+        raise ArgumentTypeError(f"{name}: {error}") from None
+
+
+def _json_of(name: str) -> Any:
+    if name.lstrip().startswith(("[", "{")):
+        raise ArgumentTypeError("it takes the name of a file, and this is JSON: put it in a file")
+    try:
+        return read_json(Path(name).read_bytes())
+    except OSError as error:
+        raise ArgumentTypeError(f"{name[:_LONGEST_NAME]}: {error.strerror}") from None
+    except NotJson as error:
+        raise ArgumentTypeError(f"{name} is no JSON: {error}") from None
+    except ValueError:  # a null character
+        raise ArgumentTypeError(f"{name!r} is no file's name") from None
+
+
+def messages(name: str) -> Any:
+    messages = _json_of(name)
+    if isinstance(messages, dict):
+        messages = messages.get("messages")
+    if not isinstance(messages, list):
+        raise ArgumentTypeError(
+            f"{name} has no list of messages; write "
+            '[{"role": "user", "content": "What is the capital of France?"}]'
+        )
+    return messages
+
+
+def header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon:
+        raise ArgumentTypeError("a header is NAME:VALUE")
+    return name.strip(), value.strip()
+
+
+def seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    return seconds
+
+
+def count(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,6}", text) or int(text) == 0:
+        raise ArgumentTypeError(f"{text[:20]!r} is no whole number from 1 to 999999")
+    return int(text)

@@ -1,0 +1,102 @@
+"""The features of a graph, by what tells them from each other in every graph of the same model."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from remote.graphs.document import FEATURE, GraphNode
+from remote.graphs.node_names import FeatureName
+
+LORSA = "lorsa"
+_ID = re.compile(r"(?P<layer>\d{1,6})_((?P<kind>cro|lor)_)?(?P<index>\d{1,18})_\d{1,9}")
+# What complete graphs call features: a number made of layer and index.
+_NO_NAME = re.compile(r"F\d{1,40}")
+_LABEL = re.compile(r'(?:Output|Logit) "(?P<token>.*)" \(p=[^)]*\)', re.DOTALL)
+
+
+@dataclass(frozen=True, order=True)
+class FeatureKey:
+    """Layer and index of a feature, and whether it is a transcoder's or a Lorsa's."""
+
+    layer: int
+    index: int
+    kind: Literal["transcoder", "lorsa"]
+
+    @property
+    def name(self) -> FeatureName:
+        """Its key among the names of features."""
+        return LORSA if self.kind == "lorsa" else FEATURE, f"{self.layer}_{self.index}"
+
+    def __str__(self) -> str:
+        return f"{self.layer}:{self.index}" + (" (lorsa)" if self.kind == "lorsa" else "")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A feature at one token: its activation there, and its share of the graph's influence.
+
+    The label is what the document calls it; most documents leave that to others.
+    """
+
+    position: int
+    activation: float
+    influence: float
+    label: str = ""
+
+
+def features_of(nodes: Sequence[GraphNode]) -> dict[FeatureKey, list[Place]]:
+    """The features among a graph's nodes, with the places where they are, by position.
+
+    Each has its own share of the influence.
+    """
+    shares = own_shares(nodes)
+    found: dict[FeatureKey, list[Place]] = {}
+    for node, share in zip(nodes, shares, strict=True):
+        key = key_of(node)
+        if key is not None:
+            place = Place(node.ctx_idx, node.activation or 0.0, share, own_label(node))
+            found.setdefault(key, []).append(place)
+    for places in found.values():
+        places.sort(key=lambda place: place.position)
+    return found
+
+
+def key_of(node: GraphNode) -> FeatureKey | None:
+    """A feature's key; None of any other node, and of one whose id is not as features' are."""
+    if node.feature_type not in {FEATURE, LORSA}:
+        return None
+    parts = _ID.fullmatch(node.node_id)
+    if parts is None:
+        return None
+    kind: Literal["transcoder", "lorsa"] = "lorsa" if parts["kind"] == "lor" else "transcoder"
+    return FeatureKey(int(parts["layer"]), int(parts["index"]), kind)
+
+
+def own_label(node: GraphNode) -> str:
+    """What the document calls a node, if it is more than the number of a feature."""
+    label = node.clerp or ""
+    return "" if node.is_feature and _NO_NAME.fullmatch(label) else label
+
+
+def predicted_token(node: GraphNode) -> str:
+    """The token of a logit node, from its label."""
+    label = _LABEL.fullmatch(node.clerp or "")
+    return label["token"] if label else node.clerp or ""
+
+
+def own_shares(nodes: Iterable[GraphNode]) -> list[float]:
+    """Each node's own share of the influence; 0 where the document has none.
+
+    A node's `influence` in the document is cumulative: of it and of all nodes that are stronger.
+    Its own share is what it adds to the next stronger node of the document.
+    """
+    cumulative = [node.influence for node in nodes]
+    shares = [0.0] * len(cumulative)
+    before = 0.0
+    for value, at in sorted(
+        (value, at) for at, value in enumerate(cumulative) if value is not None
+    ):
+        shares[at] = value - before
+        before = value
+    return shares

@@ -1,0 +1,1 @@
+"""What Neuronpedia says of features: fetched when asked for, and kept."""

@@ -1,0 +1,1 @@
+"""What is made of graphs' files without a worker: comparisons, other forms."""

@@ -1,0 +1,136 @@
+"""intervene and contrast from the command line: their options, a graph's groups, what is shown."""
+
+import shlex
+
+import orjson
+import pytest
+from rich.console import Console
+
+from remote.command_line.arguments import parse
+from remote.graphs.groups import groups_of
+from remote.terminal import summary
+from schemas import parse_request
+
+
+def node(node_id, kind="cross layer transcoder"):
+    return {"node_id": node_id, "feature_type": kind, "ctx_idx": 1}
+
+
+GRAPH = {
+    "nodes": [node("1_20_3"), node("2_7_3"), node("E_9_1", "embedding"), node("5_4_3", "logit")],
+    "qParams": {
+        "supernodes": [
+            ["say it", "1_20_3", "5_4_3"],
+            ["tokens", "E_9_1"],
+            ["say it", "2_7_3", "gone"],
+        ]
+    },
+}
+GROUPS = {
+    "say it": [{"layer": 1, "index": 20, "position": 3}],
+    "say it 2": [{"layer": 2, "index": 7, "position": 3}],
+}
+
+
+def test_the_groups_of_a_graph_are_its_supernodes_features(tmp_path):
+    assert groups_of(GRAPH) == GROUPS
+    path = tmp_path / "graph.json"
+    path.write_bytes(orjson.dumps(GRAPH))
+    line = f"intervene a --groups-of {path} --group own=0:1:2 --experiment 'say it*0,own*2'"
+    job = parse(shlex.split(line)).job
+    assert list(job["groups"]) == ["say it", "say it 2", "own"]
+    parse_request(job)
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ([], "it is no graph document"),
+        ({"nodes": [{"node_id": 3}]}, "it is no graph document"),
+        ({"nodes": [node("1_2_3")]}, "it has no groups of features"),
+        *(
+            (
+                {"nodes": [node(odd)], "qParams": {"supernodes": [["a", odd]]}},
+                f"'{odd}' is no feature",
+            )
+            for odd in ("1_sae_2_3", "1_2", "1_cro_lor_2_3", "cro_1_2_3", "1_2_3_4", "1_-1_3")
+        ),
+    ],
+)
+def test_a_file_without_such_groups_is_refused(document, said):
+    with pytest.raises(ValueError, match=said):
+        groups_of(document)
+
+
+def test_the_groups_of_a_complete_graph_name_the_kinds_of_their_features():
+    ids = ["1_cro_20_3", "1_lor_20_3", "2_error_attn_3"]
+    types = ["cross layer transcoder", "lorsa", "lorsa error"]
+    document = {
+        "nodes": [node(*each) for each in zip(ids, types, strict=True)],
+        "qParams": {"supernodes": [["a", *ids]]},
+    }
+    groups = groups_of(document)
+    place = {"layer": 1, "index": 20, "position": 3}
+    assert groups == {"a": [{**place, "kind": "transcoder"}, {**place, "kind": "lorsa"}]}
+    parse_request({"action": "intervene", "prompt": "a", "groups": groups, "experiments": [[]]})
+
+
+def test_a_group_s_features_may_have_kinds():
+    line = "intervene a --group b=lorsa:1:105:4,transcoder:2:157:4,0:1:2 --experiment b*0"
+    job = parse(shlex.split(line)).job
+    assert job["groups"]["b"] == [
+        {"layer": 1, "index": 105, "position": 4, "kind": "lorsa"},
+        {"layer": 2, "index": 157, "position": 4, "kind": "transcoder"},
+        {"layer": 0, "index": 1, "position": 2},
+    ]
+    parse_request(job)
+
+
+def contrasted(**kind):
+    likeliest = {"token": " a", "token_id": 1, "probability": 0.5}
+    feature = {"layer": 1, "index": 105, "activation": 0.25, "other_activation": 2.0}
+    steered = {"layer": 1, "index": 105, "token_active_position": 4, "steer_position": 4}
+    return {
+        "prediction": likeliest,
+        "other_prediction": {**likeliest, "token": " b", "token_id": 2},
+        "position": 4,
+        "other_position": 4,
+        "features": [{**feature, "kind": "lorsa" if kind else "transcoder", "effect": 1.5}],
+        "steer": [{**steered, **kind, "delta": 7.75}, {**steered, **kind, "ablate": True}],
+    }
+
+
+@pytest.mark.parametrize("kind", ["lorsa", "transcoder", None])
+def test_a_contrast_s_options_can_be_given_to_a_steer(kind, capsys):
+    output = contrasted(**({"kind": kind} if kind else {}))
+    summary.print_output(Console(width=160, highlight=False, emoji=False), output)
+    said = capsys.readouterr().out
+    [options] = [text for text in said.splitlines() if text.startswith("steer")]
+    features = parse(["steer", "hello", *shlex.split(options.removeprefix("steer"))]).job[
+        "features"
+    ]
+    assert [feature.get("kind") for feature in features] == [kind, kind]
+    assert [feature.get("delta") for feature in features] == [7.75, None]
+    assert ("kind" in said) is (kind is not None)
+
+
+def outcome(*top, groups=None):
+    return {
+        "top": [{"token": token, "token_id": 1, "probability": p} for token, p in top],
+        "targets": [],
+        "groups": groups or {},
+    }
+
+
+def test_an_intervention_is_shown_by_experiment(capsys):
+    output = {
+        "baseline": outcome((" a", 0.5), ("\x1b[1m", 0.25), groups={"[red]x": 1.0, "y": None}),
+        "experiments": [outcome((" b", 0.75), groups={"[red]x": -0.505}), outcome()],
+    }
+    summary.print_output(Console(width=120, highlight=False, emoji=False), output)
+    said = capsys.readouterr().out
+    assert '" a" 0.5000' in said
+    assert '" b" 0.7500' in said
+    assert "[red]x" in said
+    assert "-50%" in said
+    assert "\x1b" not in said
