@@ -7,12 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from remote.connection import OnFile
 from remote.download import replacing
 from remote.jobs import OnProgress, Progress
-from remote.terminal.text import line, size
 
 FORMAT = "pt"
 SUFFIX = ".pt"
@@ -51,13 +48,3 @@ def taking_to(place: Callable[[str], Path], on_progress: OnProgress) -> OnFile:
         return path
 
     return take
-
-
-def print_file(console: Console, path: Path) -> None:
-    """What the file is, and how it is opened."""
-    name, n_bytes = line(str(path)), size(path.stat().st_size)
-    console.print(
-        f"\nfile    {name} ({n_bytes}), circuit-tracer's own, of the graph before pruning"
-        f'\nopen    circuit_tracer.graph.Graph.from_pt("{name}")',
-        soft_wrap=True,
-    )

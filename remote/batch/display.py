@@ -11,7 +11,7 @@ from rich.table import Table
 
 from remote.batch.running import Event
 from remote.terminal.display import duration
-from remote.terminal.summary import line, quoted
+from remote.terminal.text import line, quoted
 
 _MOST_RUNNING = 12  # rows of the table
 _BAR_WIDTH = 28

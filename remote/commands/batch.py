@@ -1,7 +1,7 @@
 """`client.py batch`: a file of prompts in, a folder of graphs and their index out."""
 
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 
@@ -10,12 +10,12 @@ from remote.batch.folder import BatchFolder, Record
 from remote.batch.index import PARQUET_NAME, write_index
 from remote.batch.prompt_files import PromptRow, read_prompts
 from remote.batch.running import JOBS_ON_RUNPOD, Batch
-from remote.client import Client
+from remote.commands.connecting import connect
 from remote.errors import RowsFailed
-from remote.terminal.summary import line
+from remote.terminal.text import line
 
 
-def run_batch(args: Namespace, connect: Callable[[], Client], out: Console, err: Console) -> None:
+def run(args: Namespace, out: Console, err: Console) -> None:
     """Do what is missing of a batch, write its index, and say what there is.
 
     Raises:
@@ -31,7 +31,7 @@ def run_batch(args: Namespace, connect: Callable[[], Client], out: Console, err:
         todo = [row for row in rows if _is_to_do(known.get(row.name), args.retry_failed)]
         try:
             if todo:
-                _do(todo, known, folder, connect, args, err, total=len({row.name for row in rows}))
+                _do(todo, known, folder, args, err, total=len({row.name for row in rows}))
         finally:
             records = folder.records(row.name for row in rows)
             _print_index(folder, rows, records, out)
@@ -42,7 +42,6 @@ def _do(
     todo: Sequence[PromptRow],
     known: Mapping[str, Record],
     folder: BatchFolder,
-    connect: Callable[[], Client],
     args: Namespace,
     err: Console,
     *,
@@ -51,7 +50,7 @@ def _do(
     states = [record.state for record in known.values()]
     failed = 0 if args.retry_failed else states.count("failed")
     in_flight = args.in_flight or (1 if args.endpoint is None else JOBS_ON_RUNPOD)
-    batch = Batch(folder, connect, known, in_flight=in_flight, timeout_s=args.timeout)
+    batch = Batch(folder, lambda: connect(args), known, in_flight=in_flight, timeout_s=args.timeout)
     with BatchDisplay(err, total=total, done=states.count("done"), failed=failed) as display:
         batch.run(todo, display)
 

@@ -3,15 +3,30 @@
 from argparse import Namespace
 from typing import Any
 
+from rich.console import Console
+
 from errors import InvalidInput
 from remote.batch.folder import graph_files
 from remote.circuits.experiments import Ask, Options
-from remote.circuits.report import Report, measure_all
+from remote.circuits.report import Report, as_json, measure_all, print_report
 from remote.circuits.sets import CircuitGraph, FeatureName, Selection
+from remote.commands.connecting import connect
 from remote.graphs.reading import check_same_model
+from remote.terminal.display import Display
+from remote.terminal.json_output import print_json
 
 
-def run_circuit(args: Namespace, ask: Ask) -> Report:
+def run(args: Namespace, out: Console, err: Console) -> None:
+    """Measure the set that the arguments name, and print what it is worth."""
+    with connect(args) as client, Display(err) as display:
+        report = _measured(args, lambda job: client.run(job, display, args.timeout))
+    if args.json:
+        print_json(as_json(report))
+    else:
+        print_report(out, report)
+
+
+def _measured(args: Namespace, ask: Ask) -> Report:
     """Try the set that the arguments name in each of the graphs.
 
     Raises:

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from remote.offline.compare import Comparison, Feature, InGraph
-from remote.terminal.summary import line, quoted
+from remote.terminal.text import line, quoted
 
 _MOST_COLUMNS = 4  # graphs; of more the table says in how many a feature is
 _LONGEST_PROMPT = 60

@@ -235,3 +235,13 @@ def _changes(default: list[LogitsPair], steered: list[LogitsPair]) -> Renderable
                 *(quoted(after), quoted(now[0]), f"{now[1]:.4f}"),
             )
     return table if table.row_count else "no prediction changed"
+
+
+def print_torch_file(console: Console, path: Path) -> None:
+    """What circuit-tracer's own file of a graph is, and how it is opened."""
+    name, n_bytes = line(str(path)), size(path.stat().st_size)
+    console.print(
+        f"\nfile    {name} ({n_bytes}), circuit-tracer's own, of the graph before pruning"
+        f'\nopen    circuit_tracer.graph.Graph.from_pt("{name}")',
+        soft_wrap=True,
+    )
