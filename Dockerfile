@@ -34,7 +34,8 @@ COPY loading loading
 COPY prompting prompting
 # What `python handler.py` without Runpod prints. The client and the viewer are for people only.
 COPY remote/__init__.py remote/attention_summary.py remote/graph_document.py \
-     remote/graph_features.py remote/graph_summary.py remote/local_job.py remote/local_run.py \
+     remote/graph_features.py remote/graph_summary.py remote/intervention_summary.py \
+     remote/local_job.py remote/local_run.py \
      remote/node_names.py remote/prompt_hint.py remote/summary.py remote/terminal_text.py remote/
 COPY serving serving
 COPY steering steering

@@ -165,7 +165,8 @@ def _run(args: Namespace, out: Console, err: Console) -> None:
         _print_json(output)
         return
     with _labels(args, err) as labels:
-        summary.print_output(out, output, path, model, labels)
+        experiments = args.job.get("experiments") if hasattr(args, "job") else None
+        summary.print_output(out, output, path, model, labels, experiments)
         if labels is not None and "nodes" in output:
             print_examples(out, output, labels)
         if "sha256" in output and path is not None:
