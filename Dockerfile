@@ -37,8 +37,9 @@ COPY remote/__init__.py remote/
 COPY remote/graphs/__init__.py remote/graphs/document.py remote/graphs/features.py \
      remote/graphs/node_names.py remote/graphs/
 COPY remote/terminal/__init__.py remote/terminal/attention_summary.py \
-     remote/terminal/graph_summary.py remote/terminal/prompt_hint.py remote/terminal/summary.py \
-     remote/terminal/text.py remote/terminal/
+     remote/terminal/graph_summary.py remote/terminal/intervention_summary.py \
+     remote/terminal/prompt_hint.py remote/terminal/summary.py remote/terminal/text.py \
+     remote/terminal/
 COPY serving serving
 COPY steering steering
 COPY viewer/__init__.py viewer/demo_features.py viewer/

@@ -50,6 +50,8 @@ def parse(arguments: Sequence[str] | None = None) -> Namespace:
             parser.error(
                 "name features with --group or --groups-of, such as --group French=2:157:4"
             )
+        if args.command == "intervene" and not args.job["experiments"]:
+            parser.error("say what to change with --experiment or --each-off")
     if args.command == "graph" and args.download_url is not None and args.signed_url is None:
         parser.error("--download-url is given without --signed-url")
     if args.command == "batch":
@@ -110,7 +112,10 @@ def _job(args: Namespace) -> dict[str, Any]:
     if given.get("signed_headers") is not None:
         given["signed_headers"] = dict(args.signed_headers)
     if args.command == "intervene":
-        given["groups"] = {**args.groups_of, **dict(args.groups or [])}
+        groups = {**args.groups_of, **dict(args.groups or [])}
+        off = [[{"group": name, "scale": 0.0}] for name in groups]
+        given["groups"] = groups
+        given["experiments"] = [*args.experiments, *(off if args.each_off else [])]
     if given.get("attribution_targets") is not None:
         given["attribution_targets"] = [
             {"plus": target[0], "minus": target[1]} if isinstance(target, list) else target

@@ -126,8 +126,13 @@ _GROUPS = [
         dest="experiments",
         action="append",
         type=written.experiment,
-        required=True,
+        default=[],
         metavar="EXPERIMENT",
+    ),
+    _option(
+        "--each-off",
+        "besides, an experiment for each group, in their order, with this one off",
+        action="store_true",
     ),
     _option(
         "--target",

@@ -48,7 +48,8 @@ def run(args: Namespace, out: Console, err: Console) -> None:
         print_json(output)
         return
     with labels_for(args, err) as labels:
-        summary.print_output(out, output, path, model, labels)
+        experiments = args.job.get("experiments") if hasattr(args, "job") else None
+        summary.print_output(out, output, path, model, labels, experiments)
         if labels is not None and "nodes" in output:
             print_examples(out, output, labels)
         if "sha256" in output and path is not None:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from itertools import dropwhile, zip_longest
+from itertools import dropwhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from remote.terminal.graph_summary import print_graph
+from remote.terminal.intervention_summary import Experiments, print_intervene
 from remote.terminal.prompt_hint import hint
 from remote.terminal.text import TABLE_STYLE, line, print_hint, quoted, shown, size, stages
 from schemas import (
@@ -38,9 +39,11 @@ def print_output(
     path: Path | None = None,
     model: str | None = None,
     labels: "Labels | None" = None,
+    experiments: Experiments | None = None,
 ) -> None:
     """Any action's output; `path` is where a graph was written, `model` the name of the model,
-    where it is known, for hints on outputs that don't name it; `labels` name a graph's features.
+    where it is known, for hints on outputs that don't name it; `labels` name a graph's features,
+    `experiments` are those that were asked for.
 
     Raises:
         ValidationError: the output is not as the action's outputs are.
@@ -55,7 +58,7 @@ def print_output(
     elif "STEERED_GENERATION" in output:
         print_steer(console, SteerResponse.model_validate(output))
     elif "baseline" in output:
-        print_intervene(console, InterveneResponse.model_validate(output))
+        print_intervene(console, InterveneResponse.model_validate(output), experiments)
     elif "other_prediction" in output:
         print_contrast(console, ContrastResponse.model_validate(output))
     elif "salient_logits" in output:
@@ -125,24 +128,6 @@ def print_forward_pass(
     console.print(f"\ntogether {output.cumulative_probability:.4f} of the probability")
     likeliest = max((logit.probability for logit in output.salient_logits), default=None)
     print_hint(console, hint(likeliest, output.input_tokens, model))
-
-
-def print_intervene(console: Console, output: InterveneResponse) -> None:
-    """A column of each experiment: its likeliest tokens, its targets, its groups in per cent."""
-    rows = [output.baseline, *output.experiments]
-    names = ["", "baseline", *map(str, range(1, len(rows)))]
-    table = Table(*names, title="Experiments", **TABLE_STYLE)
-    # A worker that isn't trusted may send rows of other lengths.
-    likeliest = ([f"{quoted(t.token)} {t.probability:.4f}" for t in row.top] for row in rows)
-    for n, cells in enumerate(zip_longest(*likeliest, fillvalue="")):
-        table.add_row("next token" if n == 0 else "", *cells)
-    probabilities = [{t.token: f"{t.probability:.4f}" for t in row.targets} for row in rows]
-    for token in probabilities[0]:
-        table.add_row(quoted(token), *(row.get(token, "") for row in probabilities))
-    for name in output.baseline.groups:
-        shares = (row.groups.get(name) for row in rows)
-        table.add_row(line(name), *("-" if share is None else f"{share:.0%}" for share in shares))
-    console.print(Group("", table))
 
 
 def print_contrast(console: Console, output: ContrastResponse) -> None:

@@ -122,15 +122,66 @@ def outcome(*top, groups=None):
     }
 
 
+def test_an_experiment_for_each_group_has_this_one_off(tmp_path):
+    path = tmp_path / "graph.json"
+    path.write_bytes(orjson.dumps(GRAPH))
+    line = f"intervene a --groups-of {path} --experiment 'say it=2' --each-off"
+    job = parse(shlex.split(line)).job
+    assert job["experiments"] == [
+        [{"group": "say it", "value": 2.0}],
+        [{"group": "say it", "scale": 0.0}],
+        [{"group": "say it 2", "scale": 0.0}],
+    ]
+    parse_request(job)
+
+
+def test_an_intervention_without_an_experiment_is_told_how_to_ask_for_one(capsys):
+    with pytest.raises(SystemExit):
+        parse(shlex.split("intervene a --group b=1:2:3"))
+    assert "--experiment or --each-off" in capsys.readouterr().err
+
+
 def test_an_intervention_is_shown_by_experiment(capsys):
     output = {
         "baseline": outcome((" a", 0.5), ("\x1b[1m", 0.25), groups={"[red]x": 1.0, "y": None}),
         "experiments": [outcome((" b", 0.75), groups={"[red]x": -0.505}), outcome()],
     }
+    asked = [[{"group": "[red]x", "scale": 0}, {"group": "y", "value": 1.5}], []]
+    console = Console(width=120, highlight=False, emoji=False)
+    summary.print_output(console, output, experiments=asked)
+    experiments, activations = capsys.readouterr().out.split("Activations")
+    assert [row.split() for row in experiments.splitlines()[3:6]] == [
+        ["nothing", '"', 'a"', "0.5000"],
+        ["1", "[red]x", "off,", "y", "=", "1.5", '"', 'b"', "0.7500"],
+        ["2", "nothing"],
+    ]
+    assert [row.split() for row in activations.splitlines()[1:4]] == [
+        ["group", "1", "2"],
+        ["[red]x", "-50", "-"],
+        ["y", "-", "-"],
+    ]
+
+
+def test_many_experiments_are_shown_in_80_columns(capsys):
+    """The numbers of none are cut."""
+    name = "a group with a name that is very much longer than its column"
+    output = {
+        "baseline": outcome((" a", 0.5), groups={name: 1.0}),
+        "experiments": [outcome((" b", 0.25), groups={name: n / 100}) for n in range(64)],
+    }
+    summary.print_output(Console(width=80, highlight=False, emoji=False), output)
+    said = capsys.readouterr().out
+    assert said.count("0.2500") == 64
+    rows = [row.split()[-8:] for row in said.splitlines() if row.startswith("a group")]
+    assert [share for row in rows for share in row] == [str(n) for n in range(64)]
+
+
+def test_control_characters_of_an_intervention_are_shown_and_not_obeyed(capsys):
+    output = {
+        "baseline": outcome(("\x1b[1m", 0.25), groups={"\x1b": 1.0}),
+        "experiments": [outcome(("\x9b", 0.75), groups={})],
+    }
     summary.print_output(Console(width=120, highlight=False, emoji=False), output)
     said = capsys.readouterr().out
-    assert '" a" 0.5000' in said
-    assert '" b" 0.7500' in said
-    assert "[red]x" in said
-    assert "-50%" in said
-    assert "\x1b" not in said
+    assert "\\x1b[1m" in said
+    assert not {"\x1b", "\x9b"} & set(said)
