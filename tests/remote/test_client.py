@@ -50,7 +50,7 @@ def test_the_page_s_commands_do_what_they_say(command, server, workplace, capsys
         "forward-pass": '4         " au"',
         "parse-chat-prompt": "positions that can't be steered: 0",
         "contrast": "--feature 2:146:4=+10.79",
-        "intervene": '" baloncesto" 0.7024',
+        "intervene": 'French off, Spanish = 10.8  " baloncesto"  0.7024',
         "health": "model        demo",
     }
     assert expected[command.split()[0]] in said
