@@ -20,7 +20,7 @@ from tests.support.demo_worker import ask
 from tests.support.programs import ROOT
 from tests.support.traced_demo import serving_complete_demo
 from tools.documents import PAGES, blocks, links, read, rows
-from tools.house import OUTSIDE, ROOMS
+from tools.house import OUTSIDE, ROOMS, read_house
 
 TEST_INPUT = json.loads((ROOT / "test_input.json").read_text())["input"]
 WALKED = re.findall(r"`([\w/]+\.py)`:\s+`(\w+)(?:\.(\w+))?`", read("docs/architecture.md"))
@@ -58,6 +58,22 @@ def test_the_picture_of_the_architecture_has_every_room_in_the_order_of_imports(
     lines = picture.strip().splitlines()
     names = [line.split()[0].removesuffix("/").removesuffix(".py") for line in lines]
     assert names == [*ROOMS, *(name for name in OUTSIDE if name != "tests")]
+
+
+def test_the_picture_of_the_client_s_folders_is_in_the_order_of_their_imports():
+    picture = read("docs/architecture.md").split("The folders of `remote/`", 1)[1].split("```")[1]
+    order = [line.split()[0].removesuffix("/") for line in picture.strip().splitlines()]
+    house = read_house(ROOT)
+    folders = {module: module.split(".")[1] for module in house.lines if is_in_a_folder(module)}
+    assert set(order) == {*folders.values()}
+    for module in (module for module in house.lines if module.startswith("remote")):
+        floor = order.index(folders[module]) if module in folders else len(order)
+        for imported in house.imports[module] & folders.keys():
+            assert order.index(folders[imported]) >= floor, f"{module} imports {imported}"
+
+
+def is_in_a_folder(module):
+    return module.startswith("remote.") and module.count(".") == 2
 
 
 @pytest.mark.parametrize(("path", "name", "member"), WALKED)
