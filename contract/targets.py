@@ -1,10 +1,10 @@
 """What a graph is attributed from: tokens, differences of logits, features at a position."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, Discriminator, Field, Tag
 
-from contract.fields import NonEmpty, Schema, Whole
+from contract.fields import FeatureKind, NonEmpty, Schema, Whole
 
 MAX_TARGETS = 1_000  # a graph of more can't be read, and a body has room for as many
 MAX_TOKENS_PER_SIDE = 1_000  # of a difference of logits
@@ -28,7 +28,7 @@ class TargetFeature(Schema):
     layer: Whole = Field(ge=0)
     index: Whole = Field(ge=0)
     position: Whole = Field(ge=0)
-    kind: Literal["transcoder", "lorsa"] = Field(
+    kind: FeatureKind = Field(
         "transcoder", description="`lorsa` for a feature of attention, where the set has them"
     )
 

@@ -6,10 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from contract.fields import FeatureKind
 from remote.errors import WrongFile
-from remote.graphs.features import LORSA, FeatureKey, Place, features_of, key_of
+from remote.graphs.features import FeatureKey, Place, features_of, key_of
+from remote.graphs.groups import GraphParameters
 from remote.graphs.reading import GraphFile, Metadata, read_graph
 
 _NAME = re.compile(
@@ -31,14 +33,14 @@ class Site:
 
 
 @dataclass(frozen=True)
-class FeatureName:
+class NamedFeature:
     """A feature as it is named on the command line: at one token, or wherever it is."""
 
     key: FeatureKey
     position: int | None
 
     @classmethod
-    def parse(cls, text: str) -> "FeatureName":
+    def parse(cls, text: str) -> "NamedFeature":
         """Read LAYER:INDEX:POSITION, or LAYER:INDEX, with `lorsa:` before it where it is one.
 
         Raises:
@@ -50,18 +52,13 @@ class FeatureName:
                 f"{text[:60]!r} is not LAYER:INDEX:POSITION or LAYER:INDEX, such as 2:157:4; a "
                 "feature of attention begins with lorsa:"
             )
-        kind = "lorsa" if found["kind"] == LORSA else "transcoder"
+        kind: FeatureKind = "lorsa" if found["kind"] == "lorsa" else "transcoder"
         position = found["position"]
-        key = FeatureKey(int(found["layer"]), int(found["index"]), kind)  # type: ignore[arg-type]
+        key = FeatureKey(int(found["layer"]), int(found["index"]), kind)
         return cls(key, None if position is None else int(position))
 
     def is_at(self, site: Site) -> bool:
         return site.key == self.key and self.position in {None, site.position}
-
-
-class _Parameters(BaseModel):
-    supernodes: list[list[str]] = []  # each a name and node ids
-    pinnedIds: list[str] = []  # noqa: N815 - the document's name
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ class CircuitGraph:
     @classmethod
     def of(cls, graph: GraphFile) -> "CircuitGraph":
         try:
-            parameters = _Parameters.model_validate(graph.parameters or {})
+            parameters = GraphParameters.model_validate(graph.parameters or {})
         except ValidationError:
             raise WrongFile(
                 f"{graph.path}: no graph document, qParams is not as a graph's is"
@@ -125,7 +122,7 @@ class CircuitGraph:
 class Selection:
     """Which features of each graph are the set: one of these, or else the graph's subgraph."""
 
-    features: Sequence[FeatureName] = ()
+    features: Sequence[NamedFeature] = ()
     groups: Sequence[str] = ()
     strongest: int | None = None
 
@@ -158,8 +155,8 @@ def _known(ids: Iterable[str], of_node: dict[str, int]) -> frozenset[int]:
     return frozenset(of_node[node_id] for node_id in ids if node_id in of_node)
 
 
-def _named(graph: CircuitGraph, names: Sequence[FeatureName]) -> Iterable[int]:
-    by_key: dict[FeatureKey, list[FeatureName]] = {}
+def _named(graph: CircuitGraph, names: Sequence[NamedFeature]) -> Iterable[int]:
+    by_key: dict[FeatureKey, list[NamedFeature]] = {}
     for name in names:
         by_key.setdefault(name.key, []).append(name)
     for n, site in enumerate(graph.sites):

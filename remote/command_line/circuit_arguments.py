@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 from remote.circuits.experiments import Metric, Strength
-from remote.circuits.sets import FeatureName
+from remote.circuits.sets import NamedFeature
 from remote.command_line.written_values import layers, side
 
 _MOST_RANDOM_SETS = 1_000
 
 
-def _features(text: str) -> list[FeatureName]:
+def _features(text: str) -> list[NamedFeature]:
     try:
-        return [FeatureName.parse(part) for part in text.split(",")]
+        return [NamedFeature.parse(part) for part in text.split(",")]
     except ValueError as error:
         raise ArgumentTypeError(str(error)) from None
 

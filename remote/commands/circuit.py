@@ -9,7 +9,7 @@ from errors import InvalidInput
 from remote.batch.folder import graph_files
 from remote.circuits.experiments import Ask, Options
 from remote.circuits.report import Report, as_json, measure_all, print_report
-from remote.circuits.sets import CircuitGraph, FeatureName, Selection
+from remote.circuits.sets import CircuitGraph, NamedFeature, Selection
 from remote.commands.connecting import connect
 from remote.graphs.reading import check_same_model
 from remote.terminal.display import Display
@@ -74,4 +74,4 @@ def _selection(args: Namespace) -> Selection:
 def _everywhere(other: CircuitGraph, selection: Selection) -> Selection:
     """The set's features in this graph, wherever they are in another."""
     keys = sorted({other.sites[n].key for n in selection.of(other)})
-    return Selection([FeatureName(key, None) for key in keys])
+    return Selection([NamedFeature(key, None) for key in keys])

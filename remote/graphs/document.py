@@ -10,20 +10,22 @@ ERROR, LORSA_ERROR = "mlp reconstruction error", "lorsa error"
 EMBEDDING, BIAS = "embedding", "bias"
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """An object of a graph document. Fields that the client doesn't read are left alone."""
+
     model_config = ConfigDict(coerce_numbers_to_str=True, allow_inf_nan=False)
 
 
-class GraphScores(_Part):
+class GraphScores(Part):
     replacement_score: float
     completeness_score: float
 
 
-class GraphInfo(_Part):
+class GraphInfo(Part):
     timings_ms: dict[str, float]
 
 
-class GraphMetadata(_Part):
+class GraphMetadata(Part):
     slug: str = ""
     scan: str
     prompt: str
@@ -33,7 +35,7 @@ class GraphMetadata(_Part):
     info: GraphInfo
 
 
-class QKTracing(_Part):
+class QKTracing(Part):
     """What an attention score is made of: ids and what each adds, the most first."""
 
     pair_wise_contributors: list[tuple[str, str, float]]
@@ -41,7 +43,7 @@ class QKTracing(_Part):
     top_k_marginal_contributors: list[tuple[str, float]]
 
 
-class GraphNode(_Part):
+class GraphNode(Part):
     """A node; a feature has all of these but the tracing, a logit its label and probability."""
 
     feature_type: str
@@ -65,13 +67,13 @@ class GraphNode(_Part):
         return self.node_id.split("_")[-2] if self.is_feature else ""
 
 
-class GraphLink(_Part):
+class GraphLink(Part):
     source: str
     target: str
     weight: float
 
 
-class GraphDocument(_Part):
+class GraphDocument(Part):
     metadata: GraphMetadata
     nodes: list[GraphNode]
     links: list[Any]

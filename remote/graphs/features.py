@@ -3,16 +3,37 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from remote.graphs.document import FEATURE, GraphNode
+from contract.fields import FeatureKind
+from remote.graphs.document import FEATURE, LORSA, GraphNode
 from remote.graphs.node_names import FeatureName
 
-LORSA = "lorsa"
-_ID = re.compile(r"(?P<layer>\d{1,6})_((?P<kind>cro|lor)_)?(?P<index>\d{1,18})_\d{1,9}")
+_ID = re.compile(
+    r"(?P<layer>[0-9]{1,6})_((?P<kind>cro|lor)_)?(?P<index>[0-9]{1,18})_(?P<position>[0-9]{1,9})"
+)
+_KINDS: dict[str, FeatureKind] = {"cro": "transcoder", "lor": "lorsa"}
 # What complete graphs call features: a number made of layer and index.
 _NO_NAME = re.compile(r"F\d{1,40}")
 _LABEL = re.compile(r'(?:Output|Logit) "(?P<token>.*)" \(p=[^)]*\)', re.DOTALL)
+
+
+@dataclass(frozen=True)
+class NodeId:
+    """What the id of a feature's node says. The kind is None where all are transcoders'."""
+
+    layer: int
+    index: int
+    position: int
+    kind: FeatureKind | None
+
+    @classmethod
+    def parse(cls, node_id: str) -> "NodeId | None":
+        """Read 2_157_4, or in a complete graph 2_cro_157_4 or 2_lor_9_4; None of other ids."""
+        found = _ID.fullmatch(node_id)
+        if found is None:
+            return None
+        kind = _KINDS[found["kind"]] if found["kind"] else None
+        return cls(int(found["layer"]), int(found["index"]), int(found["position"]), kind)
 
 
 @dataclass(frozen=True, order=True)
@@ -21,7 +42,7 @@ class FeatureKey:
 
     layer: int
     index: int
-    kind: Literal["transcoder", "lorsa"]
+    kind: FeatureKind
 
     @property
     def name(self) -> FeatureName:
@@ -64,13 +85,10 @@ def features_of(nodes: Sequence[GraphNode]) -> dict[FeatureKey, list[Place]]:
 
 def key_of(node: GraphNode) -> FeatureKey | None:
     """A feature's key; None of any other node, and of one whose id is not as features' are."""
-    if node.feature_type not in {FEATURE, LORSA}:
+    found = NodeId.parse(node.node_id) if node.is_feature else None
+    if found is None:
         return None
-    parts = _ID.fullmatch(node.node_id)
-    if parts is None:
-        return None
-    kind: Literal["transcoder", "lorsa"] = "lorsa" if parts["kind"] == "lor" else "transcoder"
-    return FeatureKey(int(parts["layer"]), int(parts["index"]), kind)
+    return FeatureKey(found.layer, found.index, found.kind or "transcoder")
 
 
 def own_label(node: GraphNode) -> str:

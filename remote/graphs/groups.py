@@ -1,11 +1,12 @@
 """The groups of a graph document, as `intervene` takes them."""
 
-import re
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from remote.graphs.document import FEATURE, LORSA
+from remote.graphs.features import NodeId
 
 
 class _Node(BaseModel):
@@ -14,18 +15,16 @@ class _Node(BaseModel):
     ctx_idx: int
 
 
-class _Parameters(BaseModel):
+class GraphParameters(BaseModel):
+    """A document's `qParams`, as far as they name nodes."""
+
     supernodes: list[list[str]] = []  # each a name and node ids
+    pinnedIds: list[str] = []  # noqa: N815 - the document's name
 
 
 class _Document(BaseModel):
     nodes: list[_Node]
-    qParams: _Parameters = _Parameters()  # noqa: N815 - the document's name
-
-
-# A feature's id; in a complete graph with its kind.
-_ID = re.compile(r"(?P<layer>[0-9]+)_((?P<kind>cro|lor)_)?(?P<index>[0-9]+)_(?P<position>[0-9]+)")
-_KINDS = {"cro": "transcoder", "lor": "lorsa"}
+    qParams: GraphParameters = GraphParameters()  # noqa: N815 - the document's name
 
 
 def groups_of(document: Any) -> dict[str, list[dict[str, Any]]]:
@@ -53,11 +52,10 @@ def groups_of(document: Any) -> dict[str, list[dict[str, Any]]]:
 
 def _site(node_id: str) -> dict[str, Any]:
     """A feature of a node's id: layer, index and position, in a complete graph its kind too."""
-    found = _ID.fullmatch(node_id)
+    found = NodeId.parse(node_id)
     if found is None:
         raise ValueError(f"its node {node_id[:60]!r} is no feature")
-    place = {name: int(found[name]) for name in ("layer", "index", "position")}
-    return {**place, "kind": _KINDS[found["kind"]]} if found["kind"] else place
+    return {name: value for name, value in asdict(found).items() if value is not None}
 
 
 def _unused(name: str, groups: dict[str, Any]) -> str:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from remote.errors import WrongFile
-from remote.graphs.document import GraphNode
+from remote.graphs.document import GraphNode, Part
 from remote.torch_file import begins_as_torch_s
 
 # As much as the client takes from a worker. A document takes some ten times this much memory.
@@ -20,15 +20,11 @@ _LARGEST_BYTES = 500_000_000
 _GZIP = b"\x1f\x8b"
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(coerce_numbers_to_str=True, allow_inf_nan=False)
-
-
-class _Info(_Part):
+class _Info(Part):
     transcoder_set: str | None = None
 
 
-class Metadata(_Part):
+class Metadata(Part):
     slug: str = ""
     scan: str = ""
     prompt: str = ""
@@ -38,7 +34,7 @@ class Metadata(_Part):
     attribution_targets: Any = None
 
 
-class _Document(_Part):
+class _Document(Part):
     metadata: Metadata
     nodes: list[GraphNode]
     links: list[dict[str, Any]]

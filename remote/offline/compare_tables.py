@@ -7,12 +7,11 @@ from rich.console import Console
 from rich.table import Table
 
 from remote.offline.compare import Comparison, Feature, InGraph
-from remote.terminal.text import line, quoted
+from remote.terminal.text import TABLE_STYLE, line, quoted
 
 _MOST_COLUMNS = 4  # graphs; of more the table says in how many a feature is
 _LONGEST_PROMPT = 60
 _LONGEST_LABEL = 40
-_STYLE: dict[str, Any] = {"box": None, "padding": (0, 2, 0, 0)}
 
 
 def print_comparison(console: Console, comparison: Comparison, top: int) -> None:
@@ -60,7 +59,7 @@ def _print_columns(
     columns = [
         f"{letter} {name}" for letter in _letters(n_graphs) for name in ("influence", "activation")
     ]
-    table = Table("feature", *columns, "", **_STYLE)
+    table = Table("feature", *columns, "", **TABLE_STYLE)
     for feature in features[:top]:
         cells = (cell for graph in feature.graphs for cell in _cells(graph))
         table.add_row(str(feature.key), *cells, _label(feature))
@@ -72,7 +71,7 @@ def _print_columns(
 def _print_recurring(console: Console, comparison: Comparison, top: int) -> None:
     features, n_graphs = comparison.recurring, len(comparison.graphs)
     title = _titled(f"Features that recur over {n_graphs} graphs", features, top)
-    table = Table("feature", "graphs", "influence", "activation", "", **_STYLE)
+    table = Table("feature", "graphs", "influence", "activation", "", **TABLE_STYLE)
     for feature in features[:top]:
         table.add_row(
             str(feature.key),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from remote.circuits.sets import CircuitGraph, FeatureName, Selection
+from remote.circuits.sets import CircuitGraph, NamedFeature, Selection
 from remote.errors import WrongFile
 from remote.graphs.features import FeatureKey
 from tests.support.circuit_graphs import documents, written
@@ -28,13 +28,13 @@ def test_by_default_the_set_is_what_the_viewer_shows_in_groups_and_pins(tmp_path
 
 def test_features_are_named_at_a_token_or_wherever_they_are(tmp_path):
     graph = CircuitGraph.read(written(tmp_path, documents()[0]))
-    everywhere, at_4 = FeatureName.parse("2:157"), FeatureName.parse(" 2:157:4")
-    assert everywhere == FeatureName(FeatureKey(2, 157, "transcoder"), None)
+    everywhere, at_4 = NamedFeature.parse("2:157"), NamedFeature.parse(" 2:157:4")
+    assert everywhere == NamedFeature(FeatureKey(2, 157, "transcoder"), None)
     assert {graph.sites[n].key for n in Selection([everywhere]).of(graph)} == {everywhere.key}
     [one] = Selection([at_4]).of(graph)
     assert graph.sites[one].position == 4
-    assert FeatureName.parse("lorsa:1:2:3").key.kind == "lorsa"
-    assert Selection([at_4, FeatureName.parse("3:1000:1")]).missing(graph) == 1
+    assert NamedFeature.parse("lorsa:1:2:3").key.kind == "lorsa"
+    assert Selection([at_4, NamedFeature.parse("3:1000:1")]).missing(graph) == 1
 
 
 def test_features_of_attention_are_named_to_the_worker_as_such():
@@ -45,7 +45,7 @@ def test_features_of_attention_are_named_to_the_worker_as_such():
         assert site.fields()["kind"] == site.key.kind
     some = next(site for site in graph.sites if site.key.kind == "lorsa")
     name = f"lorsa:{some.key.layer}:{some.key.index}:{some.position}"
-    [found] = Selection([FeatureName.parse(name)]).of(graph)
+    [found] = Selection([NamedFeature.parse(name)]).of(graph)
     assert graph.sites[found] == some
 
 
