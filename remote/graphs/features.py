@@ -103,6 +103,14 @@ def predicted_token(node: GraphNode) -> str:
     return label["token"] if label else node.clerp or ""
 
 
+def strongest(nodes: Sequence[GraphNode]) -> list[tuple[float, GraphNode]]:
+    """The features among a graph's nodes, those with the largest shares of its influence first."""
+    shares = zip(own_shares(nodes), nodes, strict=True)
+    return sorted(
+        ((share, node) for share, node in shares if node.is_feature), key=lambda found: -found[0]
+    )
+
+
 def own_shares(nodes: Iterable[GraphNode]) -> list[float]:
     """Each node's own share of the influence; 0 where the document has none.
 

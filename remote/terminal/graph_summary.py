@@ -15,7 +15,7 @@ from remote.graphs.document import (
     LORSA_ERROR,
     GraphDocument,
 )
-from remote.graphs.features import own_shares
+from remote.graphs.features import strongest
 from remote.graphs.node_names import KIND_NAMES, Names, feature_name, feature_names, name_of
 from remote.terminal import attention_summary
 from remote.terminal.prompt_hint import DEMO, hint
@@ -53,8 +53,8 @@ def print_graph(
     """
     document = GraphDocument.model_validate(graph)
     metadata = document.metadata
-    strongest = [name_of(node) for node in document.features()[:_NAMED]]
-    names = feature_names(graph["metadata"], strongest, labels)
+    wanted = [name_of(node) for _, node in strongest(document.nodes)[:_NAMED]]
+    names = feature_names(graph["metadata"], wanted, labels)
     console.print(f"\n[bold]{shown(metadata.prompt)}[/bold]  ({line(metadata.scan)})\n")
     console.print(_predictions(document))
     print_hint(console, _hint(document, graph["metadata"]))
@@ -109,10 +109,7 @@ def _strongest_features(graph: GraphDocument, names: Names, count: int = 8) -> T
     for column in (*kind, "feature", "at token", "activation", "influence", *name):
         # On a narrow terminal the token and the name are cut, and never a number.
         table.add_column(cut(column), no_wrap=column not in {"at token", *name})
-    shares = zip(own_shares(graph.nodes), graph.nodes, strict=True)
-    features = [(share, node) for share, node in shares if node.is_feature]
-    features.sort(key=lambda feature: -feature[0])
-    for share, node in features[:count]:
+    for share, node in strongest(graph.nodes)[:count]:
         table.add_row(
             *((KIND_NAMES[node.feature_type],) if kind else ()),
             line(f"{node.layer}:{node.index}:{node.ctx_idx}"),

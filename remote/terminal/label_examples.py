@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from remote.graphs.document import GraphDocument
+from remote.graphs.features import strongest
 from remote.graphs.node_names import KIND_NAMES, name_of
 from remote.labels.labels import Labels
 from remote.terminal.text import TABLE_STYLE, line
@@ -22,7 +23,7 @@ def print_examples(console: Console, graph: dict[str, Any], labels: Labels) -> N
         graph: a document that was found to be as graph documents are.
     """
     document = GraphDocument.model_validate(graph)
-    nodes = {name_of(node): node for node in document.features()[:_ROWS]}
+    nodes = {name_of(node): node for _, node in strongest(document.nodes)[:_ROWS]}
     descriptions = labels.descriptions(graph["metadata"], nodes)
     table = Table(show_header=False, **TABLE_STYLE)
     for name, description in descriptions.items():

@@ -13,6 +13,7 @@ from tests.support.demo_worker import ask
 from tests.support.neuronpedia import MODEL, SOURCE_SET, neuronpedia
 from tests.support.programs import free_port
 from tests.support.raw_server import RawServer, answer
+from viewer.demo_features import TRANSCODER
 
 PROMPT = "Michael Jordan joue au"
 KEY = "np-key-of-the-test"
@@ -79,6 +80,24 @@ def test_a_graph_s_summary_names_its_strongest_features(site, document, tmp_path
         assert main(command) == 0
         assert "explained" not in capsys.readouterr().out
     assert len(site.asked) == asked
+
+
+def test_the_examples_are_those_of_the_features_in_the_table_however_much_was_pruned_between(
+    site, document, tmp_path, capsys
+):
+    graph = json.loads(json.dumps(document))
+    features = [node for node in graph["nodes"] if node["feature_type"] == TRANSCODER]
+    for node in sorted(features, key=lambda node: node["influence"])[4:]:
+        node["influence"] += 0.3  # what was pruned counts to the next feature: it is the first
+    explain_all(site, graph)
+    with RawServer([answer(200, json.dumps(graph).encode())]) as worker:
+        url = f"http://127.0.0.1:{worker.port}"
+        command = ["graph", PROMPT, "--url", url, "--server", "http", "--labels"]
+        assert main([*command, "-o", str(tmp_path / "made.json")]) == 0
+    said = capsys.readouterr().out
+    names = ["/".join(row[0].split(":")[:2]) for row in feature_rows(said)]
+    examples = said.split("Where they fire most, among Neuronpedia's texts")[1]
+    assert [line.split()[0] for line in examples.strip().splitlines()[:8]] == names
 
 
 def test_a_complete_graph_s_summary_names_features_of_both_kinds_and_contributors(
