@@ -16,7 +16,7 @@ from math import ceil
 from attribution.memory import ENTRIES_AT_ONCE, FLOAT, rows_bytes
 from benchmarks import workload_costs
 from benchmarks.roofline import GPUS, seconds_on
-from benchmarks.workload_costs import Batch, Cost, Shapes
+from benchmarks.workload_costs import Batch, Cost, ModelShapes, Shapes
 
 _INDEX = 8  # bytes of an int64
 # Launches, as the emulated device counts them: of a layer, of a batch.
@@ -29,17 +29,9 @@ _TOKENS = (10, 64, 256)
 
 
 @dataclass(frozen=True)
-class CompleteShape:
+class CompleteShape(ModelShapes):
     """A language model, its modules, a prompt and what is asked of its graph."""
 
-    n_layers: int
-    n_pos: int
-    d_model: int
-    n_heads: int
-    d_head: int
-    n_values: int  # heads of keys and values
-    d_mlp: int
-    d_vocab: int
     d_sae: int
     n_qk: int
     d_qk: int
@@ -77,9 +69,7 @@ class CompleteShape:
     @property
     def model_parameters(self) -> int:
         """The language model's matrices, its tied embedding once."""
-        results, values = self.n_heads * self.d_head, self.n_values * self.d_head
-        layer = self.d_model * (2 * results + 2 * values + 3 * self.d_mlp)
-        return self.n_layers * layer + self.d_vocab * self.d_model
+        return self.n_layers * self.layer_parameters + self.d_vocab * self.d_model
 
     @property
     def encoder_parameters(self) -> int:

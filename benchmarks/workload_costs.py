@@ -59,8 +59,8 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Shapes:
-    """A model, a prompt and its active features, and the order in which targets are expanded."""
+class ModelShapes:
+    """A language model and a prompt."""
 
     n_layers: int
     n_pos: int
@@ -70,11 +70,6 @@ class Shapes:
     n_values: int  # heads of keys and values
     d_mlp: int
     d_vocab: int
-    d_transcoder: int
-    itemsize: int  # bytes of a number in the model's dtype
-    active: Sequence[int]  # features of each layer
-    most: Sequence[int]  # features of the position that has most, of each layer
-    intervals: Sequence[Sequence[Batch]]  # logits first, then what lies between two rankings
 
     @property
     def results(self) -> int:
@@ -83,6 +78,22 @@ class Shapes:
     @property
     def values(self) -> int:
         return self.n_values * self.d_head
+
+    @property
+    def layer_parameters(self) -> int:
+        """A layer's matrices."""
+        return self.d_model * (2 * self.results + 2 * self.values + 3 * self.d_mlp)
+
+
+@dataclass(frozen=True)
+class Shapes(ModelShapes):
+    """A model, a prompt and its active features, and the order in which targets are expanded."""
+
+    d_transcoder: int
+    itemsize: int  # bytes of a number in the model's dtype
+    active: Sequence[int]  # features of each layer
+    most: Sequence[int]  # features of the position that has most, of each layer
+    intervals: Sequence[Sequence[Batch]]  # logits first, then what lies between two rankings
 
     @property
     def n_active(self) -> int:
@@ -173,7 +184,7 @@ def memory_shape(s: Shapes) -> Shape:
 
 def forward_pass(s: Shapes) -> Cost:
     """The model's own pass over the prompt, logits of all positions, as TransformerLens runs it."""
-    weights = s.d_model * (2 * s.results + 2 * s.values + 3 * s.d_mlp)
+    weights = s.layer_parameters
     attention = 2 * s.n_pos * s.results  # scores, and values by patterns
     flop = 2 * s.n_pos * (s.n_layers * (weights + attention) + s.d_model * s.d_vocab)
     # Weights are transposed, as the worker's layout of weights spares, and then read. The rest is
