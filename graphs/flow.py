@@ -4,7 +4,7 @@ As in `attribution.influence`, a link hands on the share that it has of its targ
 links that pruning kept count here, so the shares of a target's links add up to one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -91,6 +91,28 @@ class Flow:
             block = np.zeros((rows.stop - rows.start, self.n_nodes), dtype=np.float32)
             block[self.targets[links] - rows.start, self.sources[links]] = shares[links]
             there += block.T @ there[rows]
+        return there
+
+    def up(self, start: Floats, check: Callable[[], None], most_links: int | None = None) -> Floats:
+        """Let what is at the nodes flow to all features that read from them, (n_nodes, n_columns).
+
+        Links of negative weight turn what flows through them into its negative.
+
+        Args:
+            start: (n_nodes, n_columns), what is at each node before any of it flows.
+            check: raises when the job should stop.
+            most_links: of each feature, those that have most of its inputs; without it, all.
+        """
+        there = start.copy()
+        for n, row in enumerate(self.features.tolist()):
+            links = self.links_into(slice(row, row + 1))
+            sources, shares = self.sources[links], self.shares[links]
+            if most_links is not None and len(shares) > most_links:
+                strongest = np.argpartition(np.abs(shares), -most_links)[-most_links:]
+                sources, shares = sources[strongest], shares[strongest]
+            there[row] += shares @ there[sources]
+            if n % _ROWS_AT_ONCE == 0:
+                check()
         return there
 
     def rows_from_the_top(self) -> Iterator[slice]:

@@ -5,15 +5,16 @@ those of its members that are pinned, and of all that is pinned the first 200.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from graphs import clusters
 from graphs.flow import Floats, Flow
-from schemas import MAX_GROUPS
 
+# As many groups as a reader takes in; `intervene` takes more.
+_MOST_GROUPS = 30
 # What a page has room for: more can be pinned by hand.
 _SHOWN_GROUPS, _SHOWN_MEMBERS, _PATHS = 12, 14, 3
 # Of the logits with most weight, one names a group.
@@ -59,14 +60,14 @@ class Subgraph:
     groups: list[tuple[str, list[int]]]
 
 
-def find(flow: Flow, words: Words) -> Subgraph:
+def find(flow: Flow, words: Words, check: Callable[[], None] = lambda: None) -> Subgraph:
     """Group at least half of the features that have links, and name the groups.
 
     The group of most influence comes first, and in a group the feature of most. Pinned are the
     strongest paths from tokens to logits, then members of the groups of most influence. With fewer
     than two features there are no groups, and without links nothing is pinned.
     """
-    groups = clusters.group(flow, MAX_GROUPS)  # as many as `intervene` takes
+    groups = clusters.group(flow, _MOST_GROUPS, check)
     groups = [sorted(members, key=lambda row: (-flow.influence[row], row)) for members in groups]
     groups.sort(key=lambda members: (-float(flow.influence[members].sum()), members[0]))
     names = _names(flow, groups, words)
