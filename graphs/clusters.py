@@ -5,15 +5,14 @@ again. The order of merges is found along chains of nearest neighbours (Murtagh 
 time and memory of the square of the number of features.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
-from graphs.flow import Floats, Flow, Integers
+from graphs.flow import Check, Floats, Flow, Integers
 
-# So many of the strongest features are linked: 16 MB. The others of a larger graph join what these
-# make, until half of all features are in a group.
-_MOST_LINKED = 2_048
+# Of a graph of more than _ALL features the strongest _SHARE are linked, so that its groups have
+# these, and of a graph of thousands _MOST, which takes 4 MB. Where these are less than half of the
+# features, others join them.
+_ALL, _SHARE, _MOST = 100, 0.6, 1_024
 # Numbers that a feature is described by. In a graph of more nodes, nodes share them by chance: what
 # two features have in common is then true to some 4%, and only the strongest links of each count.
 _WIDTH, _STRONGEST_LINKS = 512, 64
@@ -44,27 +43,29 @@ def distances(flow: Flow, features: Integers, profiles: Floats) -> Floats:
     lack = (stronger / max(1, len(features) - 1)).astype(np.float32)
     apart: Floats = 1 - profiles @ profiles.T
     apart += _POSITION * np.minimum(np.abs(positions[:, None] - positions), _NEAR)
-    apart += _DEPTH / max(1, flow.layers.max(initial=0)) * np.abs(layers[:, None] - layers)
+    apart += _DEPTH / max(1, int(flow.layers.max(initial=0))) * np.abs(layers[:, None] - layers)
     apart += _INFLUENCE / 2 * (lack[:, None] + lack)
     return np.minimum(apart, apart.T)  # the same to the last bit: chains would go in circles
 
 
-def profiles_of(flow: Flow, features: Integers, check: Callable[[], None]) -> Floats:
-    """What feeds each feature over all paths, itself too, as a row (n, width) of length 1."""
-    nodes = np.union1d(flow.targets, flow.sources)
-    start = np.zeros((flow.n_nodes, min(len(nodes), _WIDTH)), dtype=np.float32)
-    if len(nodes) <= _WIDTH:
-        start[nodes, np.arange(len(nodes))] = 1
+def _profiles(flow: Flow, features: Integers, n: int, check: Check) -> Floats:
+    """What feeds each of the first n features over all paths, itself too, as a row of length 1."""
+    n_nodes = len(flow.nodes)
+    start = np.zeros((flow.n_nodes, min(n_nodes, _WIDTH)), dtype=np.float32)
+    if n_nodes <= _WIDTH:
+        start[flow.nodes, np.arange(n_nodes)] = 1
+        fed = flow.up(start, flow.features, check)
     else:
         draw = np.random.default_rng(0)
-        start[nodes, draw.integers(_WIDTH, size=len(nodes))] = draw.choice((-1, 1), len(nodes))
-    profiles = flow.up(start, check, None if len(nodes) <= _WIDTH else _STRONGEST_LINKS)[features]
+        start[flow.nodes, draw.integers(_WIDTH, size=n_nodes)] = draw.choice((-1, 1), n_nodes)
+        fed = flow.up(start, np.sort(features[:n]), check, _STRONGEST_LINKS)
+    profiles = fed[features[:n]]
     lengths = np.linalg.norm(profiles, axis=1, keepdims=True)
     unit: Floats = profiles / np.maximum(lengths, np.finfo(np.float32).tiny)
     return unit
 
 
-def merges(apart: Floats, check: Callable[[], None]) -> list[Merge]:
+def merges(apart: Floats, check: Check) -> list[Merge]:
     """All merges of complete linkage, the nearest first: how far apart, and a member of each side.
 
     Args:
@@ -121,7 +122,7 @@ class _Groups:
         return sorted(sorted(members) for members in self._members if len(members) > 1)
 
 
-def group(flow: Flow, most_groups: int, check: Callable[[], None]) -> list[list[int]]:
+def group(flow: Flow, most_groups: int, check: Check) -> list[list[int]]:
     """Rows of features, two or more a group: the nearest, until groups have half of all features.
 
     There are none where fewer than two features have links.
@@ -131,23 +132,24 @@ def group(flow: Flow, most_groups: int, check: Callable[[], None]) -> list[list[
         check: raises when the job should stop.
     """
     features = flow.features[np.argsort(-flow.influence[flow.features], kind="stable")]
-    profiles = profiles_of(flow, features, check)
-    linked = min(len(features), _MOST_LINKED)
+    n_half = -(-len(features) // 2)
+    linked = min(len(features), max(_ALL, round(_SHARE * len(features))), _MOST)
+    profiles = _profiles(flow, features, max(linked, n_half), check)
     groups = _Groups(linked)
     apart = distances(flow, features[:linked], profiles[:linked])
     for _, one, other in merges(apart, check):
-        if 2 * groups.n_grouped >= linked and groups.n_groups <= most_groups:
+        if groups.n_grouped >= min(n_half, linked) and groups.n_groups <= most_groups:
             break
         groups.merge(one, other)
     found = groups.of_two_or_more()
-    n_missing = -(-len(features) // 2) - groups.n_grouped
-    if n_missing > 0 and found:
-        _join(found, profiles, np.arange(linked, linked + n_missing))
+    if linked < n_half:
+        _join(found, profiles, range(linked, n_half))
     return [sorted(features[members].tolist()) for members in found]
 
 
-def _join(groups: list[list[int]], profiles: Floats, others: Integers) -> None:
-    """Put each of the others into the group whose members on average have most in common with it."""
+def _join(groups: list[list[int]], profiles: Floats, others: range) -> None:
+    """Put each of the others into the group whose members on average have most in common."""
     means = np.stack([profiles[members].mean(0) for members in groups])
-    for other, nearest in zip(others.tolist(), (profiles[others] @ means.T).argmax(1), strict=True):
-        groups[nearest].append(other)
+    nearest = (profiles[others.start : others.stop] @ means.T).argmax(1)
+    for other, number in zip(others, nearest.tolist(), strict=True):
+        groups[number].append(other)

@@ -5,13 +5,13 @@ those of its members that are pinned, and of all that is pinned the first 200.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from graphs import clusters
-from graphs.flow import Floats, Flow
+from graphs.flow import Check, Floats, Flow
 
 # As many groups as a reader takes in; `intervene` takes more.
 _MOST_GROUPS = 30
@@ -60,7 +60,7 @@ class Subgraph:
     groups: list[tuple[str, list[int]]]
 
 
-def find(flow: Flow, words: Words, check: Callable[[], None] = lambda: None) -> Subgraph:
+def find(flow: Flow, words: Words, check: Check = lambda: None) -> Subgraph:
     """Group at least half of the features that have links, and name the groups.
 
     The group of most influence comes first, and in a group the feature of most. Pinned are the
@@ -70,16 +70,16 @@ def find(flow: Flow, words: Words, check: Callable[[], None] = lambda: None) -> 
     groups = clusters.group(flow, _MOST_GROUPS, check)
     groups = [sorted(members, key=lambda row: (-flow.influence[row], row)) for members in groups]
     groups.sort(key=lambda members: (-float(flow.influence[members].sum()), members[0]))
-    names = _names(flow, groups, words)
+    names = _names(flow, groups, words, check)
     shown = [members[:_SHOWN_MEMBERS] for members in groups[:_SHOWN_GROUPS]]
     paths = flow.strongest_paths(_PATHS, words.first_position)
     pinned = dict.fromkeys(row for rows in (*paths, *shown) for row in rows)
     return Subgraph(list(pinned), list(zip(names, groups, strict=True)))
 
 
-def _names(flow: Flow, groups: Sequence[Sequence[int]], words: Words) -> list[str]:
+def _names(flow: Flow, groups: Sequence[Sequence[int]], words: Words, check: Check) -> list[str]:
     """A name for each group that no other has."""
-    origins, pushes = _origins(flow, groups, words), _pushes(flow, groups)
+    origins, pushes = _origins(flow, groups, words, check), _pushes(flow, groups, check)
     names = [
         _shared_label(members, words.labels) or _effect_name(flow, members, origin, push, words)
         for members, origin, push in zip(groups, origins, pushes, strict=True)
@@ -133,23 +133,23 @@ def _direct(flow: Flow, members: Sequence[int]) -> float:
     return direct / whole if whole else 0.0
 
 
-def _origins(flow: Flow, groups: Sequence[Sequence[int]], words: Words) -> list[str]:
+def _origins(flow: Flow, groups: Sequence[Sequence[int]], words: Words, check: Check) -> list[str]:
     """For each group the token, quoted, that reaches it most, over all paths."""
     start = np.zeros((flow.n_nodes, len(groups)), dtype=np.float32)
     for column, members in enumerate(groups):
         start[members, column] = flow.influence[members]
-    reached = flow.down(start)[flow.tokens]
+    reached = flow.down(start, check)[flow.tokens]
     first = words.first_position if reached[words.first_position :].any() else 0
     positions = reached[first:].argmax(0) + first
     return [_quoted(words.tokens[position]) for position in positions.tolist()]
 
 
-def _pushes(flow: Flow, groups: Sequence[Sequence[int]]) -> Floats:
+def _pushes(flow: Flow, groups: Sequence[Sequence[int]], check: Check) -> Floats:
     """How much each group pushes each logit (n_groups, n_logits), over all paths, with signs."""
     heaviest = np.argsort(-flow.logit_weights, kind="stable")[:_NAMING_LOGITS]
     start = np.zeros((flow.n_nodes, len(heaviest)), dtype=np.float32)
     start[flow.logits.start + heaviest, np.arange(len(heaviest))] = 1
-    effects = flow.down(start, signed=True)
+    effects = flow.down(start, check, signed=True)
     pushes = np.zeros((len(groups), len(flow.logit_weights)), dtype=np.float32)
     for n, members in enumerate(groups):
         pushes[n, heaviest] = effects[members].sum(0)
