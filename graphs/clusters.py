@@ -1,8 +1,8 @@
 """Features of a pruned graph that are fed alike, in groups.
 
-Complete linkage: the two groups whose members are at most the least apart become one, again and
-again. The order of merges is found along chains of nearest neighbours (Murtagh 1983), which takes
-time and memory of the square of the number of features.
+Complete linkage: the two groups become one whose two farthest members are nearest to each other,
+again and again. The order of merges is found along chains of nearest neighbours (Murtagh 1983),
+which takes time and memory of the square of the number of features.
 """
 
 import numpy as np
