@@ -106,7 +106,7 @@ def graphs_of(prompts: Iterable[str], ask: Ask, **fields: object) -> list[Circui
         return graphs
 
 
-def automatic(prompts: Sequence[str], ask: Ask) -> dict[str, Circuits]:
+def automatic(prompts: Sequence[str], ask: Ask) -> Mapping[str, Circuits]:
     """What `supernodes: "auto"` finds in the pruned graph of each prompt, as sets of the features
     that are active on it: the groups, these and the pinned paths, and all that pruning kept."""
     pruned = graphs_of(prompts, ask, supernodes="auto")
