@@ -26,8 +26,15 @@ if TYPE_CHECKING:
     from attribution import PrunedGraph
 
 # Of the time of a job of some seconds.
-_SHARES = {"tokenise": 1.0, "attribute": 80.0, "prune": 5.0, "encode": 10.0}
-_TRACED_SHARES = {"tokenise": 1.0, "attribute": 68.0, "trace": 12.0, "prune": 5.0, "encode": 10.0}
+_SHARES = {"tokenise": 1.0, "attribute": 80.0, "prune": 5.0, "group": 2.0, "encode": 10.0}
+_TRACED_SHARES = {
+    "tokenise": 1.0,
+    "attribute": 68.0,
+    "trace": 12.0,
+    "prune": 5.0,
+    "group": 2.0,
+    "encode": 10.0,
+}
 
 
 def run(request: GenerateGraphRequest, loaded: LoadedModel, job: Job) -> Spooled | UploadReceipt:
@@ -96,7 +103,7 @@ def _write_document(
     subgraph = graph_document.NO_SUBGRAPH
     if request.supernodes == "auto":
         with job.stage("group"):
-            subgraph = find_subgraph(pruned, prompt, logit_tokens, loaded)
+            subgraph = find_subgraph(pruned, prompt, logit_tokens, loaded, job.check)
     with job.stage("encode"):
         fields = metadata(request, loaded, job, prompt, pruned, settings)
         document = _document(pruned, made, targets, fields, logit_tokens, subgraph, loaded)
@@ -117,8 +124,10 @@ def _check_tracing(request: GenerateGraphRequest, loaded: LoadedModel) -> None:
 def _shares(request: GenerateGraphRequest) -> Mapping[str, float]:
     """The usual shares of the stages that this job has, in their order."""
     shares = _TRACED_SHARES if request.enable_qk_tracing else _SHARES
-    if request.format == "pt":
-        shares = {stage: share for stage, share in shares.items() if stage != "prune"}
+    left_out = {"prune", "group"} if request.format == "pt" else set()
+    if request.supernodes == "none":
+        left_out.add("group")
+    shares = {stage: share for stage, share in shares.items() if stage not in left_out}
     return shares if request.signed_url is None else {**shares, "upload": 20.0}
 
 

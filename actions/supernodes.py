@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from graphs import supernodes
-from graphs.flow import Flow
+from graphs.flow import Check, Flow
 from graphs.supernodes import Output, Subgraph, Words
 from loading.loaded_model import LoadedModel
 from prompting.prompts import Prompt
@@ -16,12 +16,17 @@ if TYPE_CHECKING:
 
 
 def find_subgraph(
-    pruned: "PrunedGraph", prompt: Prompt, logit_tokens: Mapping[int, str], loaded: LoadedModel
+    pruned: "PrunedGraph",
+    prompt: Prompt,
+    logit_tokens: Mapping[int, str],
+    loaded: LoadedModel,
+    check: Check,
 ) -> Subgraph:
     """Groups of the graph's features and its strongest paths.
 
     Args:
         logit_tokens: token strings by index in the vocabulary, of the logits that are tokens.
+        check: raises when the job should stop.
     """
     targets = pruned.graph.logit_targets
     words = Words(
@@ -36,7 +41,7 @@ def find_subgraph(
         labels=dict(_labels(pruned, loaded)),
         levels_per_layer=2 if loaded.is_complete else 1,
     )
-    return supernodes.find(Flow.of(pruned), words)
+    return supernodes.find(Flow.of(pruned), words, check)
 
 
 def _labels(pruned: "PrunedGraph", loaded: LoadedModel) -> Iterator[tuple[int, str]]:

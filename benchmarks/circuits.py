@@ -1,29 +1,34 @@
 """What automatic groups are worth, on the demo model: `python -m benchmarks.circuits`.
 
-For every athlete's prompt in French ("joue au") and Spanish ("juega al") the graph is grouped as
-`generate-graph` does it for `supernodes: "auto"`, and each number stands beside that of random
-groups: as many, of the same sizes, of features of the same graph.
+The graphs of three sets of prompts are grouped as `generate-graph` does it for
+`supernodes: "auto"`, and each number stands beside that of random groups: as many, of the same
+sizes, of features of the same graph. How features are grouped, and the weights, were chosen by the
+tables of the first two sets. The third is held out.
 
 **Purity.** The demo's features have descriptions (demo/feature_examples.json.gz), which grouping
 doesn't see. They give each feature classes: the word that it fires on most (all names are one
-class), what it promotes most (a sport in whatever language, a name, anything else), both, and the
-language in whose texts 60% of its firing is, if there is one. Purity is the share of the pairs of
-features in one group that have the same class. The share of members that have their group's
-commonest class is given too: it is at least a half in a group of two, whatever the group, so that
-it can't be twice what chance gives.
+class), what it promotes most (a thing of the facts in whatever language, a name, anything else),
+both, and the language in whose texts 60% of its firing is, if there is one. Purity is the share of
+the pairs of features in one group that have the same class. The share of members that have their
+group's commonest class is given too: it is at least a half in a group of two, whatever the group,
+so that it can't be twice what chance gives.
 
 **Faithfulness.** The collapsed graph has each group as one node, which reads the average of what
 its members read, pinned features that are in no group, tokens and logits. What flows to any other
 node is lost. Faithfulness is how much of each token's influence on the logits in the pruned graph
 it also has in the collapsed one, summed over tokens, as a share of the whole: the sum of
 min(pruned, collapsed) over the sum of pruned. Random groups have the same pinned paths beside them.
+
+**Worth.** Of the groups, of these with the pinned paths, and of all that pruning kept, as sets
+among all active features of the first set's prompts: see `benchmarks.circuit_worth`. With the
+demo's set of transcoders, and with its complete one, which has features of attention.
 """
 
 import argparse
 import gzip
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,17 +40,29 @@ import torch
 
 import attribution
 import model_loader
-from demo.facts import ATHLETES, SPORTS
+from benchmarks import circuit_worth
+from demo.corpus import Fact, all_facts
+from demo.facts import (
+    ATHLETES,
+    CAPITALS,
+    COLOURS,
+    LANGUAGES,
+    NUMBERS,
+    OPPOSITES,
+    SPORTS,
+    WEEKDAYS,
+)
 from demo.language_steer import twins
 from graphs import supernodes
 from graphs.flow import Flow
 from graphs.supernodes import Output, Words
+from remote.circuit_experiments import Options
 from settings import Settings
 
 _EXAMPLES = Path(__file__).parent.parent / "demo" / "feature_examples.json.gz"
 _NAMES = {word for athlete in ATHLETES for word in athlete.split()}
-_SPORT_OF = {word: sport for sport, words in SPORTS.items() for word in words}
 _MOSTLY = 0.6
+_WORTH_RANDOM = 10  # sets beside each one whose worth is measured
 
 Groups = Sequence[Sequence[int]]
 Array = npt.NDArray[np.float64]
@@ -69,11 +86,24 @@ class GroupedGraph:
         return [chosen[a:b].tolist() for a, b in zip(starts, ends, strict=True)]
 
 
-def grouped_graphs() -> Iterator[GroupedGraph]:
-    """The graphs of the athletes' prompts."""
+def prompt_sets() -> dict[str, list[Fact]]:
+    """Facts by what their graphs were used for."""
+
+    def about(*subjects: str) -> list[Fact]:
+        return [fact for fact in all_facts() if fact.subject in subjects]
+
+    return {
+        "athletes, used for choosing": [fact for pair in twins() for fact in pair],
+        "capitals and opposites, used for choosing": about("capital", "opposite"),
+        "colours, numbers and weekdays, held out": about("colour", "number", "weekday"),
+    }
+
+
+def grouped_graphs(facts: Iterable[Fact]) -> Iterator[GroupedGraph]:
+    """The graphs of these facts' prompts."""
     loaded = model_loader.load(Settings(_env_file=None, device="cpu"))
     descriptions = orjson.loads(gzip.decompress(_EXAMPLES.read_bytes()))["features"]
-    for fact in (fact for pair in twins() for fact in pair):
+    for fact in facts:
         ids = loaded.tokenizer(fact.prompt).input_ids
         graph = attribution.attribute(
             torch.tensor(ids),
@@ -99,6 +129,22 @@ def grouped_graphs() -> Iterator[GroupedGraph]:
         )
 
 
+def _things() -> Iterator[tuple[str, str]]:
+    """Words of the facts, each with what it stands for in whatever language."""
+    for sport, words in SPORTS.items():
+        yield from ((word, sport) for word in words)
+    for row in (*CAPITALS, *OPPOSITES, *COLOURS):
+        for side, thing in enumerate(row[0]):
+            # The last word, without what French and Spanish put before it: "de l'Espagne".
+            yield from ((pair[side].split()[-1].split("'")[-1], thing) for pair in row)
+    for words_of in (NUMBERS, WEEKDAYS):
+        for words in zip(*(words_of[language] for language in LANGUAGES), strict=True):
+            yield from ((word, words[0]) for word in words)
+
+
+_THING_OF = dict(reversed(list(_things())))  # a word of two things stands for the first
+
+
 def fires_on(description: Mapping[str, Any]) -> str:
     word = description["fires_on"].strip()
     return "a name" if word in _NAMES else word
@@ -106,7 +152,7 @@ def fires_on(description: Mapping[str, Any]) -> str:
 
 def promotes(description: Mapping[str, Any]) -> str:
     word = description["top_logits"][0].strip()
-    return "a name" if word in _NAMES else _SPORT_OF.get(word, "else")
+    return "a name" if word in _NAMES else _THING_OF.get(word, "else")
 
 
 def both(description: Mapping[str, Any]) -> tuple[str, str]:
@@ -210,23 +256,33 @@ def print_faithfulness(graphs: Sequence[GroupedGraph], n_draws: int) -> None:
     print(f"| {own:.1%} | {np.mean(random):.1%} | {own / np.mean(random):.2f} |")
 
 
-# Each prints one part of the report about the same graphs.
-SECTIONS: Mapping[str, Callable[[Sequence[GroupedGraph], int], None]] = {
-    "Purity": print_purity,
-    "Faithfulness": print_faithfulness,
-}
+def print_worth(n_prompts: int, transcoder_set: str | None) -> None:
+    ask = circuit_worth.worker(transcoder_set)
+    prompts = [fact.prompt for pair in twins()[:n_prompts] for fact in pair]
+    circuits = circuit_worth.automatic(prompts, ask)
+    print(f"{len(prompts)} graphs, {_WORTH_RANDOM} random sets for each\n")
+    options = Options(n_random=_WORTH_RANDOM)
+    circuit_worth.print_table(circuit_worth.rows(circuits, ask, options))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--draws", type=int, default=200, help="random groupings of each graph")
+    parser.add_argument("--draws", type=int, default=50, help="random groupings of each graph")
+    parser.add_argument(
+        "--prompts", type=int, default=10, help="of each language, whose circuits' worth is tried"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     started = time.process_time()
-    graphs = list(grouped_graphs())
-    for title, print_section in SECTIONS.items():
-        print(f"\n## {title}\n")
-        print_section(graphs, args.draws)
+    for title, facts in prompt_sets().items():
+        graphs = list(grouped_graphs(facts))
+        print(f"\n## Purity: {title}\n")
+        print_purity(graphs, args.draws)
+        print(f"\n## Faithfulness: {title}\n")
+        print_faithfulness(graphs, args.draws)
+    for transcoder_set in (None, "demo-crm"):
+        print(f"\n## Worth: {transcoder_set or 'demo'}\n")
+        print_worth(args.prompts, transcoder_set)
     print(f"\n{time.process_time() - started:.0f} s of CPU, {args.draws} random draws")
 
 

@@ -1,87 +1,79 @@
-"""Features of a pruned graph that read and write alike, in groups.
+"""Features of a pruned graph that are fed alike, in groups.
 
-Average linkage: the two groups whose members are least apart on average become one, again and
-again. The order of merges is found along chains of nearest neighbours (Murtagh 1983), which takes
-time and memory of the square of the number of features.
+Complete linkage: the two groups become one whose two farthest members are nearest to each other,
+again and again. The order of merges is found along chains of nearest neighbours (Murtagh 1983),
+which takes time and memory of the square of the number of features.
 """
 
 import numpy as np
 
-from graphs.flow import Floats, Flow, Integers
+from graphs.flow import Check, Floats, Flow, Integers
 
-# Numbers that a feature's reads and writes are described by. A larger graph's nodes share them, by
-# chance: what two features have in common is then true to some 3%.
-_WIDTH = 1_024
-_ROWS_AT_ONCE = 256
-# Features that have nothing in common are 1 apart, and those that are farther than _NEAR positions
-# apart have nothing in common. What the whole depth of the model adds, what each position adds, up
-# to _NEAR, and what it adds that neither matters. `benchmarks/circuits.py` measures what these make
-# of the demo model's groups.
-_DEPTH, _POSITION, _NEAR, _INFLUENCE = 0.25, 0.25, 4, 0.75
+# Of a graph of more than _ALL features the strongest _SHARE are linked, so that its groups have
+# these, and of a graph of thousands _MOST, which takes 4 MB. Where these are less than half of the
+# features, others join them.
+_ALL, _SHARE, _MOST = 100, 0.6, 1_024
+# Numbers that a feature is described by. In a graph of more nodes, nodes share them by chance: what
+# two features have in common is then true to some 4%, and only the strongest links of each count.
+_WIDTH, _STRONGEST_LINKS = 512, 64
+# Features that nothing in common feeds are 1 apart. What the whole depth of the model adds, what
+# each position adds, up to _NEAR of them, and what it adds that both have the least influence.
+# `benchmarks/circuits.py` measures what these make of the demo model's groups.
+_DEPTH, _POSITION, _NEAR, _INFLUENCE = 0.25, 0.25, 4, 0.5
+_MERGES_BETWEEN_CHECKS = 256
 
 Merge = tuple[float, int, int]
 
 
-def distances(flow: Flow, features: Integers) -> Floats:
+def distances(flow: Flow, features: Integers, profiles: Floats) -> Floats:
     """How far apart features are (n, n).
 
-    Two features are near that get the same shares of their inputs from the same nodes, and give
-    the same shares to the same nodes (a node counts by its influence), in layers and at positions
-    that are near. A feature of little influence is far from all, so that groups have what matters.
+    Two features are near that the same nodes feed, in layers and at positions that are near.
+    Features of little influence are far from all, so that groups have what matters.
 
     Args:
-        features: rows of the graph (n,), sorted by position.
+        features: rows of the graph (n,).
+        profiles: what feeds each (n, width), of length 1.
     """
-    profiles, n = _profiles(flow, features), len(features)
-    layers, positions = flow.layers[features], flow.positions[features]
-    depth = _DEPTH / max(1, int(flow.layers.max(initial=0)))
+    layers = flow.layers[features].astype(np.float32)
+    positions = flow.positions[features].astype(np.float32)
+    # A share of the features, as influence itself falls off too steeply in a large graph.
     influence = flow.influence[features]
-    lack = 1 - influence / max(influence.max(initial=0), np.finfo(np.float32).tiny)
-    apart = np.empty((n, n), dtype=np.float32)
-    for start in range(0, n, _ROWS_AT_ONCE):
-        rows, rest = slice(start, min(start + _ROWS_AT_ONCE, n)), slice(start, n)
-        steps = np.abs(positions[rows, None] - positions[rest])
-        near = int(np.count_nonzero((steps <= _NEAR).any(0)))  # these come first
-        common = profiles[rows] @ profiles[start : start + near].T
-        block = 1 + np.minimum(_POSITION * steps, _POSITION * _NEAR)
-        block[:, :near] -= np.where(steps[:, :near] <= _NEAR, common, 0)
-        block += depth * np.abs(layers[rows, None] - layers[rest])
-        block += _INFLUENCE / 2 * (lack[rows, None] + lack[rest])
-        apart[rows, rest] = block
-        apart[rest, rows] = apart[rows, rest].T  # to the last bit: chains would go in circles
-    return apart
+    stronger = len(features) - np.searchsorted(np.sort(influence), influence, side="right")
+    lack = (stronger / max(1, len(features) - 1)).astype(np.float32)
+    apart: Floats = 1 - profiles @ profiles.T
+    apart += _POSITION * np.minimum(np.abs(positions[:, None] - positions), _NEAR)
+    apart += _DEPTH / max(1, int(flow.layers.max(initial=0))) * np.abs(layers[:, None] - layers)
+    apart += _INFLUENCE / 2 * (lack[:, None] + lack)
+    return np.minimum(apart, apart.T)  # the same to the last bit: chains would go in circles
 
 
-def _profiles(flow: Flow, features: Integers) -> Floats:
-    """What each feature reads and writes, as a row (n, width) of length 1."""
-    number = np.full(flow.n_nodes, -1)
-    number[features] = np.arange(len(features))
-    reads, writes = number[flow.targets] >= 0, number[flow.sources] >= 0
-    rows = np.concatenate([number[flow.targets[reads]], number[flow.sources[writes]]])
-    columns = np.concatenate([flow.sources[reads], flow.n_nodes + flow.targets[writes]])
-    matters = np.sqrt(flow.influence[flow.targets[writes]])
-    values = np.concatenate([flow.shares[reads], flow.shares[writes] * matters])
-    width = 2 * flow.n_nodes
-    if width > _WIDTH:
+def _profiles(flow: Flow, features: Integers, n: int, check: Check) -> Floats:
+    """What feeds each of the first n features over all paths, itself too, as a row of length 1."""
+    n_nodes = len(flow.nodes)
+    start = np.zeros((flow.n_nodes, min(n_nodes, _WIDTH)), dtype=np.float32)
+    if n_nodes <= _WIDTH:
+        start[flow.nodes, np.arange(n_nodes)] = 1
+        fed = flow.up(start, flow.features, check)
+    else:
         draw = np.random.default_rng(0)
-        bucket, sign = draw.integers(_WIDTH, size=width), draw.choice((-1, 1), size=width)
-        columns, values, width = bucket[columns], values * sign[columns], _WIDTH
-    cells = np.bincount(rows * width + columns, values, minlength=len(features) * width)
-    profiles = cells.reshape(len(features), width).astype(np.float32)
+        start[flow.nodes, draw.integers(_WIDTH, size=n_nodes)] = draw.choice((-1, 1), n_nodes)
+        fed = flow.up(start, np.sort(features[:n]), check, _STRONGEST_LINKS)
+    profiles = fed[features[:n]]
     lengths = np.linalg.norm(profiles, axis=1, keepdims=True)
     unit: Floats = profiles / np.maximum(lengths, np.finfo(np.float32).tiny)
     return unit
 
 
-def merges(apart: Floats) -> list[Merge]:
-    """All merges of average linkage, the nearest first: how far apart, and a member of each side.
+def merges(apart: Floats, check: Check) -> list[Merge]:
+    """All merges of complete linkage, the nearest first: how far apart, and a member of each side.
 
     Args:
         apart: (n, n) and symmetric; it is overwritten.
     """
     n = len(apart)
     np.fill_diagonal(apart, np.inf)
-    sizes, alive = np.ones(n, dtype=np.float32), np.ones(n, dtype=np.bool_)
+    alive = np.ones(n, dtype=np.bool_)
     found: list[Merge] = []
     chain: list[int] = []
     while len(found) < n - 1:
@@ -97,13 +89,11 @@ def merges(apart: Floats) -> list[Merge]:
         del chain[-2:]
         one, other = min(one, other), max(one, other)
         found.append((float(apart[one, other]), one, other))
-        mean = sizes[one] * apart[one] + sizes[other] * apart[other]
-        mean /= sizes[one] + sizes[other]
-        mean[one] = np.inf
-        apart[one] = apart[:, one] = mean
+        apart[one] = apart[:, one] = np.maximum(apart[one], apart[other])
         apart[other] = apart[:, other] = np.inf
-        sizes[one] += sizes[other]
         alive[other] = False
+        if len(found) % _MERGES_BETWEEN_CHECKS == 0:
+            check()
     return sorted(found)
 
 
@@ -132,18 +122,34 @@ class _Groups:
         return sorted(sorted(members) for members in self._members if len(members) > 1)
 
 
-def group(flow: Flow, most_groups: int) -> list[list[int]]:
+def group(flow: Flow, most_groups: int, check: Check) -> list[list[int]]:
     """Rows of features, two or more a group: the nearest, until groups have half of all features.
 
     There are none where fewer than two features have links.
 
     Args:
         most_groups: while there are more, merging goes on.
+        check: raises when the job should stop.
     """
-    features = flow.features[np.argsort(flow.positions[flow.features], kind="stable")]
-    groups = _Groups(len(features))
-    for _, one, other in merges(distances(flow, features)):
-        if 2 * groups.n_grouped >= len(features) and groups.n_groups <= most_groups:
+    features = flow.features[np.argsort(-flow.influence[flow.features], kind="stable")]
+    n_half = -(-len(features) // 2)
+    linked = min(len(features), max(_ALL, round(_SHARE * len(features))), _MOST)
+    profiles = _profiles(flow, features, max(linked, n_half), check)
+    groups = _Groups(linked)
+    apart = distances(flow, features[:linked], profiles[:linked])
+    for _, one, other in merges(apart, check):
+        if groups.n_grouped >= min(n_half, linked) and groups.n_groups <= most_groups:
             break
         groups.merge(one, other)
-    return [sorted(features[members].tolist()) for members in groups.of_two_or_more()]
+    found = groups.of_two_or_more()
+    if linked < n_half:
+        _join(found, profiles, range(linked, n_half))
+    return [sorted(features[members].tolist()) for members in found]
+
+
+def _join(groups: list[list[int]], profiles: Floats, others: range) -> None:
+    """Put each of the others into the group whose members on average have most in common."""
+    means = np.stack([profiles[members].mean(0) for members in groups])
+    nearest = (profiles[others.start : others.stop] @ means.T).argmax(1)
+    for other, number in zip(others, nearest.tolist(), strict=True):
+        groups[number].append(other)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphs import clusters
-from graphs.flow import Floats, Flow
-from schemas import MAX_GROUPS
+from graphs.flow import Check, Floats, Flow
 
+# As many groups as a reader takes in; `intervene` takes more.
+_MOST_GROUPS = 30
 # What a page has room for: more can be pinned by hand.
 _SHOWN_GROUPS, _SHOWN_MEMBERS, _PATHS = 12, 14, 3
 # Of the logits with most weight, one names a group.
@@ -59,26 +60,26 @@ class Subgraph:
     groups: list[tuple[str, list[int]]]
 
 
-def find(flow: Flow, words: Words) -> Subgraph:
+def find(flow: Flow, words: Words, check: Check = lambda: None) -> Subgraph:
     """Group at least half of the features that have links, and name the groups.
 
     The group of most influence comes first, and in a group the feature of most. Pinned are the
     strongest paths from tokens to logits, then members of the groups of most influence. With fewer
     than two features there are no groups, and without links nothing is pinned.
     """
-    groups = clusters.group(flow, MAX_GROUPS)  # as many as `intervene` takes
+    groups = clusters.group(flow, _MOST_GROUPS, check)
     groups = [sorted(members, key=lambda row: (-flow.influence[row], row)) for members in groups]
     groups.sort(key=lambda members: (-float(flow.influence[members].sum()), members[0]))
-    names = _names(flow, groups, words)
+    names = _names(flow, groups, words, check)
     shown = [members[:_SHOWN_MEMBERS] for members in groups[:_SHOWN_GROUPS]]
     paths = flow.strongest_paths(_PATHS, words.first_position)
     pinned = dict.fromkeys(row for rows in (*paths, *shown) for row in rows)
     return Subgraph(list(pinned), list(zip(names, groups, strict=True)))
 
 
-def _names(flow: Flow, groups: Sequence[Sequence[int]], words: Words) -> list[str]:
+def _names(flow: Flow, groups: Sequence[Sequence[int]], words: Words, check: Check) -> list[str]:
     """A name for each group that no other has."""
-    origins, pushes = _origins(flow, groups, words), _pushes(flow, groups)
+    origins, pushes = _origins(flow, groups, words, check), _pushes(flow, groups, check)
     names = [
         _shared_label(members, words.labels) or _effect_name(flow, members, origin, push, words)
         for members, origin, push in zip(groups, origins, pushes, strict=True)
@@ -132,23 +133,23 @@ def _direct(flow: Flow, members: Sequence[int]) -> float:
     return direct / whole if whole else 0.0
 
 
-def _origins(flow: Flow, groups: Sequence[Sequence[int]], words: Words) -> list[str]:
+def _origins(flow: Flow, groups: Sequence[Sequence[int]], words: Words, check: Check) -> list[str]:
     """For each group the token, quoted, that reaches it most, over all paths."""
     start = np.zeros((flow.n_nodes, len(groups)), dtype=np.float32)
     for column, members in enumerate(groups):
         start[members, column] = flow.influence[members]
-    reached = flow.down(start)[flow.tokens]
+    reached = flow.down(start, check)[flow.tokens]
     first = words.first_position if reached[words.first_position :].any() else 0
     positions = reached[first:].argmax(0) + first
     return [_quoted(words.tokens[position]) for position in positions.tolist()]
 
 
-def _pushes(flow: Flow, groups: Sequence[Sequence[int]]) -> Floats:
+def _pushes(flow: Flow, groups: Sequence[Sequence[int]], check: Check) -> Floats:
     """How much each group pushes each logit (n_groups, n_logits), over all paths, with signs."""
     heaviest = np.argsort(-flow.logit_weights, kind="stable")[:_NAMING_LOGITS]
     start = np.zeros((flow.n_nodes, len(heaviest)), dtype=np.float32)
     start[flow.logits.start + heaviest, np.arange(len(heaviest))] = 1
-    effects = flow.down(start, signed=True)
+    effects = flow.down(start, check, signed=True)
     pushes = np.zeros((len(groups), len(flow.logit_weights)), dtype=np.float32)
     for n, members in enumerate(groups):
         pushes[n, heaviest] = effects[members].sum(0)

@@ -1,5 +1,6 @@
 """generate-graph with `supernodes: "auto"`: the graph opens with groups and paths."""
 
+import threading
 from functools import cache
 from itertools import pairwise
 
@@ -7,7 +8,7 @@ import pytest
 from circuit_tracer.frontend.graph_models import Model
 
 from actions.answer import answer
-from errors import InvalidInput
+from errors import Cancelled, InvalidInput
 from model_loader import get_model, load
 from tests.support.demo_worker import (
     GRAPH,
@@ -78,7 +79,7 @@ def test_a_graph_opens_with_groups_and_paths_in_every_precision(dtype, transcode
 
 def test_the_answer_s_last_features_say_it_and_those_of_the_name_lead_to_it():
     groups = {name: ids for name, *ids in ask(AUTO)["qParams"]["supernodes"]}
-    assert {"3_338_4"} <= set(groups['say " basket" (L3)'])
+    assert {"3_338_4"} <= set(groups['say " basket"'])
     assert all(node_id.endswith("_1") for node_id in groups['"Michael" → " basket"'])
 
 
@@ -127,6 +128,35 @@ def test_a_kept_attribution_is_grouped_without_the_model():
 def test_a_graph_without_features_opens_with_nothing_grouped():
     graph = ask({**AUTO, "max_feature_nodes": 1, "node_threshold": 0.01})
     assert graph["qParams"]["supernodes"] == []
+
+
+def test_grouping_has_its_share_of_the_progress():
+    def stages_of(body):
+        reported = []
+        settings = demo_settings()
+        on_progress = lambda *report: reported.append(report)  # noqa: E731
+        answer(body, get_model(settings), settings, on_progress=on_progress).close()
+        shares = [share for _, share, _ in reported]
+        assert shares == sorted(shares)
+        return list(dict.fromkeys(stage for stage, *_ in reported))
+
+    forget_graphs()
+    assert stages_of(AUTO) == ["tokenise", "attribute", "prune", "group", "encode"]
+    forget_graphs()
+    assert stages_of(GRAPH) == ["tokenise", "attribute", "prune", "encode"]
+
+
+def test_a_job_that_is_cancelled_while_it_groups_stops_there():
+    cancelled = threading.Event()
+
+    def stop(stage, *_):
+        if stage == "group":
+            cancelled.set()
+
+    settings = demo_settings()
+    with pytest.raises(Cancelled) as raised:
+        answer(AUTO, get_model(settings), settings, cancelled, on_progress=stop)
+    assert any(entry.name == "group" for entry in raised.traceback)
 
 
 def test_the_time_of_grouping_is_a_stage_of_its_own():
