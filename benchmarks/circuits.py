@@ -56,7 +56,7 @@ from demo.language_steer import twins
 from graphs import supernodes
 from graphs.flow import Flow
 from graphs.supernodes import Output, Words
-from remote.circuit_experiments import Options
+from remote.circuits.experiments import Options
 from settings import Settings
 
 _EXAMPLES = Path(__file__).parent.parent / "demo" / "feature_examples.json.gz"
