@@ -23,7 +23,9 @@
     const name = path.slice(GRAPHS.length, -'.json'.length);
     const graph = await getFile(path, ...options);
     if (!prepared.has(graph)) prepared.set(graph, prepare(graph, name));
-    return prepared.get(graph);
+    const document = await prepared.get(graph);
+    // The page writes the user's pins and groups into these, and another visit begins anew.
+    return {...document, qParams: structuredClone(document.qParams)};
   };
 
   async function prepare(graph, name) {
