@@ -44,6 +44,7 @@
     visState.subgraph.supernodes = [];
     util.params.set('pinnedIds', null);
     util.params.set('supernodes', null);
+    renderAll.hClerpUpdate(); // the members' names begin with those of their groups
     renderAll.pinnedIds();
   }
 })();

@@ -86,6 +86,14 @@ def test_so_does_another_visit_of_the_graph(page, let_go):
     assert_as_in_the_file(page)
 
 
+def test_features_of_a_group_that_is_let_go_have_their_own_names_again(page):
+    page.locator(".subgraph .member-circle").first.click()
+    title = page.locator(".node-connections .feature-title")
+    title.get_by_text("[both]").wait_for()
+    unpin_all(page)
+    title.get_by_text("[both]").wait_for(state="detached")
+
+
 def test_a_group_of_the_file_that_was_renamed_is_whole_again_after_all_is_unpinned(page):
     page.locator(".subgraph").get_by_text("both", exact=True).click()
     page.keyboard.type("sport")

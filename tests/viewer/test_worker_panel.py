@@ -255,6 +255,20 @@ def test_what_the_worker_refuses_is_a_sentence_in_the_page(browser, graph, worke
         assert words.inner_text().startswith("model_not_loaded: model_id 'gemma-2-2b'")
 
 
+def test_a_viewer_that_has_ended_is_said_in_the_page(browser, file, worker):
+    page = browser.new_page()
+    try:
+        with showing([file], worker=worker) as url:
+            show(page, url)
+            choose(page, "say basket", "off")
+        page.get_by_role("button", name="Intervene", exact=True).click()
+        words = page.locator(".worker-error")
+        words.wait_for()
+        assert words.inner_text() == "the viewer has ended; start it again and reload the page"
+    finally:
+        page.close()
+
+
 def test_a_question_says_how_far_it_is_and_can_be_cancelled(page, url):
     model = get_model(demo_settings()).model
     show(page, url)
