@@ -34,8 +34,15 @@
     return describeFeatures(graph, name, await getFile(`./features_of/${name}.json`));
   }
 
+  // Of fields that circuit-tracer's page gives no name, for those who hear the page.
+  const NAMES = {
+    '.graph-prompt-select': 'graph',
+    '.slider-container input': 'pruning: the share of influence that the nodes shown have',
+  };
+
   const initCg = window.initCg;
   window.initCg = async (...options) => {
+    for (const [field, name] of Object.entries(NAMES)) d3.select(field).attr('aria-label', name);
     try {
       return await initCg(...options);
     } catch (error) {

@@ -273,7 +273,7 @@ def test_a_question_says_how_far_it_is_and_can_be_cancelled(page, url):
     model = get_model(demo_settings()).model
     show(page, url)
     choose(page, "L2/125", "off")
-    handle = model.blocks[0].register_forward_pre_hook(lambda *_: time.sleep(0.5))
+    handle = model.blocks[0].register_forward_pre_hook(lambda *_: time.sleep(2))
     try:
         page.get_by_role("button", name="Steer", exact=True).click()
         page.locator(".worker-state").get_by_text(re.compile("generating, position")).wait_for()
