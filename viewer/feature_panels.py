@@ -122,8 +122,9 @@ def place_of(number: int) -> tuple[str, int, int]:
 
 def _where_it_fires(feature: Mapping[str, Any], n_texts: int) -> str:
     groups = [f"{group} {count}" for group, count in feature["groups"]]
-    listed = ", ".join(groups[:_GROUPS_LISTED])
-    more = ", …" if len(groups) > _GROUPS_LISTED else ""
+    # A group's own name may have a comma.
+    listed = "; ".join(groups[:_GROUPS_LISTED])
+    more = "; …" if len(groups) > _GROUPS_LISTED else ""
     reads = f"Reads “{feature['reads']}” most. " if "reads" in feature else ""
     return f"{reads}Fires in {feature['texts']} of the corpus's {n_texts} texts: {listed}{more}"
 

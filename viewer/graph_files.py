@@ -16,6 +16,8 @@ from typing import Any, NoReturn
 
 import orjson
 
+from viewer.wrong_files import what_it_is
+
 _HEAD_BYTES = 1_000_000
 # A file whose metadata don't come first is read whole, at several times its size in memory. The
 # worker's and Neuronpedia's begin with them.
@@ -90,13 +92,14 @@ def is_gzipped(path: Path) -> bool:
 
 def _read_metadata(path: Path) -> Mapping[str, Any]:
     metadata: Any = None
+    content = b""
     try:
         # Reading a pipe or a device may never end.
         if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
             raise ViewerError(f"{path}: not a file that can be read twice; save it in one first")
         with gzip.open(path) if is_gzipped(path) else path.open("rb") as file:
-            head = file.read(_HEAD_BYTES)
-            metadata = _leading_metadata(head)
+            content = file.read(_HEAD_BYTES)
+            metadata = _leading_metadata(content)
             if metadata is None:
                 rest = file.read(_LARGEST_READ_WHOLE + 1)
                 if len(rest) > _LARGEST_READ_WHOLE:
@@ -104,7 +107,8 @@ def _read_metadata(path: Path) -> Mapping[str, Any]:
                         f"{path}: does not begin with its metadata, and has more than "
                         f"{_LARGEST_READ_WHOLE / 1e6:.0f} MB; put `metadata` first in the document"
                     )
-                metadata = orjson.loads(head + rest)["metadata"]
+                content += rest
+                metadata = orjson.loads(content)["metadata"]
     except OSError as error:
         raise ViewerError(f"{path}: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError, IndexError, EOFError, zlib.error):
@@ -112,9 +116,7 @@ def _read_metadata(path: Path) -> Mapping[str, Any]:
     if not isinstance(metadata, dict) or any(
         not isinstance(metadata.get(name), kind) for name, kind in _REQUIRED.items()
     ):
-        raise ViewerError(
-            f"{path}: no graph document, which has {', '.join(_REQUIRED)} in its metadata"
-        )
+        raise ViewerError(f"{path}: no graph document: {what_it_is(content)}")
     for name, is_right in _OPTIONAL.items():
         if metadata.get(name) is not None and not is_right(metadata[name]):
             raise ViewerError(f"{path}: no graph document, its metadata have an odd {name}")

@@ -36,11 +36,13 @@ _ADDITIONS = (
     "<link rel='stylesheet' href='./worker_panel.css'>\n"
     "<script src='./safe_markup.js'></script>\n"
     "<script src='./graph_check.js'></script>\n"
+    "<script src='./feature_names.js'></script>\n"
     "<script src='./complete_graphs.js'></script>\n"
     "<script src='./legend.js'></script>\n"
     "<script src='./axis_labels.js'></script>\n"
     "<script src='./subgraph_layout.js'></script>\n"
     "<script src='./key_handlers.js'></script>\n"
+    "<script src='./subgraph_head.js'></script>\n"
     "<script src='./kept_labels.js'></script>\n"
     "<script src='./graph_list.js'></script>\n"
     "<script src='./picture_export.js'></script>\n"
@@ -54,6 +56,7 @@ _ADDITIONS = (
 _MEMBERS = b".appendMany('div.member-circle', d => d.node.memberNodes)"
 _BOX = b"g.setNode(d.nodeId, {width: nodeWidth, height: nodeHeight"
 _NAME_S_HEIGHT = b"selForceNodes.find(e => e.node == d).textHeight"
+_CHOICE = b"append('span').text(d => d.key)"
 _CLEAR = b"ctx.clearRect(-c.margin.left"
 _CHANGES = (
     # The tag of `markup`.
@@ -72,7 +75,9 @@ _CHANGES = (
     (b"var nodeWidth = 75", b"var nodeWidth = 96"),
     (_BOX + b"})", _BOX + b" + " + _NAME_S_HEIGHT + b"})"),
     (b"ys(pos.y) - nodeHeight/2", b"ys(pos.y) - (nodeHeight + node.textHeight)/2"),
-    (b"window.dagre.layout(g)", b"window.dagre.layout(g); breakWideRows(g, c.width)"),
+    (b"window.dagre.layout(g)", b"window.dagre.layout(g); makeRoom(g, c.width, c.height)"),
+    # The names of the choices above the subgraph.
+    (_CHOICE, b"append('span').text(d => subgraphChoice(d.key))"),
     # The lines of a canvas, for the picture of the graph.
     (_CLEAR, b"ctx.canvas.drawn = {links, strokeWidthOffset, colorOverride}; " + _CLEAR),
     # Labels of this tab's graphs: every graph of that name would have them, since the port is the

@@ -82,9 +82,10 @@ def view(
 def _listener(port: int) -> socket.socket:
     try:
         return socket.create_server((LOOPBACK, port))
-    except (OSError, OverflowError) as error:
-        number = getattr(error, "errno", None)
-        reason = os.strerror(number) if number else error
+    except OverflowError:
+        raise ViewerError(f"port {port}: a port is a number from 0 to 65535") from None
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
         raise ViewerError(f"port {port}: {reason}; name another, or 0 for a free one") from None
 
 

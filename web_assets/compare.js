@@ -54,7 +54,7 @@
         location.search = new URLSearchParams({a, b});
       });
       const address = `./?${new URLSearchParams({slug: name})}`;
-      choice.append('a').attr('href', address).text('open');
+      choice.append('a').attr('href', address).attr('title', 'this graph alone').text('open');
     });
   }
 
@@ -135,15 +135,17 @@
     markSelected();
   }
 
+  const hasKind = kind => sides.some(({data}) => data.nodes.some(node => kind(node.feature_type)));
+
   function drawLegend() {
     const legend = d3.select('.nav').append('div').attr('class', 'legend');
     const entries = [
       ['in-both', '●', 'feature in both'],
       ['in-one', '●', 'only here'],
-      ['', '■', 'others'],
+      ['', '■', 'token, prediction'],
     ];
-    if (sides.some(({data}) => data.nodes.some(node => node.feature_type === 'lorsa')))
-      entries.push(['', '▲', 'attention’s (Lorsa)']);
+    if (hasKind(type => type.endsWith('error'))) entries.push(['', '◆', 'error']);
+    if (hasKind(type => type === 'lorsa')) entries.push(['', '▲', 'attention feature (Lorsa)']);
     for (const [name, shape, words] of entries) {
       const entry = legend.append('span');
       entry.append('span').attr('class', `shape ${name}`).text(shape);
@@ -243,7 +245,7 @@
     const columns = present.flatMap(i =>
       ['influence', 'activation', 'at'].map(words => `${SIDES[i]} ${words}`),
     );
-    for (const words of ['feature', '', ...columns])
+    for (const words of ['feature', 'what it does', ...columns])
       head.append('th').text(words).classed('places', words.endsWith(' at'));
     const body = table.append('tbody');
     for (const feature of listed.slice(0, MOST_ROWS)) drawLine(body, feature, present);

@@ -5,9 +5,7 @@
 (() => {
   // A feature of the same kind, layer and index is the same feature, at whatever token.
   window.featureKey = node =>
-    isFeature(node) ? `${node.feature_type}:${node.layer}:${indexOf(node)}` : null;
-
-  const indexOf = node => util.cantorUnpair(node.feature)[1];
+    isFeature(node) ? `${node.feature_type}:${node.layer}:${indexOfFeature(node)}` : null;
 
   // Each feature of either graph, those of most influence first: `key`, `name`, `label`, and
   // `sides`, which has for each graph its places, influence and activation, or null.
@@ -37,7 +35,7 @@
       if (key === null) continue;
       if (!features.has(key))
         features.set(key, {
-          name: `L${+node.layer}/${indexOf(node)}`,
+          name: nameOf(node),
           kind: node.feature_type,
           label: node.clerp,
           positions: [],

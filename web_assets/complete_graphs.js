@@ -1,6 +1,6 @@
 // What circuit-tracer's page lacks for complete graphs, in which attention has features (Lorsas)
 // too: their shapes, and a list that says why a feature's attention looks where it looks. Loaded
-// after circuit-tracer's scripts and before the page starts.
+// after circuit-tracer's scripts and feature_names.js, and before the page starts.
 'use strict';
 
 (() => {
@@ -12,10 +12,6 @@
     top_k_marginal_contributors: 'Where it looks to (key)',
     pair_wise_contributors: 'Both together',
   };
-  const isLorsa = node => node.feature_type === 'lorsa';
-
-  // viewer/page.py has circuit-tracer's scripts ask this wherever they ask for a transcoder's.
-  window.isFeature = node => node.feature_type === 'cross layer transcoder' || isLorsa(node);
 
   const {featureTypeToText, renderFeatureRow} = utilCg;
   const shapeOf = type => (Object.hasOwn(SHAPES, type) ? SHAPES[type] : featureTypeToText(type));
@@ -92,12 +88,6 @@
     const outside = data.qk_only_nodes ?? {};
     if (Object.hasOwn(outside, id)) return outside[id];
     return data.hiddenNodes.get(id);
-  }
-
-  // Layer and number of a feature; of others the layer, if they have one.
-  function nameOf(node) {
-    if (!isFeature(node)) return Number.isFinite(+node.layer) ? `L${+node.layer}` : '';
-    return `L${node.layer}/${util.cantorUnpair(node.feature)[1]}`;
   }
 
   const labelOf = node => node.ppClerp || node.clerp || '';

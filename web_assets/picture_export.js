@@ -71,7 +71,8 @@
     const edge = {stroke: style.borderTopColor, 'stroke-width': parseFloat(style.borderTopWidth)};
     if (style.clipPath !== 'none') {
       const d = `M${x + width / 2},${y}L${x + width},${y + height}H${x}Z`;
-      return add(picture, 'path', {d, fill, stroke: '#000', 'stroke-width': 0.7});
+      const stroke = getComputedStyle(box, '::before').backgroundColor;
+      return add(picture, 'path', {d, fill, stroke, 'stroke-width': 1.1});
     }
     const radius = style.borderTopLeftRadius;
     const rx = radius.endsWith('%') ? (width * parseFloat(radius)) / 100 : parseFloat(radius);
@@ -113,6 +114,17 @@
     }
   }
 
+  // What an intervention left of a group's activation.
+  function addShare(picture, share) {
+    const {x, y, width, height} = share.getBoundingClientRect();
+    const {opacity, fontSize, fontFamily} = getComputedStyle(share);
+    const group = add(picture, 'g', {opacity});
+    add(group, 'rect', {x, y, width, height, rx: 3, fill: '#fff', stroke: '#000'});
+    const place = {x: x + width / 2, y: y + height / 2, 'dominant-baseline': 'central'};
+    const font = {'font-size': fontSize, 'font-family': fontFamily, 'text-anchor': 'middle'};
+    add(group, 'text', {...place, ...font}, share.textContent);
+  }
+
   // What is drawn, as an SVG document.
   function draw() {
     const picture = document.createElementNS(SVG, 'svg');
@@ -125,6 +137,7 @@
       else if (element.matches(`svg :is(${DRAWN})`)) addShape(picture, element);
       else if (element.matches('.member-circles, .member-circle')) addBox(picture, element);
       else if (element.matches('.node-text-container > span')) addName(picture, element);
+      else if (element.matches('.worker-share')) addShare(picture, element);
       else continue;
       boxes.push(element.getBoundingClientRect());
     }

@@ -4,10 +4,20 @@
 
 (() => {
   const SPACE = 20; // between rows, as the script asks of dagre
+  const MOST_STRETCH = 2; // more would draw a chain of nodes as a slope
+  const ROUNDS = 100; // in which nodes are moved apart; a crowd that needs more has no room
+
+  window.makeRoom = (graph, width, height) => {
+    const nodes = graph.nodes().map(id => graph.node(id));
+    const size = graph.graph();
+    breakWideRows(nodes, size, width);
+    stretch(nodes, size, width);
+    squeeze(nodes, size, height);
+    moveApart(nodes, size);
+  };
 
   // Break each row that is wider than the subgraph into rows that fit, one below the other.
-  window.breakWideRows = (graph, width) => {
-    const nodes = graph.nodes().map(id => graph.node(id));
+  function breakWideRows(nodes, size, width) {
     const rows = d3.sort(d3.groups(nodes, node => Math.round(node.y)), ([y]) => y);
     let added = 0; // to the height, so far
     for (const [, row] of rows) {
@@ -23,8 +33,47 @@
       });
       added += (count - 1) * height;
     }
-    const size = graph.graph();
     size.height += added;
     size.width = d3.max(nodes, node => node.x + node.width / 2) ?? size.width;
-  };
+  }
+
+  // Put nodes further apart, or closer, along the width.
+  function stretch(nodes, size, width) {
+    const wanted = Math.min(width, size.width * MOST_STRETCH);
+    for (const node of nodes) node.x = within(node.x, node.width, size.width, wanted);
+    size.width = wanted;
+  }
+
+  // Put nodes closer where their rows are higher than the subgraph. None reaches out of it.
+  function squeeze(nodes, size, height) {
+    const wanted = Math.min(height, size.height);
+    for (const node of nodes) node.y = within(node.y, node.height, size.height, wanted);
+    size.height = wanted;
+  }
+
+  // The middle of a box in another space, in which the box lies as far from both ends.
+  function within(middle, length, space, otherSpace) {
+    const room = space - length;
+    const share = room > 0 ? (middle - length / 2) / room : 0.5;
+    return length / 2 + Math.max(0, Math.min(1, share)) * Math.max(0, otherSpace - length);
+  }
+
+  // Move nodes that cover one another to the sides.
+  function moveApart(nodes, size) {
+    const limit = (x, {width}) => Math.max(width / 2, Math.min(size.width - width / 2, x));
+    for (let round = 0; round < ROUNDS; round += 1) {
+      let isDone = true;
+      for (const [i, one] of nodes.entries())
+        for (const other of nodes.slice(i + 1)) {
+          const lacking = (one.width + other.width) / 2 - Math.abs(one.x - other.x);
+          if (lacking <= 0.5) continue;
+          if (Math.abs(one.y - other.y) >= (one.height + other.height) / 2) continue;
+          isDone = false;
+          const direction = one.x < other.x ? 1 : -1;
+          one.x = limit(one.x - (direction * lacking) / 2, one);
+          other.x = limit(other.x + (direction * lacking) / 2, other);
+        }
+      if (isDone) return;
+    }
+  }
 })();

@@ -23,7 +23,9 @@
     const name = path.slice(GRAPHS.length, -'.json'.length);
     const graph = await getFile(path, ...options);
     if (!prepared.has(graph)) prepared.set(graph, prepare(graph, name));
-    return prepared.get(graph);
+    const document = await prepared.get(graph);
+    // The page writes the user's pins and groups into these, and another visit begins anew.
+    return {...document, qParams: structuredClone(document.qParams)};
   };
 
   async function prepare(graph, name) {
@@ -32,8 +34,15 @@
     return describeFeatures(graph, name, await getFile(`./features_of/${name}.json`));
   }
 
+  // Of fields that circuit-tracer's page gives no name, for those who hear the page.
+  const NAMES = {
+    '.graph-prompt-select': 'graph',
+    '.slider-container input': 'pruning: the share of influence that the nodes shown have',
+  };
+
   const initCg = window.initCg;
   window.initCg = async (...options) => {
+    for (const [field, name] of Object.entries(NAMES)) d3.select(field).attr('aria-label', name);
     try {
       return await initCg(...options);
     } catch (error) {

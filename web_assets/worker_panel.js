@@ -34,16 +34,18 @@
     if (outcome?.slug !== page.visState.slug) outcome = null;
     const open = item('.subgraph').append('button').attr('class', 'worker-open');
     const panel = item('.feature-detail').append('div').attr('class', 'worker-panel');
-    const draw = () => {
-      open.text(isOpen ? 'Close' : 'Intervene and steer');
-      panel.style('display', isOpen ? '' : 'none');
-      writeShares(page);
-      if (isOpen) drawPanel(panel, page, draw);
-    };
-    open.on('click', () => {
+    const toggle = () => {
       isOpen = !isOpen;
       draw();
-    });
+      if (!isOpen) open.node().focus();
+    };
+    const draw = () => {
+      open.attr('aria-expanded', isOpen);
+      panel.classed('is-open', isOpen);
+      writeShares(page);
+      if (isOpen) drawPanel(panel, page, draw, toggle);
+    };
+    open.text('Intervene and steer').on('click', toggle);
     // The subgraph is drawn anew whenever pins, groups or their names change.
     new MutationObserver(draw).observe(page.cgSel.select('.subgraph').node(), {childList: true});
     draw();
@@ -69,13 +71,11 @@
   const keyOf = (slug, node) =>
     JSON.stringify([slug, ...d3.sort(node.memberNodes.map(member => member.nodeId))]);
 
-  const indexOf = node => util.cantorUnpair(node.feature)[1];
-
   const asFeature = node => ({
     layer: +node.layer,
-    index: indexOf(node),
+    index: indexOfFeature(node),
     position: node.ctx_idx,
-    kind: node.feature_type === 'lorsa' ? 'lorsa' : 'transcoder',
+    kind: isLorsa(node) ? 'lorsa' : 'transcoder',
     activation: node.activation ?? null,
   });
 
@@ -84,9 +84,11 @@
     return HAS_NUMBER.has(choice) && !Number.isFinite(number) ? {} : CHOICES[choice][1](number);
   }
 
-  function drawPanel(panel, page, redraw) {
+  function drawPanel(panel, page, redraw, close) {
+    const state = stateOf(panel);
     panel.text('');
-    panel.append('div').attr('class', 'section-title').text('Intervene and steer');
+    const title = panel.append('div').attr('class', 'section-title').text('Intervene and steer');
+    title.append('button').attr('class', 'worker-close').text('Close').on('click', close);
     const rows = rowsOf(page);
     const body = panel.append('div').attr('class', 'worker-body');
     connectedWorker().then(
@@ -95,10 +97,28 @@
         drawRows(body, page, rows, redraw);
         drawButtons(body, page, rows, name, redraw);
         if (outcome) outcome.draw(body.append('div').attr('class', 'worker-outcome'));
+        restore(panel, state);
       },
       () => body.append('p').text('The viewer has ended. Start it again and reload the page.'),
     );
   }
+
+  // Where the user is in a panel that is drawn anew: how far its rows are scrolled, and the name of
+  // the field or button that has the focus.
+  function stateOf(panel) {
+    const {activeElement} = document;
+    const focused = panel.node().contains(activeElement) && nameOfField(activeElement);
+    return {scrolled: panel.select('.worker-rows').node()?.scrollTop ?? 0, focused};
+  }
+
+  function restore(panel, {scrolled, focused}) {
+    panel.select('.worker-rows').property('scrollTop', scrolled);
+    if (!focused) return;
+    const fields = panel.selectAll('button, select, input').nodes();
+    fields.find(field => nameOfField(field) === focused)?.focus({preventScroll: true});
+  }
+
+  const nameOfField = field => field.getAttribute('aria-label') ?? field.textContent;
 
   function drawHowToConnect(body) {
     const [before, command, after] = HOW_TO_CONNECT;
@@ -134,7 +154,7 @@
   function placeOf(row, data) {
     if (row.isGroup) return row.features.length === 1 ? '1 feature' : `${row.features.length} features`;
     const [node] = row.features;
-    return `L${+node.layer}/${indexOf(node)} at “${data.metadata.prompt_tokens[node.ctx_idx]}”`;
+    return `${nameOf(node)} at “${data.metadata.prompt_tokens[node.ctx_idx]}”`;
   }
 
   function drawChoice(line, row, redraw) {
@@ -284,7 +304,8 @@
     cgSel.selectAll('.subgraph .supernode-container').each(function ({node}) {
       const share = outcome.shares.get(keyOf(visState.slug, node));
       if (share === undefined) return;
-      const badge = d3.select(this).append('div').attr('class', 'worker-share');
+      const badge = d3.select(this).select('.member-circles').append('div');
+      badge.attr('class', 'worker-share').attr('title', 'activation, of what it is unchanged');
       badge.text(inPercent(share)).classed('is-stale', Boolean(outcome.isStale));
     });
   }

@@ -30,7 +30,6 @@ for (const [name, count] of [['clearRect', () => 0], ['lineTo', lines => (lines 
 }
 """
 
-# The README's picture: what is pinned, grouped and clicked.
 CLICKED = "2_157_4"
 PINNED = (
     *("E_1165_1", "E_719_2", "E_383_3", "E_379_4", "0_110_4", "1_120_4", "1_373_4"),
@@ -209,8 +208,23 @@ def test_pins_are_kept_in_the_address_and_no_save_is_offered(page, url, graphs):
     assert subgraph.locator(".member-circle").count() == len(PINNED)
     assert subgraph.locator("path.link-path").count() > len(GROUPS)
     assert not page.locator(".save-button").is_visible()
-    page.mouse.move(5, 5)
-    keep_screenshot(page, "graph")
+
+
+def test_automatic_groups_and_a_feature_are_seen_together(page, tmp_path):
+    """The README's picture."""
+    job = {"action": "generate-graph", "prompt": PROMPTS["french"], "slug_identifier": "auto"}
+    graph = ask({**job, "max_n_logits": 5, "desired_logit_prob": 0.999, "supernodes": "auto"})
+    path = tmp_path / "auto.json"
+    path.write_text(json.dumps(graph))
+    with showing([path]) as url:
+        show(page, url, clickedId=CLICKED)
+        page.get_by_text("Fires in 44").wait_for()
+        subgraph = page.locator(".subgraph")
+        for label, *_ in graph["qParams"]["supernodes"]:
+            subgraph.get_by_text(label, exact=True).wait_for()
+        page.mouse.move(5, 5)
+        page.locator(".tooltip-hidden").wait_for(state="attached")
+        keep_screenshot(page, "graph")
 
 
 def test_a_ctrl_click_pins_g_groups_and_a_reload_keeps_both(page, url):

@@ -1,6 +1,7 @@
 """The page of two graphs beside each other, in a real browser."""
 
 import json
+from itertools import pairwise
 from urllib.parse import urlencode
 
 import pytest
@@ -10,6 +11,7 @@ from tests.support.browser import chromium, keep_screenshot, needs_chromium, wat
 from tests.support.complete_viewer_graphs import complete, marked_up_complete
 from tests.support.demo_worker import ask
 from tests.support.hostile_graphs import MARKUP, marked_up
+from tests.support.large_graphs import large_graph
 from tests.support.viewer_page import assert_only_its_own_elements, boxes, hover
 from tests.support.viewer_server import showing
 
@@ -190,6 +192,44 @@ def test_the_graph_s_page_leads_there_and_back_and_the_choice_changes_a_side(pag
     page.get_by_role("link", name="open").first.click()
     page.locator(".subgraph").first.wait_for()
     assert page.locator(".graph-prompt-select").input_value() == "spanish"
+
+
+def test_the_two_are_told_apart_without_colour(page, url):
+    show(page, url, a="french", b="spanish")
+    style = """css => {
+        const {fill, strokeWidth} = getComputedStyle(document.querySelector(`text.node.${css}`));
+        return [d3.hsl(fill).l > 0.9, parseFloat(strokeWidth) > 1];
+    }"""
+    assert page.evaluate(style, "in-both") == [False, False]  # full, with a thin edge
+    assert page.evaluate(style, "in-one") == [True, True]  # hollow, with a thick edge
+    legend = page.locator(".legend > span").all_text_contents()
+    assert legend == ["● feature in both", "● only here", "■ token, prediction", "◆ error"]
+
+
+def test_the_names_at_the_axes_of_two_large_graphs_cover_nothing(page, tmp_path):
+    path = tmp_path / "large.json"
+    path.write_text(json.dumps(large_graph()))
+    with showing([path]) as url:
+        show(page, url)
+        keep_screenshot(page, "compare-large")
+        found = page.evaluate(
+            """() => ['.tabs button', '.graph-choice', '.side .axis text, .side .prompt-token text']
+                .map(css => [...document.querySelectorAll(css)]
+                    .filter(element => element.getClientRects().length)
+                    .map(element => element.getBoundingClientRect().toJSON()))"""
+        )
+    tabs, choosers, names = found
+    assert len(names) > 40
+    assert max(name["bottom"] for name in names) <= min(tab["top"] for tab in tabs)
+    assert min(name["top"] for name in names) >= max(box["bottom"] for box in choosers)
+    for side in ("A", "B"):
+        places = page.evaluate(
+            """side => [...document.querySelectorAll(`[data-side=${side}] .prompt-token text`)]
+                .filter(name => name.getClientRects().length)
+                .map(name => name.getBoundingClientRect().right).sort((a, b) => a - b)""",
+            side,
+        )
+        assert min(after - before for before, after in pairwise(places)) > 7
 
 
 def test_a_single_graph_has_no_link_to_compare_it_and_is_compared_with_itself(page, paths):

@@ -83,7 +83,8 @@ CHANGED = (
     (b"var nodeWidth = 75", b"var nodeWidth = 96"),
     (BOX + b"})", BOX + b" + selForceNodes.find(e => e.node == d).textHeight})"),
     (b"ys(pos.y) - nodeHeight/2", b"ys(pos.y) - (nodeHeight + node.textHeight)/2"),
-    (b"window.dagre.layout(g)", b"window.dagre.layout(g); breakWideRows(g, c.width)"),
+    (b"window.dagre.layout(g)", b"window.dagre.layout(g); makeRoom(g, c.width, c.height)"),
+    (b"append('span').text(d => d.key)", b"append('span').text(d => subgraphChoice(d.key))"),
     (CLEAR, b"ctx.canvas.drawn = {links, strokeWidthOffset, colorOverride}; " + CLEAR),
     (b"localStorage.", b"sessionStorage."),
 )

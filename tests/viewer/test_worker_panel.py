@@ -197,6 +197,30 @@ def test_a_changed_choice_pales_the_last_answer(page, url):
     assert page.locator(".worker-share.is-stale").count() > 0
 
 
+def test_a_choice_made_by_keys_keeps_the_focus_and_the_place_in_the_list(page, url):
+    page.set_viewport_size({"width": 1280, "height": 500})
+    show(page, url, groups=())
+    rows = page.locator(".worker-rows")
+    menu = page.locator(".worker-row select").last
+    menu.focus()
+    scrolled = rows.evaluate("rows => (rows.scrollTop = rows.scrollHeight, rows.scrollTop)")
+    assert scrolled > 0
+    page.keyboard.press("ArrowDown")
+    page.get_by_role("button", name="Intervene", exact=True).and_(
+        page.locator(":enabled")
+    ).wait_for()
+    assert menu.input_value() == "off"
+    assert menu.evaluate("menu => menu === document.activeElement")
+    assert rows.evaluate("rows => rows.scrollTop") == scrolled
+    page.get_by_role("button", name="Steer", exact=True).focus()
+    page.keyboard.press("Enter")
+    page.locator(".worker-texts").wait_for()
+    page.get_by_role("button", name="Close").press("Enter")
+    opener = page.get_by_role("button", name="Intervene and steer")
+    assert opener.evaluate("button => button === document.activeElement")
+    assert opener.get_attribute("aria-expanded") == "false"
+
+
 def test_features_at_the_leading_token_are_not_offered(page, graph, worker, tmp_path):
     graph = json.loads(json.dumps(graph))
     node = next(node for node in graph["nodes"] if node["node_id"] == "2_157_4")
@@ -231,11 +255,25 @@ def test_what_the_worker_refuses_is_a_sentence_in_the_page(browser, graph, worke
         assert words.inner_text().startswith("model_not_loaded: model_id 'gemma-2-2b'")
 
 
+def test_a_viewer_that_has_ended_is_said_in_the_page(browser, file, worker):
+    page = browser.new_page()
+    try:
+        with showing([file], worker=worker) as url:
+            show(page, url)
+            choose(page, "say basket", "off")
+        page.get_by_role("button", name="Intervene", exact=True).click()
+        words = page.locator(".worker-error")
+        words.wait_for()
+        assert words.inner_text() == "the viewer has ended; start it again and reload the page"
+    finally:
+        page.close()
+
+
 def test_a_question_says_how_far_it_is_and_can_be_cancelled(page, url):
     model = get_model(demo_settings()).model
     show(page, url)
     choose(page, "L2/125", "off")
-    handle = model.blocks[0].register_forward_pre_hook(lambda *_: time.sleep(0.5))
+    handle = model.blocks[0].register_forward_pre_hook(lambda *_: time.sleep(2))
     try:
         page.get_by_role("button", name="Steer", exact=True).click()
         page.locator(".worker-state").get_by_text(re.compile("generating, position")).wait_for()
