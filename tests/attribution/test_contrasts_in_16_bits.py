@@ -1,6 +1,5 @@
 """Contrasts in 16 bits: as near the float32 truth as circuit-tracer's edges are."""
 
-from itertools import combinations
 from typing import Any
 
 import pytest
@@ -41,13 +40,15 @@ def numbers(found: Contrast) -> Numbers:
 
 def prompts_of(*models: Any) -> tuple[list[int], list[int]]:
     """Two prompts that are continued in different ways, by all of these models alike."""
-    predicted = [
-        {int(steering.next_token_logits(model, prompt).argmax()) for model in models}
-        for prompt in PROMPTS
-    ]
-    for one, other in combinations(range(len(PROMPTS)), 2):
-        if len(predicted[one]) == len(predicted[other]) == 1 and predicted[one] != predicted[other]:
-            return PROMPTS[one], PROMPTS[other]
+    first: tuple[list[int], set[int]] | None = None
+    for prompt in PROMPTS:
+        predicted = {int(steering.next_token_logits(model, prompt).argmax()) for model in models}
+        if len(predicted) > 1:
+            continue
+        if first is None:
+            first = prompt, predicted
+        elif predicted != first[1]:
+            return first[0], prompt
     raise AssertionError("no two prompts have other predictions")
 
 
