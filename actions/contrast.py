@@ -1,5 +1,6 @@
 """contrast: which features turn a prompt's prediction into another prompt's, and how to steer."""
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -106,6 +107,9 @@ def _steer(
 
     Args:
         names_kinds: whether the model has features of both kinds, which a steer has to tell apart.
+
+    Raises:
+        InvalidInput: `strength` sets a feature to what is no finite number.
     """
     helping = [feature for feature in ranked if feature.effect > 0]
     raised = [f for f in helping if f.other_activation > f.activation]
@@ -113,6 +117,12 @@ def _steer(
     changes: list[tuple[Contrasted, float | None]] = [
         (f, request.strength * f.other_activation - f.activation) for f in raised[: request.n_steer]
     ]
+    for feature, delta in changes:
+        if delta is not None and not math.isfinite(delta):
+            raise InvalidInput(
+                f"strength is {request.strength}, which sets feature {feature.index} of layer "
+                f"{feature.layer} beyond all finite numbers; give a smaller one"
+            )
     changes += [(f, None) for f in lowered[: request.n_steer]]
     return [
         SteerFeature(

@@ -7,6 +7,7 @@ gradient of the difference is carried down the layers once, over the positions f
 each layer it meets what the features write there.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -48,7 +49,7 @@ def contrast(
         check: called between the passes; raises to stop.
 
     Raises:
-        NotFinite: the model's numbers on a prompt overflow in its dtype.
+        NotFinite: the model's numbers on a prompt, or effects, overflow in its dtype.
     """
     if isinstance(model, CompleteModel):
         way = contrast_complete
@@ -56,7 +57,10 @@ def contrast(
         way = _contrast_by_sweep
     else:
         way = contrast_with_library
-    return way(model, prompt, other, position, other_position, check)
+    found = way(model, prompt, other, position, other_position, check)
+    if not all(math.isfinite(feature.effect) for feature in found.features):
+        raise NotFinite.of("the features' effects on the predictions", model.cfg.dtype)
+    return found
 
 
 @torch.inference_mode()

@@ -27,7 +27,7 @@ from torch import Tensor
 from errors import NotFinite
 from steering.engine import HookPoint, Hooks, Passes
 from steering.passes import passes_of
-from steering.readers import Feature, FeatureReader
+from steering.readers import Feature, FeatureReader, longest_written, without_too_large
 
 
 def feature_activations(
@@ -109,6 +109,7 @@ def intervention_hooks(
             device=passes.model.cfg.device,
         )
         decoders = reader.decoders()[:, reader.at.column]
+        targets = without_too_large(targets, longest_written(decoders))
         read = partial(_read_deltas, layer, reader, targets, decoders, pending)
         hooks[layer, "feature input"] = read
         if reader.reads_earlier:

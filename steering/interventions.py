@@ -19,7 +19,7 @@ from torch import Tensor
 from errors import InvalidInput, NotFinite, OutOfMemory
 from steering.engine import HookPoint, Passes
 from steering.passes import passes_of
-from steering.readers import Feature, FeatureReader
+from steering.readers import Feature, FeatureReader, longest_written, without_too_large
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def intervene(
                 logger.warning("out of memory: running %d experiments at once", at_once)
                 continue
             new_logits, new_activations = run
-            _check_finite(model, new_logits, new_activations, done)
+            _check_finite(model, new_logits, new_activations, batch, done)
             # Each batch has the prompt without experiments, which is kept once.
             logits.append(new_logits[min(done, 1) :])
             activations.append(new_activations[min(done, 1) :])
@@ -122,16 +122,21 @@ def _attempt(batch: "_Batch", token_ids: Sequence[int]) -> tuple[Tensor, Tensor]
         return None
 
 
-def _check_finite(model: Any, logits: Tensor, activations: Tensor, done: int) -> None:
+def _check_finite(
+    model: Any, logits: Tensor, activations: Tensor, batch: Sequence[Experiment], done: int
+) -> None:
     """Raise NotFinite for the prompt or the first experiment that has other numbers."""
     finite = logits.isfinite().all(1).cpu() & activations.isfinite().all(1)
     if finite.all():
         return
     if not finite[0]:
         raise NotFinite.of("the model's numbers on this prompt", model.cfg.dtype)
+    n = int(finite.int().argmin()) - 1
+    if not any(batch[n].values()):  # an ablation has nothing that could be smaller
+        raise NotFinite.of(f"the model's numbers under experiments[{done + n}]", model.cfg.dtype)
     name = str(model.cfg.dtype).removeprefix("torch.")
     raise NotFinite(
-        f"experiments[{done + int(finite.int().argmin()) - 1}]: the activations that it sets drive "
+        f"experiments[{done + n}]: the activations that it sets drive "
         f"the model's numbers out of the range of {name}; use smaller scales or values"
     )
 
@@ -162,6 +167,7 @@ class _LayerFeatures:
     ) -> None:
         self.read, self._column = reader, reader.at.column
         self._decoders = reader.decoders()
+        self.lengths = longest_written(self._decoders)[self._column]
         at: dict[int, list[int]] = defaultdict(list)
         for n, (_, position, _) in enumerate(features):
             at[position].append(n)
@@ -194,6 +200,7 @@ class _Batch:
         self._passes, self._layers, self._frozen, self._check = passes, layers, frozen, check
         self._experiments = experiments
         self._held = passes.layers_of(frozen.layers)
+        self._freezes_norms = len(frozen.layers) == passes.model.cfg.n_layers
         self._acts_into: dict[int, Tensor] = {}  # layer -> activations of its features
         self._pending: dict[int, Tensor] = {}  # layer -> what is to be added at its output
         self._through_skip: dict[int, Tensor] = {}  # layer -> what changes there behind a freeze
@@ -201,12 +208,11 @@ class _Batch:
     def run(self, token_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Logits (n_rows, d_vocab), and activations (n_rows, n_features) on the CPU."""
         n_rows, frozen = 1 + len(self._experiments), self._frozen
-        n_layers = self._passes.model.cfg.n_layers
         logits = self._passes.last_logits(
             self._passes.tokens([token_ids] * n_rows),
             self._hooks(),
             freeze_attention=frozen.attention or bool(frozen.layers),
-            freeze_norms=len(frozen.layers) == n_layers,
+            freeze_norms=self._freezes_norms,
         )
         n_features = sum(len(layer.columns) for layer in self._layers.values())
         activations = torch.zeros(n_rows, n_features)
@@ -247,6 +253,8 @@ class _Batch:
         written = self._written(layer)
         if not written:  # as if nothing were set
             is_set = torch.zeros_like(is_set)
+        if not self._freezes_norms:
+            targets = without_too_large(targets, layer.lengths)
         deltas = torch.where(is_set, targets - own, 0.0)
         self._acts_into[number] = torch.where(is_set, targets, read)
         for to in written:

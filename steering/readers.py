@@ -10,6 +10,11 @@ from torch import Tensor
 
 from attribution.transcoder_layer import TranscoderLayer
 
+# The longest vector that a feature may write. Norms sum squares in float32: where what they read is
+# longer than 2e19, the sum is infinite and what they give is 0, which is finite and wrong. At a
+# position the vectors of ten thousand features may add up.
+_LONGEST_WRITTEN = 1e15
+
 # A layer, a position, an index. Layers are those of the transcoders; in a complete replacement
 # model they are its sublayers: 2l is the attention of layer l, 2l + 1 its MLP.
 Feature = tuple[int, int, int]
@@ -39,6 +44,27 @@ class FeatureReader(Protocol):
     def begin(self, acts: Tensor) -> None:  # noqa: ARG002 - most read their own position alone
         """Take in the last row of a text, which the calls go on with one after another."""
         return
+
+
+def longest_written(decoders: Tensor) -> Tensor:
+    """The length of the longest vector that a unit of each feature writes, (n_features,) float32.
+
+    Args:
+        decoders: (n_layers_written, n_features, d_model).
+    """
+    return torch.linalg.vector_norm(decoders, dim=-1, dtype=torch.float32).amax(0)
+
+
+def without_too_large(values: Tensor, lengths: Tensor) -> Tensor:
+    """The activations, with infinity for those with which a feature writes more than norms take.
+
+    What is infinite spreads to the logits, which are checked.
+
+    Args:
+        values: (..., n_features) float32; NaN stays.
+        lengths: of each feature, `longest_written`.
+    """
+    return values.masked_fill(values.abs() * lengths > _LONGEST_WRITTEN, torch.inf)
 
 
 class Places:

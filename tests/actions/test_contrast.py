@@ -123,6 +123,7 @@ def test_slopes_are_the_edges_of_a_graph_to_the_difference(
         ({"position": 0}, "position is 0, which has no features; the first that has is 1"),
         ({"n_steer": 0}, "n_steer"),
         ({"strength": 0}, "strength"),
+        ({"strength": 1.7e308}, r"strength is 1.7e\+308, which sets feature 146 of layer 2 beyond"),
         ({"other_promt": "x"}, "did you mean other_prompt"),
     ],
 )

@@ -40,8 +40,18 @@ STEER = {
 }
 INTERVENE = {"action": "intervene", **EXAMPLES["intervene"]}
 CONTRAST = {"action": "contrast", **EXAMPLES["contrast"]}
+GROUPED = {
+    **GRAPH,
+    "supernodes": "auto",
+    "attribution_targets": [
+        {"plus": [" basket"], "minus": [" tennis"]},
+        {"layer": 2, "index": 157, "position": 4},
+        " basket",
+    ],
+}
 ACTIONS = {
     "generate-graph": GRAPH,
+    "graph of targets, in groups": GROUPED,
     "steer": STEER,
     "forward-pass": FORWARD,
     "parse": PARSE,
@@ -106,8 +116,9 @@ def test_the_demo_answers_every_action_in_16_bits(dtype, cuda, monkeypatch):
     best, expected_best = (f["salient_logits"][0] for f in (forward, expected_forward))
     assert best["token"] == expected_best["token"]
     assert math.isclose(best["probability"], expected_best["probability"], abs_tol=CLOSE[dtype])
-    graph = answers["generate-graph"]
-    assert share_of_nodes(graph, expected["generate-graph"]) >= 0.8
+    for name in ("generate-graph", "graph of targets, in groups"):
+        assert share_of_nodes(answers[name], expected[name]) >= 0.8
+    assert answers["graph of targets, in groups"]["qParams"]["supernodes"]
     assert answers["steer"]["STEERED_GENERATION"].startswith(PROMPT)
     assert answers["parse"] == expected["parse"]
     for n in range(2):
@@ -142,7 +153,9 @@ def test_a_job_is_answered_in_the_pools_thread(cuda, monkeypatch, caplog):
 
 
 @emulated_only
-@pytest.mark.parametrize("action", ["generate-graph", "steer", "forward-pass"])
+@pytest.mark.parametrize(
+    "action", ["generate-graph", "steer", "forward-pass", "intervene", "contrast"]
+)
 def test_a_device_that_is_full_is_an_error_to_act_on_and_the_next_job_is_answered(
     action, cuda, monkeypatch
 ):
@@ -181,9 +194,11 @@ def test_every_family_is_read_onto_the_device_and_answers(family, lazy, dtype, c
     }
     on_cpu, settings = demo_settings(**chosen), Settings(_env_file=None, device="cuda", **chosen)
     loaded = served(on_cpu, monkeypatch)
-    bodies = family_bodies(loaded)
+    bodies = family_bodies(loaded, with_experiments=lazy and dtype == "float32")
     if cuda is not None and attribution.method_for(loaded.model) == "circuit-tracer":
-        del bodies["generate-graph"]  # by gradients, which the emulated device has none of
+        # By gradients, which the emulated device has none of.
+        del bodies["generate-graph"]
+        bodies.pop("contrast", None)
     expected = {name: ask(body, on_cpu) for name, body in bodies.items()}
     loaded = served(settings, monkeypatch)
     assert {(p.device.type, str(p.dtype)) for p in loaded.model.parameters()} == {
@@ -200,18 +215,49 @@ def test_every_family_is_read_onto_the_device_and_answers(family, lazy, dtype, c
             assert math.isclose(*probabilities, abs_tol=CLOSE[dtype])
 
 
-def family_bodies(loaded):
+def family_bodies(loaded, *, with_experiments):
     text = {"prompt": "The capital of France is"}
     if loaded.tokenizer.chat_template is not None:
         text = {"messages": [user("The capital of France is")]}
     graph = {key: value for key, value in GRAPH.items() if key != "prompt"}
     where = {"token_active_position": 2, "steer_position": 3}
     feature = {"layer": 1, "index": 5, **where, "delta": 3.0}
-    return {
+    bodies = {
         "forward-pass": {"action": "forward-pass", **text},
         "generate-graph": {**graph, **text, "max_feature_nodes": 40},
         "steer": {"action": "steer", **text, "features": [feature], "n_tokens": 2},
     }
+    if not with_experiments:
+        return bodies
+    site = {"layer": 1, "index": 5, "position": 3}
+    experiments = {
+        "groups": {"a": [site]},
+        "experiments": [[{"group": "a", "value": 3.0}], [{"group": "a", "value": -2.0}], []],
+        "constrained_layers": [1, 2],
+    }
+    bodies["intervene"] = {"action": "intervene", **text, **experiments}
+    other = other_prompt(loaded, text)
+    if loaded.entry.model != "openai-community/gpt2":  # which predicts one token whatever it reads
+        assert other
+        bodies["contrast"] = {"action": "contrast", **text, **other, "top_k": 0}
+    return bodies
+
+
+def other_prompt(loaded, text):
+    """A prompt of the same form, after which the model predicts something else."""
+    start = {"action": "forward-pass", "max_n_logits": 1}
+    entry = loaded.entry
+    settings = demo_settings(model_id=entry.model, transcoder_set=entry.transcoder_set)
+
+    def predicted(of):
+        return ask({**start, **of}, settings)["salient_logits"][0]["token_id"]
+
+    mine = predicted(text)
+    for words in ("The", "a b c", "Paris", "1 2 3", "is of the", "capital", "France of"):
+        other = {"messages": [user(words)]} if "messages" in text else {"prompt": words}
+        if predicted(other) != mine:
+            return {f"other_{name}": value for name, value in other.items()}
+    return {}
 
 
 def share_of_nodes(graph, expected):

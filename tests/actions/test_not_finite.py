@@ -38,6 +38,12 @@ BODIES = {
         "action": "generate-graph", "prompt": PROMPT, "attribution_targets": [" the"],
         "max_feature_nodes": 20,
     },
+    "intervene": {
+        "action": "intervene", "prompt": PROMPT, "targets": [" the"],
+        "groups": {"a": [{"layer": 1, "index": 7, "position": 3}]},
+        "experiments": [[], [{"group": "a", "scale": 0}]],
+    },
+    "contrast": {"action": "contrast", "prompt": PROMPT, "other_prompt": "The", "position": 3},
 }  # fmt: skip
 
 
@@ -152,8 +158,8 @@ def test_an_activation_that_overflows_is_named_and_no_null(load):
     with torch.no_grad():
         transcoder.W_enc[AT["index"]] = 0
         transcoder.b_enc[AT["index"]] = torch.inf
-    for name in ("steer", "ablation", "steered only, on tokens"):
-        with pytest.raises(NotFinite, match="activations on this prompt are not finite") as raised:
+    for name in ("steer", "ablation", "steered only, on tokens", "intervene", "contrast"):
+        with pytest.raises(NotFinite, match=r"activations on (this|a) prompt are not") as raised:
             ask(BODIES[name], settings)
         assert_says_what_to_do(str(raised.value), "float16")
     for name in ("graph", "graph of every feature", "graph of targets"):
@@ -163,20 +169,39 @@ def test_an_activation_that_overflows_is_named_and_no_null(load):
     assert ask(BODIES["forward-pass"], settings)["salient_logits"]
 
 
-def infinite_decoder(loaded):
-    """The feature is active and writes infinity: what changes it is not finite, nothing else."""
-    transcoder = loaded.model.transcoders[AT["layer"]]
+def large_decoder(loaded, weight=torch.inf):
+    """The feature is active and writes too much: what changes it is not finite, nothing else."""
+    transcoders = loaded.model.transcoders
+    transcoder = getattr(transcoders, "_module", transcoders)[AT["layer"]]  # nnsight wraps them
     with torch.no_grad():
         transcoder.b_enc[AT["index"]] = 50
-        transcoder.W_dec[AT["index"]] = torch.inf
+        transcoder.W_dec[AT["index"]] = weight
 
 
 @pytest.mark.parametrize("changes", [{}, {"steered_output_only": True}, {"freeze_attention": True}])
 def test_an_ablation_is_never_told_to_use_smaller_deltas(load, changes):
     loaded, settings = load("float16")
-    infinite_decoder(loaded)
+    large_decoder(loaded)
     with pytest.raises(NotFinite, match="with these features ablated") as raised:
         ask({**BODIES["ablation"], **changes}, settings)
+    assert_says_what_to_do(str(raised.value), "float16")
+
+
+def test_an_experiment_that_ablates_is_never_told_to_use_smaller_scales(load):
+    loaded, settings = load("float16")
+    large_decoder(loaded, 6e4)
+    with pytest.raises(NotFinite, match=r"numbers under experiments\[1\]") as raised:
+        ask({**BODIES["intervene"], "constrained_layers": "all"}, settings)
+    assert_says_what_to_do(str(raised.value), "float16")
+    assert "scales" not in str(raised.value)
+
+
+@pytest.mark.parametrize("engine", ["transformerlens", "nnsight"])
+def test_an_effect_that_is_not_finite_is_refused_and_no_null(load, engine):
+    loaded, settings = load("float16", engine)
+    large_decoder(loaded)
+    with pytest.raises(NotFinite, match="the features' effects") as raised:
+        ask(BODIES["contrast"], settings)
     assert_says_what_to_do(str(raised.value), "float16")
 
 
@@ -210,5 +235,5 @@ def test_a_default_that_overflows_at_a_later_token_is_not_the_delta_s_fault(load
 
 def test_documents_never_hold_nan_or_infinity(load):
     _, settings = load("float16")
-    graph = ask(BODIES["graph"], settings)
-    json.loads(json.dumps(graph, allow_nan=False))
+    for body in BODIES.values():
+        json.loads(json.dumps(ask(body, settings), allow_nan=False))

@@ -8,7 +8,7 @@ from pathlib import Path
 import circuit_tracer
 import pytest
 import torch
-from circuit_tracer.graph import Graph
+from circuit_tracer.graph import Graph, prune_graph
 
 import attribution
 from attribution import FeatureTarget, LogitDifference
@@ -18,7 +18,8 @@ from delivery import spool_saved
 from delivery.spooling import MEMORY_LIMIT_BYTES
 from errors import Cancelled, Internal
 from graphs import torch_file
-from tests.support.hugging_face_models import shared_model
+from tests.support.cuda_devices import DEVICES, cuda_device, on_cuda
+from tests.support.hugging_face_models import new_model, shared_model
 from tests.support.programs import output_of
 from tests.support.same_graph import assert_agree
 from tests.support.synthetic_graph import make_graph
@@ -90,6 +91,37 @@ def test_in_16_bits_edges_and_activations_are_float32_and_agree_to_rounding(dtyp
     assert torch.equal(ours.activation_values, theirs.activation_values.float())
     off = (ours.adjacency_matrix - theirs.adjacency_matrix).abs().max()
     assert off <= IN_16_BITS[dtype] * theirs.adjacency_matrix.abs().max()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, *IN_16_BITS], ids=str)
+def test_the_file_of_a_cuda_device_is_read_where_there_is_none(dtype, device, tmp_path):
+    model = tiny_model("gemma2", "jump_relu", "mlp", dtype=dtype)
+    expected = attribution.attribute(TOKENS, model, **HOW)
+    with cuda_device(device):
+        graph = attribution.attribute(TOKENS, on_cuda(model), **HOW)
+        assert graph.active_features.is_cuda
+        path = saved(graph, tmp_path / "graph.pt")
+    read = Graph.from_pt(str(path))
+    tensors = [value for value in vars(read).values() if isinstance(value, torch.Tensor)]
+    assert {value.device.type for value in tensors} == {"cpu"}
+    if dtype is torch.float32:
+        assert_agree(read, expected)
+    assert prune_graph(read).node_mask.any()
+
+
+@pytest.mark.parametrize("engine", ["transformerlens", "nnsight"])
+def test_the_file_of_a_graph_without_features_is_read_too(engine, tmp_path):
+    model = tiny_model("gemma2", "jump_relu", "mlp")
+    if engine == "nnsight":
+        model = new_model("nnsight", "llama")
+    transcoders = getattr(model.transcoders, "_module", model.transcoders)
+    for transcoder in transcoders:
+        transcoder.activation_function.threshold.data.fill_(1e4)
+    graph = attribution.attribute(TOKENS, model)
+    read = Graph.from_pt(str(saved(graph, tmp_path / "graph.pt")))
+    assert len(read.active_features) == len(read.selected_features) == 0
+    assert prune_graph(read).node_mask[-len(read.logit_targets) :].all()
 
 
 def test_differences_and_features_keep_their_place_past_the_vocabulary(tmp_path):

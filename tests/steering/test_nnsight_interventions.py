@@ -64,10 +64,44 @@ def test_with_all_layers_held_what_is_set_moves_the_logits_in_proportion(family:
         torch.testing.assert_close(moved[1], 3 * moved[0], atol=5e-5, rtol=1e-3)
 
 
+@pytest.mark.parametrize("frozen", ["free", "attention"])  # the library holds no layers here
+@pytest.mark.parametrize(
+    ("family", "dictionary"),
+    [("gpt-oss", "jump_relu"), ("gpt-oss", "cross_layer_relu"), ("qwen3", "top_k")],
+)
+def test_they_have_the_numbers_of_the_library_on_this_engine(
+    family: str, dictionary: str, frozen: str
+) -> None:
+    model = shared_model("nnsight", family, dictionary)
+    first, *_, last = active = active_features(model)
+    experiments = [{first: 3 * active[first], last: 0.0}, {(1, 4, 9): 2.0}]
+    features = [*active, (1, 4, 9)]
+    held = FROZEN[frozen]
+    found = intervene(model, PROMPT, features, experiments, held)
+    for row, experiment in enumerate([{}, *experiments]):
+        logits, activations = model.feature_intervention(
+            " ".join(f"w{n}" for n in PROMPT[1:]),  # it takes no ids on this engine
+            [(*feature, value) for feature, value in experiment.items()],
+            freeze_attention=held.attention,
+        )
+        torch.testing.assert_close(found.logits[row], logits[0, -1], atol=5e-5, rtol=1e-4)
+        for column, feature in enumerate(features):
+            if feature not in experiment:
+                expected = float(activations[feature])
+                got = float(found.activations[row, column])
+                assert got == pytest.approx(expected, rel=1e-4, abs=5e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_in_16_bits_they_are_near_the_exact_ones(family: str, dtype: torch.dtype) -> None:
-    exact, rounded = shared_model("nnsight", family), new_model("nnsight", family, dtype=dtype)
+@pytest.mark.parametrize(
+    ("family", "dictionary", "skip"),
+    [*BOTH_KINDS, ("gpt-oss", "jump_relu", False), ("gpt-oss", "cross_layer_relu", True)],
+)
+def test_in_16_bits_they_are_near_the_exact_ones(
+    family: str, dictionary: str, skip: bool, dtype: torch.dtype
+) -> None:
+    exact = shared_model("nnsight", family, dictionary, skip)
+    rounded = new_model("nnsight", family, dictionary, skip=skip, dtype=dtype)
     active = active_features(exact)
     for frozen in FROZEN.values():
         truth, found = (

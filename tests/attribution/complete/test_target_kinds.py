@@ -8,12 +8,14 @@ from attribution.complete import attribute, freeze, prune, trace_attention
 from attribution.influence import NodeRanges
 from errors import InvalidInput
 from tests.support.complete_cases import CASES, write_case
-from tests.support.complete_engine import complete_model
+from tests.support.complete_engine import complete_model, in_float32
 from tests.support.cuda_devices import DEVICES, cuda_device
 
 NAMES = ["topk-9", "relu-6", "jumprelu-9", "glu-6", "no-rotary-9", "bfloat16-6", "few-heads-9"]
 DIFFERENCE = LogitDifference((5, 8, 41), (11, 12), "mean[5, 8, 41] - mean[11, 12]")
 TOLERANCE = 1e-5  # of a row's largest entry
+# What 16 bits leave of a row, in parts of its length.
+FAR = {torch.bfloat16: 0.06, torch.float16: 0.01}
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +23,14 @@ def directory(tmp_path_factory):
     return tmp_path_factory.mktemp("cases")
 
 
-def frozen(name, directory, device="cpu"):
+def frozen(name, directory, device="cpu", dtype=torch.float32):
     case = CASES[name]
-    model = complete_model(write_case(directory, case), device=device)
-    return freeze(
-        model, torch.tensor(model.tokenizer.encode(case.prompt, add_special_tokens=False))
-    )
+    model = complete_model(write_case(directory, case), dtype, device=device)
+    return freeze(model, tokens_of(name, model))
+
+
+def tokens_of(name, model):
+    return torch.tensor(model.tokenizer.encode(CASES[name].prompt, add_special_tokens=False))
 
 
 def named(graph, number):
@@ -157,3 +161,41 @@ def test_a_cuda_device_gives_the_cpus_rows(name, device, directory, tmp_path):
     torch.testing.assert_close(graph.logit_probabilities, expected.logit_probabilities)
     for row, other in zip(rows_of_targets(graph), rows_of_targets(expected), strict=True):
         assert_close(row, other)
+
+
+def columns_of(graph):
+    """What a graph's columns but those of its targets are, with their numbers."""
+    features = [tuple(f) for f in graph.active_features[graph.selected_features].tolist()]
+    others = range(len(graph.adjacency_matrix) - len(features) - len(graph.logit_targets))
+    return {name: n for n, name in enumerate([*features, *others])}
+
+
+@pytest.mark.parametrize("device", ["cpu", *DEVICES])
+@pytest.mark.parametrize("dtype", FAR, ids=str)
+@pytest.mark.parametrize("name", ["relu-6", "jumprelu-9", "glu-6", "few-heads-9"])
+def test_in_16_bits_rows_are_near_those_of_the_same_weights_in_float32(
+    name, dtype, device, directory, tmp_path
+):
+    local = frozen(name, directory, dtype=dtype)
+    exact = freeze(in_float32(local.model), tokens_of(name, local.model))
+    truth = attribute(exact)
+    strongest = {}
+    for number, value in enumerate(truth.activation_values.tolist()):
+        sublayer, position, _ = truth.active_features[number].tolist()
+        if position > 1 and value > strongest.get(sublayer, (0.0, None))[0]:
+            strongest[sublayer] = value, named(truth, number)
+    # A Lorsa's and a transcoder's of the third layer, far from their thresholds.
+    how = {"attribution_targets": [strongest[4][1], DIFFERENCE, strongest[5][1]]}
+    truth = attribute(exact, **how)
+    if device == "cpu":
+        graph = attribute(local, **how)
+    else:
+        with cuda_device(device):
+            graph = attribute(frozen(name, tmp_path, "cuda:0", dtype), **how)
+    ours, wanted = columns_of(graph), columns_of(truth)
+    common = sorted(ours.keys() & wanted.keys(), key=str)
+    assert len(common) >= 0.95 * len(wanted)
+    for row, expected in zip(rows_of_targets(graph), rows_of_targets(truth), strict=True):
+        row, expected = row[[ours[c] for c in common]], expected[[wanted[c] for c in common]]
+        assert expected.norm() > 0
+        assert (row - expected).norm() <= FAR[dtype] * expected.norm()
