@@ -38,6 +38,27 @@ def test_arguments_win_over_the_environment(monkeypatch, tmp_path):
     assert settings.token_limit == 32
 
 
+WRONG_ARGUMENTS = [
+    ("--model_di x", "error: there is no option --model_di; did you mean --model_id?"),
+    ("--model-di x", "error: there is no option --model-di; did you mean --model-id?"),
+    ("--model_id demo --transcoder_sett x", "did you mean --transcoder_set?"),
+    ("--prot 5", "error: there is no option --prot; did you mean --port?"),
+    ("--zzz", "error: there is no option --zzz\n"),
+    ("demo", "error: 'demo' is unexpected\n"),
+    ("--model_id", "error: argument --model_id/--model-id: expected one argument"),
+]
+
+
+@pytest.mark.parametrize(("line", "said"), WRONG_ARGUMENTS)
+def test_a_misspelt_option_is_answered_with_what_was_meant(line, said, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        start._parse_arguments(line.split())
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.splitlines()) == 2  # the usage of many options would hide it
+
+
 def environment(**changed):
     hidden = {"SECRET", "MODEL_ID", "TRANSCODER_SET", "PORT"}
     kept = {name: value for name, value in os.environ.items() if name not in hidden}

@@ -30,7 +30,7 @@ from schemas import parse_request
         ("intervene a --experimnet b*0", "there is no option --experimnet; did you mean --exper"),
         ("steer a --qqqq", "error: there is no option --qqqq\n"),
         ("graph a --server htp", "argument --server: 'htp' is none of auto, http, sdk; did you"),
-        ("export a --to pgn", "'pgn' is none of graphml, csv, png; did you mean png?"),
+        ("export a --to pgn", "'pgn' is none of graphml, csv, png, svg; did you mean png?"),
         ("graph Michael Jordan joue au", "a prompt of several words takes quotes around it"),
         ("status a b", "error: 'b' is unexpected\n"),
         ("graph a -z", "a text that begins with - goes behind -- at the end"),
