@@ -277,11 +277,14 @@ def _circuit(args: Namespace, out: Console, err: Console) -> None:
     from remote.circuit_report import as_json, print_report
 
     with _connect(args) as client, Display(err) as display:
-        report = run_circuit(args, lambda job: client.run(job, display, args.timeout))
+        report = run_circuit(
+            args, lambda job: client.run(job, display, args.timeout), client.transcoders
+        )
     if args.json:
         _print_json(as_json(report))
     else:
         print_report(out, report)
+    report.raise_for_failures()
 
 
 def _export(args: Namespace, out: Console, err: Console) -> None:

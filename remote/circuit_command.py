@@ -1,6 +1,7 @@
 """`client.py circuit`: graphs in, what a set of their features is worth out."""
 
 from argparse import Namespace
+from collections.abc import Callable
 from typing import Any
 
 from errors import InvalidInput
@@ -8,15 +9,18 @@ from remote.batch_folder import graph_files
 from remote.circuit_experiments import Ask, Options
 from remote.circuit_report import Report, measure_all
 from remote.circuit_sets import CircuitGraph, FeatureName, Selection
-from remote.graph_reading import check_same_model
+from remote.graph_reading import check_same_model, check_worker_s_set
 
 
-def run_circuit(args: Namespace, ask: Ask) -> Report:
+def run_circuit(args: Namespace, ask: Ask, worker_s_set: Callable[[], str | None]) -> Report:
     """Try the set that the arguments name in each of the graphs.
+
+    Args:
+        worker_s_set: the name of the set that the worker has, where it says so.
 
     Raises:
         WrongFile: a file is no graph, none has a feature of the set, or one is not of the worker's
-            model.
+            model or set.
         InvalidInput: options don't go together.
         WorkerFailure, Unreachable, and what `ask` raises: a job failed or gave nothing usable.
     """
@@ -39,6 +43,7 @@ def run_circuit(args: Namespace, ask: Ask) -> Report:
     first = other or graphs[0]
     for graph in graphs:
         check_same_model(graph.path, graph.metadata, first.path, first.metadata)
+    check_worker_s_set(first.path, first.metadata, worker_s_set())
     if other is not None:
         selection = _everywhere(other, selection)
     return measure_all(graphs, selection, ask, options)

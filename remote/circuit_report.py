@@ -1,7 +1,7 @@
 """The worth of a set of features over graphs, with chance beside, in words and as JSON."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import fsum
 from typing import Any
 
@@ -11,7 +11,7 @@ from rich.table import Table
 from remote.circuit_experiments import Ask, Measured, Options, measure
 from remote.circuit_sets import CircuitGraph, Selection
 from remote.circuit_worth import Chance, Outcome, Span, completeness, necessity
-from remote.errors import WrongFile
+from remote.errors import RowsFailed, WorkerFailure, WrongFile
 from remote.random_sets import TOLERANCE
 from remote.terminal_text import TABLE_STYLE, line, quoted
 
@@ -32,14 +32,22 @@ class Worth:
 
 @dataclass(frozen=True)
 class Report:
-    """`left_out` says of each graph without any feature of the set why it is not measured."""
+    """`left_out` says of each graph without any feature of the set why it is not measured, and
+    `failed` of each whose job failed."""
 
     measured: list[Measured]
     left_out: list[str]
     options: Options
+    failed: list[str] = field(default_factory=list)
 
     def worth_in_all(self) -> Worth:
         return worth_of(self.measured)
+
+    def raise_for_failures(self) -> None:
+        """Raise RowsFailed where the job of a graph failed."""
+        if self.failed:
+            total = len(self.measured) + len(self.failed)
+            raise RowsFailed(f"{len(self.failed)} of {total} graphs failed; it goes without them")
 
 
 def measure_all(
@@ -49,7 +57,8 @@ def measure_all(
 
     Raises:
         WrongFile: no graph has one, or one is not of the worker's model.
-        WorkerFailure, Unreachable, and what `ask` raises: as `measure` does.
+        WorkerFailure: the jobs of all graphs failed; this is the first one's.
+        Unreachable, and what else `ask` raises: as `measure` does.
     """
     chosen: list[tuple[CircuitGraph, frozenset[int]]] = []
     left_out: list[str] = []
@@ -61,11 +70,17 @@ def measure_all(
     if not chosen:
         others = f" (and {len(left_out) - 1} more graphs)" if len(left_out) > 1 else ""
         raise WrongFile(f"{left_out[0]}{others}" if left_out else "there is no graph")
-    measured = [
-        measure(graph, members, ask, options, n_missing=selection.missing(graph))
-        for graph, members in chosen
-    ]
-    return Report(measured, left_out, options)
+    measured: list[Measured] = []
+    failures: list[WorkerFailure] = []
+    for graph, members in chosen:
+        missing = selection.missing(graph)
+        try:
+            measured.append(measure(graph, members, ask, options, n_missing=missing))
+        except WorkerFailure as failure:
+            failures.append(failure)
+    if not measured:
+        raise failures[0]
+    return Report(measured, left_out, options, [str(failure) for failure in failures])
 
 
 def worth_of(measured: Sequence[Measured]) -> Worth:
@@ -112,6 +127,8 @@ def print_report(console: Console, report: Report) -> None:
     _print_metric(console, report)
     for reason in report.left_out:
         console.print(f"left out  {line(reason)}", soft_wrap=True)
+    for reason in report.failed:
+        console.print(f"failed    {line(reason)}", soft_wrap=True)
 
 
 def _explained(report: Report) -> Iterable[str]:
@@ -223,6 +240,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "held": dict(options.held),
         "graphs": [_fields(one) for one in report.measured],
         "left_out": report.left_out,
+        "failed": report.failed,
         "all": _worth_fields(report.worth_in_all()),
     }
 

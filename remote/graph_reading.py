@@ -121,6 +121,17 @@ def check_same_model(
         )
 
 
+def check_worker_s_set(path: Path, metadata: Metadata, found: str | None) -> None:
+    """Raise WrongFile for a graph of another set than the worker's, where both are known: a
+    feature's number means something else there."""
+    wanted = metadata.info.transcoder_set
+    if wanted is not None and found is not None and wanted != found:
+        raise WrongFile(
+            f"{path} is of the set {wanted!r}, and the worker has {found!r}; ask a worker with the "
+            "graph's model and set"
+        )
+
+
 def _model(metadata: Metadata) -> tuple[str, str | None]:
     return metadata.scan, metadata.info.transcoder_set
 
