@@ -51,7 +51,9 @@ _PROMPT = [
 ]
 _RENDERED = [_option("prompt", metavar="PROMPT")]
 _FILE = [
-    _option("-o --output", "the graph's file (out/SLUG.json)", type=Path, metavar="FILE"),
+    _option(
+        "-o --output", "the graph's file (out/SLUG.json)", type=written.new_file, metavar="FILE"
+    ),
     _option(
         "--download-url",
         "presigned GET of what --signed-url puts: downloads it and checks its SHA-256",
@@ -185,7 +187,6 @@ _COMPARE = [
     _option("graphs", "files, or folders of batches", nargs="+", type=Path, metavar="GRAPH"),
     _TOP,
 ]
-_FORM = "the form; png needs Chromium or Chrome"
 _EXPORT = [
     _option("graph", type=Path, metavar="FILE"),
     _option(

@@ -1,5 +1,6 @@
 """How values are written on the command line: features, groups, experiments, targets, files."""
 
+import os
 import re
 from argparse import ArgumentTypeError
 from pathlib import Path
@@ -20,7 +21,8 @@ _FEATURE = re.compile(
     r"=(?P<change>0|[+-]\d*\.?\d+([eE][+-]?\d+)?)"
 )
 
-_LONGEST_NAME = 200  # of a file
+_LONGEST_NAME = 200  # of a file, in an error
+_LONGEST_NAME_BYTES = 255  # that file systems take
 _SITE = re.compile(r"((?P<kind>lorsa|transcoder):)?(?P<layer>\d+):(?P<index>\d+):(?P<position>\d+)")
 _NUMBER = r"[+-]?\d*\.?\d+(?:[eE][+-]?\d+)?"
 _CHANGE = re.compile(rf"(?P<group>.+)(?P<how>[*=])(?P<number>{_NUMBER})")
@@ -140,6 +142,36 @@ def messages(name: str) -> Any:
             '[{"role": "user", "content": "What is the capital of France?"}]'
         )
     return messages
+
+
+def new_file(text: str) -> Path:
+    """The name of a file that can be written, looked at before somebody computes what is in it."""
+    path = Path(text)
+    fault = fault_of_place(path)
+    if fault is not None:
+        raise ArgumentTypeError(fault)
+    return path
+
+
+def fault_of_place(path: Path, suffix: str = ".json") -> str | None:
+    """Why no file can be written there, as far as can be seen; None where it can."""
+    n_bytes = len(path.name.encode(errors="surrogateescape"))
+    if n_bytes == 0:
+        return "name a file"
+    if n_bytes > _LONGEST_NAME_BYTES:
+        return f"its name has {n_bytes} bytes, and a file's has {_LONGEST_NAME_BYTES} at most"
+    try:
+        if path.is_dir():
+            example = path / f"graph{suffix}"
+            return f"{path} is a folder; name a file in it, such as {example}"
+        if path.exists() and not path.is_file():  # such as /dev/null, which would be replaced
+            return f"{path} is no plain file; name one, or a file that isn't there yet"
+        above = next(folder for folder in path.parents if folder.exists())
+    except (OSError, ValueError):  # a part of it is too long, or has a null character
+        return f"{str(path)[:_LONGEST_NAME]!r} is no file's name"
+    if not above.is_dir():
+        return f"{above} is no folder"
+    return None if os.access(above, os.W_OK | os.X_OK) else f"{above} can't be written"
 
 
 def header(text: str) -> tuple[str, str]:
