@@ -199,7 +199,12 @@ _EXPORT = [
 ]
 _VIEW = [
     _option("files", nargs="+", type=Path, metavar="FILE"),
-    _option("--port", "on loopback (8046, or the next free one); 0 takes a free one", type=int),
+    _option(
+        "--port",
+        "on loopback (8046, or the next free one); 0 takes a free one",
+        type=written.port,
+        metavar="INT",
+    ),
     _option("--no-browser", "only serve, open nothing", action="store_true"),
     _option(
         "--worker",

@@ -79,14 +79,7 @@ def read_graph(path: Path) -> GraphFile:
     Raises:
         WrongFile: there is none in the file, or it is not whole.
     """
-    try:
-        content = _content(path)
-    except OSError as error:
-        raise WrongFile(f"{path}: {error.strerror or 'it is no gzipped file'}") from None
-    except (EOFError, zlib.error):
-        raise WrongFile(f"{path}: it can't be unpacked, it is not a whole gzipped file") from None
-    if len(content) > _LARGEST_BYTES:
-        raise WrongFile(f"{path}: it has more than {_LARGEST_BYTES / 1e6:.0f} MB")
+    content = content_of(path)
     try:
         fields = orjson.loads(content)
         document = _Document.model_validate(fields)
@@ -107,6 +100,23 @@ def read_graph(path: Path) -> GraphFile:
         document.links,
         document.qParams,
     )
+
+
+def content_of(path: Path) -> bytes:
+    """What is in a file, unpacked where it is gzipped.
+
+    Raises:
+        WrongFile: it can't be read.
+    """
+    try:
+        content = _content(path)
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise WrongFile(f"{path}: it can't be unpacked, it is not a whole gzipped file") from None
+    except OSError as error:
+        raise WrongFile(f"{path}: {error.strerror or type(error).__name__}") from None
+    if len(content) > _LARGEST_BYTES:
+        raise WrongFile(f"{path}: it has more than {_LARGEST_BYTES / 1e6:.0f} MB")
+    return content
 
 
 def check_same_model(

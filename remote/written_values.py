@@ -10,7 +10,10 @@ import orjson
 
 from contract.json_text import NotJson, read_json
 from remote import meant_values
+from remote.errors import WrongFile
+from remote.graph_files import begins_as_torch_s
 from remote.graph_groups import groups_of
+from remote.graph_reading import content_of
 
 _TARGET_FEATURE = re.compile(
     r"(?P<layer>\d+):(?P<index>\d+):(?P<position>\d+)(:(?P<kind>transcoder|lorsa))?"
@@ -22,10 +25,12 @@ _FEATURE = re.compile(
 )
 
 _LONGEST_NAME = 200  # of a file, in an error
+_LAST_PORT = 65535
 _LONGEST_NAME_BYTES = 255  # that file systems take
 _SITE = re.compile(r"((?P<kind>lorsa|transcoder):)?(?P<layer>\d+):(?P<index>\d+):(?P<position>\d+)")
 _NUMBER = r"[+-]?\d*\.?\d+(?:[eE][+-]?\d+)?"
 _CHANGE = re.compile(rf"(?P<group>.+)(?P<how>[*=])(?P<number>{_NUMBER})")
+_CHANGE_LIKE = re.compile(rf"[*=:×]\s*{_NUMBER}\s*$")
 
 
 def feature(text: str) -> dict[str, Any]:
@@ -69,17 +74,29 @@ def group(text: str) -> tuple[str, list[dict[str, Any]]]:
 
 
 def experiment(text: str) -> list[dict[str, Any]]:
-    changes = []
-    for part in text.split(","):
+    changes: list[dict[str, Any]] = []
+    begun: str | None = None
+    for piece in text.split(","):
+        part = piece if begun is None else f"{begun},{piece}"
         found = _CHANGE.fullmatch(part.strip())
         if found is None:
-            raise ArgumentTypeError(
-                f"{part!r} is not GROUP*SCALE or GROUP=VALUE; such as French*0 or Spanish=10.8"
-                f"{meant_values.experiment(part)}"
-            )
+            if _CHANGE_LIKE.search(part):
+                raise _no_experiment(part)
+            begun = part  # names may have commas in them, as '"," → " la"' has
+            continue
+        begun = None
         how = "scale" if found["how"] == "*" else "value"
         changes.append({"group": found["group"], how: float(found["number"])})
+    if begun is not None:
+        raise _no_experiment(begun)
     return changes
+
+
+def _no_experiment(part: str) -> ArgumentTypeError:
+    return ArgumentTypeError(
+        f"{part!r} is not GROUP*SCALE or GROUP=VALUE; such as French*0 or Spanish=10.8"
+        f"{meant_values.experiment(part)}"
+    )
 
 
 def layers(text: str) -> str | list[int]:
@@ -123,9 +140,14 @@ def _json_of(name: str) -> Any:
     if name.lstrip().startswith(("[", "{")):
         raise ArgumentTypeError("it takes the name of a file, and this is JSON: put it in a file")
     try:
-        return read_json(Path(name).read_bytes())
-    except OSError as error:
-        raise ArgumentTypeError(f"{name[:_LONGEST_NAME]}: {error.strerror}") from None
+        content = content_of(Path(name))
+        if begins_as_torch_s(content):
+            raise ArgumentTypeError(
+                f"{name}: it is circuit-tracer's own file of a graph, and this reads JSON"
+            )
+        return read_json(content)
+    except WrongFile as error:
+        raise ArgumentTypeError(str(error)) from None
     except NotJson as error:
         raise ArgumentTypeError(f"{name} is no JSON: {error}") from None
     except ValueError:  # a null character
@@ -189,6 +211,12 @@ def seconds(text: str) -> float:
     if not 0 < seconds < float("inf"):
         raise ArgumentTypeError(f"{text!r} is no number of seconds above 0")
     return seconds
+
+
+def port(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,5}", text) or int(text) > _LAST_PORT:
+        raise ArgumentTypeError(f"{text[:20]!r} is no port; it is a number from 0 to {_LAST_PORT}")
+    return int(text)
 
 
 def count(text: str) -> int:
