@@ -13,7 +13,7 @@ from remote.circuit_sets import CircuitGraph, Selection
 from remote.circuit_worth import Chance, Outcome, Span, completeness, necessity
 from remote.errors import RowsFailed, WorkerFailure, WrongFile
 from remote.random_sets import TOLERANCE
-from remote.terminal_text import TABLE_STYLE, line, quoted
+from remote.terminal_text import TABLE_STYLE, line, print_named, quoted
 
 _LONGEST_PROMPT = 48
 
@@ -110,8 +110,8 @@ def worth_of(measured: Sequence[Measured]) -> Worth:
 def print_report(console: Console, report: Report) -> None:
     """What was tried, the shares with chance beside, and what the model says in each case."""
     console.print()
-    for words in _explained(report):
-        console.print(words, soft_wrap=True)
+    for name, words in _explained(report):
+        print_named(console, f"{name:<10}", words)
     console.print()
     for number, one in enumerate(report.measured, 1):
         words = f"{number}  {_compared(one)} after {_prompt(one)}  {line(str(one.graph.path))}"
@@ -131,16 +131,17 @@ def print_report(console: Console, report: Report) -> None:
         console.print(f"failed    {line(reason)}", soft_wrap=True)
 
 
-def _explained(report: Report) -> Iterable[str]:
+def _explained(report: Report) -> Iterable[tuple[str, str]]:
     options, measured = report.options, report.measured
     thresholds = {one.graph.metadata.node_threshold for one in measured}
     pruned = thresholds - {1.0}
     kept = ", ".join(sorted("?" if t is None else f"{t:g}" for t in thresholds))
     yield (
-        f"features  all that the graph has (node_threshold {kept})"
-        + ("; what was pruned away stays as it is, 1 leaves nothing out" if pruned else "")
+        "features",
+        f"all that the graph has (node_threshold {kept})"
+        + ("; what was pruned away stays as it is, 1 leaves nothing out" if pruned else ""),
     )
-    yield f"metric    {_metric(report)}"
+    yield "metric", _metric(report)
     ratio = _strength_range(measured)
     shared = _mean(
         [random_set.n_shared / len(one.chosen) for one in measured for random_set in one.randoms]
@@ -148,13 +149,14 @@ def _explained(report: Report) -> Iterable[str]:
     if options.n_random:
         equal = "number" if options.strength == "number" else f"number and {options.strength}"
         yield (
-            f"chance    {options.n_random} random sets of the same {equal}{ratio}, which have "
-            f"{shared:.0%} of the set's own features"
+            "chance",
+            f"{options.n_random} random sets of the same {equal}{ratio}, which have "
+            f"{shared:.0%} of the set's own features",
         )
     n_missing = sum(one.n_missing for one in measured)
     if n_missing:
         n_named = sum(one.n_missing > 0 for one in measured)
-        yield f"missing   {n_missing} of the named features, in {n_named} of the graphs"
+        yield "missing", f"{n_missing} of the named features, in {n_named} of the graphs"
 
 
 def _metric(report: Report) -> str:

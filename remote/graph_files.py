@@ -57,7 +57,8 @@ def print_file(console: Console, path: Path) -> None:
     """What the file is, and how it is opened."""
     name, n_bytes = line(str(path)), size(path.stat().st_size)
     console.print(
-        f"\nfile    {name} ({n_bytes}), circuit-tracer's own, of the graph before pruning"
+        f"\nfile    {name} ({n_bytes})"
+        "\n        circuit-tracer's own, of the graph before pruning"
         f'\nopen    circuit_tracer.graph.Graph.from_pt("{name}")',
         soft_wrap=True,
     )
