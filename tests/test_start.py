@@ -203,3 +203,20 @@ def test_a_server_whose_weights_are_damaged_ends_before_it_is_ready(tmp_path, de
     assert "holds NaN" in done.stderr
     assert "see http://" not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_while_it_starts_ends_it_without_a_traceback():
+    halfway = PREPARED + "print('on', flush=True); import time; time.sleep(60)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", halfway],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "on\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == ""
