@@ -9,6 +9,7 @@ from remote.graph_document import GraphDocument
 from remote.labels import Labels
 from remote.node_names import KIND_NAMES, name_of
 from remote.terminal_text import TABLE_STYLE, line
+from viewer import demo_features
 from viewer.descriptions import Example
 
 _ROWS = 8  # as many as the table of the strongest features has
@@ -22,6 +23,9 @@ def print_examples(console: Console, graph: dict[str, Any], labels: Labels) -> N
         graph: a document that was found to be as graph documents are.
     """
     document = GraphDocument.model_validate(graph)
+    metadata = graph["metadata"]
+    if demo_features.is_of_demo(metadata) and not metadata.get("feature_details"):
+        return  # Neuronpedia has none of its features
     nodes = {name_of(node): node for node in document.features()[:_ROWS]}
     descriptions = labels.descriptions(graph["metadata"], nodes)
     table = Table(show_header=False, **TABLE_STYLE)
