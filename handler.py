@@ -153,7 +153,8 @@ def main() -> None:
     settings, listeners = startup.prepare(), []
     is_local = local_job.wanted(settings)
     if is_local:
-        local_job.check(sys.argv[1:])
+        # Where a GPU was promised and isn't there, the start says so.
+        local_job.check(sys.argv[1:], may_lack_job=bool(settings.runpod_gpu_count))
     serves_api = "--rp_serve_api" in sys.argv
     if serves_api:
         from serving import local_api_ports

@@ -12,7 +12,6 @@ Importing this module loads no torch.
 
 from __future__ import annotations
 
-import argparse
 import atexit
 import logging
 import os
@@ -23,6 +22,7 @@ import time
 from collections.abc import Sequence
 
 import logs
+from contract.command_lines import Parser
 from loading import WeightsError, converted, inventory
 from loading.complete_sets import CompleteWeights, engine_of_set, locate_entry
 from loading.entry import ModelEntry
@@ -140,8 +140,8 @@ _COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The commands `list`, `prefetch` and `convert`; returns the exit status."""
-    parser = argparse.ArgumentParser(description="What can be served, and its weights.")
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser = Parser(description="What can be served, and its weights.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command, meaning in _COMMANDS.items():
         subparser = commands.add_parser(command, help=meaning)
         for name in () if command == "list" else _NAMES:
@@ -149,6 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             subparser.add_argument(
                 *flags, dest=name, metavar="VALUE", help=Settings.model_fields[name].description
             )
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser.check_options(arguments)
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value}
     command = given.pop("command")
     try:

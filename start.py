@@ -6,14 +6,15 @@
 Importing this module loads no model and no torch.
 """
 
-import argparse
 import contextlib
 import logging
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import uvicorn
 
+from contract.command_lines import Parser
 from serving import http_bounds, startup
 from serving.http_api import create_app
 from serving.listening import answering_while_loading, front, listen, listening_host
@@ -68,7 +69,7 @@ def server(settings: Settings, loaded: "LoadedModel") -> uvicorn.Server:
 
 def _parse_arguments(arguments: Sequence[str] | None = None) -> dict[str, str | None]:
     """The settings that are given as arguments."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Serve a model over HTTP; without arguments or settings, the demo model."
     )
     for setting in _ARGUMENTS:
@@ -76,6 +77,8 @@ def _parse_arguments(arguments: Sequence[str] | None = None) -> dict[str, str | 
         flags = dict.fromkeys([f"--{argument}", f"--{argument.replace('_', '-')}"])
         description = Settings.model_fields[setting].description
         parser.add_argument(*flags, dest=setting, metavar="VALUE", help=description)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser.check_options(arguments)
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value}
     return given | ({"port": None} if "server_port" in given else {})  # which would win over it
 

@@ -1,5 +1,6 @@
 """What is wrong with a request, in sentences that name each field, its value and the bound."""
 
+import re
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -22,6 +23,13 @@ _FIELDS_WITHIN: dict[str, type[BaseModel]] = {
     "experiments": GroupChange,
     "messages": ChatMessage,
     "other_messages": ChatMessage,
+}
+
+# pydantic's words for what JSON calls an object and a list.
+_EXPECTED = {
+    "dict_type": "input should be an object",
+    "model_type": "input should be an object",
+    "list_type": "input should be a list",
 }
 
 
@@ -51,7 +59,8 @@ def _explain(detail: Any, known: list[str]) -> str:
             return f"{where} is no field of this action; put what it holds in its place"
         close = closest(path[-1], scope)
         hint = f"; did you mean {close}?" if close else f"; known: {', '.join(scope)}"
-        return f"{where or repr(where)} is no field of this action{hint}"
+        owner = "this action" if len(path) == 1 else path[0]
+        return f"{where or repr(where)} is no field of {owner}{hint}"
     if detail["type"] == "missing":
         return f"{where} is required"
     if detail["type"] == "string_unicode":
@@ -60,7 +69,15 @@ def _explain(detail: Any, known: list[str]) -> str:
         return f"{where} {message}, got {quoted(detail['input'])}"
     if detail["type"] == "value_error":
         return f"{where}: {message}" if where else message
-    message = message[0].lower() + message[1:]
+    message = _EXPECTED.get(detail["type"]) or _in_words_of_json(message)
+    if path[-1] == "[key]":  # of an object whose names are chosen by the caller
+        where, message = path[0], message.replace("string", "a name", 1)
     if _PRIVATE & set(path):
         return f"{where}: {message}"
     return f"{where}: {message}, got {quoted(detail['input'])}"
+
+
+def _in_words_of_json(message: str) -> str:
+    message = re.sub(" after validation, not [0-9]+$", "", message)
+    message = message.replace("Dictionary should", "Object should")
+    return message[0].lower() + message[1:]

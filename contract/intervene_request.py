@@ -20,6 +20,7 @@ from contract.quoting import quoted, quoted_list
 MAX_GROUPS = 50
 MAX_EXPERIMENTS = 64
 MAX_REPORTED = 1_000  # each is reported for every experiment
+_MOST_NAMED = 8  # groups in an error
 
 
 class GroupFeature(Schema):
@@ -103,10 +104,14 @@ class InterveneRequest(PromptRequest):
             for j, change in enumerate(experiment):
                 if change.group not in self.groups:
                     close = closest(change.group, self.groups)
-                    known = [quoted(name) for name in self.groups][:8]
-                    hint = f"did you mean {quoted(close)}?" if close else f"known: {known}"
+                    hint = f"did you mean {quoted(close)}?" if close else self._known()
                     raise ValueError(
                         f"experiments[{i}][{j}].group {quoted(change.group)} is no name in "
                         f"groups; {hint}"
                     )
         return self
+
+    def _known(self) -> str:
+        first = ", ".join(map(quoted, list(self.groups)[:_MOST_NAMED]))
+        n_left_out = len(self.groups) - _MOST_NAMED
+        return f"known: {first}" + (f" and {n_left_out} more" if n_left_out > 0 else "")

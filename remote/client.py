@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 import schemas
 from remote.connection import Connection, OnPart
-from remote.errors import Interrupted, Unreachable, WrongTarget
+from remote.errors import Interrupted, RemoteError, Unreachable, WrongTarget
 from remote.jobs import JobStatus, OnProgress, ignore_progress
 from remote.retries import Patience
 from remote.servers import HttpDoor, RunpodEndpoint, SdkApi, Server, find_server
@@ -272,6 +272,14 @@ class Client:
     def health(self) -> dict[str, Any]:
         """What the server reports: Runpod its jobs and workers, the HTTP server its model."""
         return self.server.health()
+
+    def transcoders(self) -> str | None:
+        """The name of the set that the server has, where it says so: `start.py` does."""
+        try:
+            name = self.health().get("transcoders")
+        except RemoteError:
+            return None
+        return name if isinstance(name, str) else None
 
     @property
     def _runpod(self) -> RunpodEndpoint:

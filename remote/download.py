@@ -25,6 +25,7 @@ _PIECE_BYTES = 1024 * 1024
 _LARGEST_RATIO = 100
 _SMALL_BYTES = 1_000_000
 _MOST_REDIRECTS = 5
+_LONGEST_NAME = 200  # bytes of a file's name that fit into its part's
 
 
 def download(
@@ -101,13 +102,32 @@ def _get(session: requests.Session, url: str, limits: Limits, **options: Any) ->
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A new file that becomes `path` at the end, or is deleted after an exception."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(_part_name(path.name))
     try:
-        with part.open("wb") as file:
+        with _naming(path):
+            file = part.open("wb")
+        with file:
             yield file
-        part.replace(path)
+        with _naming(path):
+            part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _part_name(name: str) -> str:
+    # Of a long name the digest, since the longest that a file may have leaves no room.
+    if len(name.encode(errors="surrogateescape")) > _LONGEST_NAME:
+        name = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()
+    return f".{name}.{os.getpid()}.part"
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let errors name the file that was wanted, and not the part that nobody knows."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _write(

@@ -11,7 +11,7 @@
      │    ├── JobTimedOut     Runpod's or the caller's own time limit passed
      │    └── JobGone         Runpod no longer knows it
      ├── NotTheGraph       5  the downloaded object is not the receipt's graph
-     └── RowsFailed        1  prompts of a batch failed; the others are done
+     └── RowsFailed        1  prompts of a batch or graphs failed; the others are done
 
 An invalid request is refused before it is sent, with `errors.InvalidInput` (2). No message
 contains a key, a secret or the query of a signed URL.

@@ -4,11 +4,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from contract.closest import closest
 from contract.json_text import NotJson, is_file_name, read_json
 from errors import WorkerError
-from schemas import parse_request
+from schemas import GenerateGraphRequest, parse_request
 from settings import Settings
 
 _FILE = Path("test_input.json")
@@ -27,6 +28,10 @@ _SDK_FLAGS = {
 _OPTIONS = (*_SDK_OPTIONS, *_SDK_FLAGS)
 _DESCRIPTION = "Serve jobs on Runpod; elsewhere run one job and print a summary."
 _EXAMPLE = '{"input": {"prompt": "Michael Jordan joue au"}}'
+_NO_PLACE = (
+    'format is "pt", a file, and a local run writes JSON; pass signed_url to have the file '
+    "uploaded, or start start.py and ask it with client.py graph --format pt"
+)
 
 
 def wanted(settings: Settings) -> bool:
@@ -34,13 +39,21 @@ def wanted(settings: Settings) -> bool:
     return settings.runpod_webhook_get_job is None and "--rp_serve_api" not in sys.argv
 
 
-def check(arguments: Sequence[str]) -> None:
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SystemExit(f"error  {message}")
+
+
+def check(arguments: Sequence[str], *, may_lack_job: bool = False) -> None:
     """Read the job of `--test_input`, or else of `test_input.json`, as the SDK will.
+
+    Args:
+        may_lack_job: don't mind that there is neither: what the start says matters more.
 
     Raises:
         SystemExit: with one line that says what is wrong and what was probably meant.
     """
-    parser = argparse.ArgumentParser(prog="handler.py", description=_DESCRIPTION)
+    parser = _Parser(prog="handler.py", description=_DESCRIPTION)
     for option, words in _SDK_OPTIONS.items():
         parser.add_argument(option, help=words, metavar="VALUE")
     for flag, words in _SDK_FLAGS.items():
@@ -49,7 +62,10 @@ def check(arguments: Sequence[str]) -> None:
     if others:
         raise SystemExit(f"error  {_unexpected(others[0])}")
     given: str | None = known.test_input
-    fault = _fault_of("--test_input", given) if given else _fault_of_file()
+    if given is not None:
+        fault = _fault_of("--test_input", given)
+    else:
+        fault = None if may_lack_job and not _FILE.exists() else _fault_of_file()
     if fault is not None:
         raise SystemExit(f"error  {fault}")
 
@@ -68,7 +84,7 @@ def _fault_of_file() -> str | None:
     try:
         text = _FILE.read_bytes()
     except FileNotFoundError:
-        return None  # the SDK says so, once the start has said what else is wrong
+        return f"there is no {_FILE} here; give a job with --test_input '{_EXAMPLE}'"
     except OSError as error:
         return f"{_FILE}: {error.strerror}"
     return _fault_of(str(_FILE), text)
@@ -92,7 +108,9 @@ def _fault_of(where: str, text: str | bytes) -> str | None:
         fields = "; put its fields into one" if job.keys() - {"id", "input"} else ""
         return f"{where}: the job has no input{fields}, such as {_EXAMPLE}"
     try:
-        parse_request(job["input"])
+        request = parse_request(job["input"])
     except WorkerError as error:
         return f"{where}: {error}"
+    if isinstance(request, GenerateGraphRequest) and request.signed_url is None:
+        return f"{where}: invalid_input: {_NO_PLACE}" if request.format == "pt" else None
     return None

@@ -16,6 +16,8 @@ from settings import Settings, SettingsError, get_settings, how_threads_wait, re
 
 logger = logging.getLogger(__name__)
 
+_INTERRUPTED = 130  # the exit status that shells use for SIGINT
+
 
 def start(*libraries: str, check: bool) -> Settings:
     """Read the settings, load the process's one model, and return the settings; as both do."""
@@ -39,6 +41,9 @@ def prepare(**overrides: str | None) -> Settings:
     # A terminal that is closed ends the worker as SIGTERM does, then too; `nohup` has it ignored.
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+    # Ctrl-C ends it too, without the traceback of the import that it met; `load` gives it back.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(_INTERRUPTED))
     _close_stdin()
     try:
         settings = read_settings(**overrides) if overrides else get_settings()
@@ -85,6 +90,8 @@ def load(settings: Settings, *libraries: str, check: bool) -> None:
             logger.critical("start: %s", error)
             raise SystemExit(1) from None
         raise SystemExit(f"start: {error}") from None
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     logger.info("identity", extra={"event": identify(loaded, settings).model_dump()})
 
 

@@ -251,6 +251,9 @@ def test_a_local_job_that_is_wrong_is_refused_with_what_was_meant(given, said):
         (["--testinput=" + INPUT], "there is no option --testinput; did you mean --test_input?"),
         (["--rp_serve_apy"], "there is no option --rp_serve_apy; did you mean --rp_serve_api?"),
         (["--zzz"], "there is no option --zzz"),
+        (["--test_input"], "argument --test_input: expected one argument"),
+        (["--test_input", ""], "--test_input is no JSON: it is empty"),
+        (["--test_input", " "], "--test_input is no JSON: it is empty"),
         ([INPUT], "an argument is unexpected; the job is given as --test_input '" + INPUT),
     ],
 )
@@ -274,6 +277,22 @@ def test_a_wrong_file_of_a_local_job_is_refused_before_a_model_is_loaded(tmp_pat
     assert done.returncode == 1
     assert "test_input.json is no JSON: line 1, column 48: there is a } too many" in done.stderr
     assert "/nowhere" not in done.stderr
+
+
+def test_without_a_job_the_program_says_how_to_give_one_before_a_model_is_loaded(tmp_path):
+    done = local_run(tmp_path)
+    assert done.returncode == 1
+    [said] = done.stderr.splitlines()
+    assert said.startswith("error  there is no test_input.json here; ")
+    assert said.endswith(f"--test_input '{INPUT}'")
+
+
+def test_a_file_of_a_graph_has_nowhere_to_go_which_is_said_before_a_model_is_loaded(tmp_path):
+    job = json.dumps({"input": {"prompt": "Michael Jordan joue au", "format": "pt"}})
+    done = local_run(tmp_path, "--test_input", job)
+    assert done.returncode == 1
+    [said] = done.stderr.splitlines()
+    assert said.startswith('error  --test_input: invalid_input: format is "pt", a file')
 
 
 def test_a_right_local_job_is_let_through(tmp_path, monkeypatch):

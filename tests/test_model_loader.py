@@ -294,3 +294,22 @@ def test_the_demo_names_its_end_of_text():
     assert loaded.tokenizer.eos_token_id in loaded.stop_ids
     assert loaded.answers_to("demo")
     assert not loaded.answers_to("google/gemma-2-2b")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("", "the following arguments are required: COMMAND"),
+        ("prefech", "'prefech' is none of the commands list, prefetch, convert; did you mean pre"),
+        ("prefetch --model_di demo", "there is no option --model_di; did you mean --model_id?"),
+        ("--model_id demo prefetch", "there is no option --model_id"),
+        ("list demo", "error: 'demo' is unexpected"),
+    ],
+)
+def test_a_misspelt_command_line_is_answered_with_what_was_meant(line, said, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        model_loader.main(line.split())
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.splitlines()) == 2

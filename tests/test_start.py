@@ -38,6 +38,27 @@ def test_arguments_win_over_the_environment(monkeypatch, tmp_path):
     assert settings.token_limit == 32
 
 
+WRONG_ARGUMENTS = [
+    ("--model_di x", "error: there is no option --model_di; did you mean --model_id?"),
+    ("--model-di x", "error: there is no option --model-di; did you mean --model-id?"),
+    ("--model_id demo --transcoder_sett x", "did you mean --transcoder_set?"),
+    ("--prot 5", "error: there is no option --prot; did you mean --port?"),
+    ("--zzz", "error: there is no option --zzz\n"),
+    ("demo", "error: 'demo' is unexpected\n"),
+    ("--model_id", "error: argument --model_id/--model-id: expected one argument"),
+]
+
+
+@pytest.mark.parametrize(("line", "said"), WRONG_ARGUMENTS)
+def test_a_misspelt_option_is_answered_with_what_was_meant(line, said, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        start._parse_arguments(line.split())
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.splitlines()) == 2  # the usage of many options would hide it
+
+
 def environment(**changed):
     hidden = {"SECRET", "MODEL_ID", "TRANSCODER_SET", "PORT"}
     kept = {name: value for name, value in os.environ.items() if name not in hidden}
@@ -182,3 +203,20 @@ def test_a_server_whose_weights_are_damaged_ends_before_it_is_ready(tmp_path, de
     assert "holds NaN" in done.stderr
     assert "see http://" not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_while_it_starts_ends_it_without_a_traceback():
+    halfway = PREPARED + "print('on', flush=True); import time; time.sleep(60)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", halfway],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "on\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == ""

@@ -1,7 +1,7 @@
 """The worth of a set of features over graphs, with chance beside, in words and as JSON."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import fsum
 from typing import Any
 
@@ -12,8 +12,8 @@ from remote.circuits.experiments import Ask, Measured, Options, measure
 from remote.circuits.random_sets import TOLERANCE
 from remote.circuits.sets import CircuitGraph, Selection
 from remote.circuits.worth import Chance, Outcome, Span, completeness, necessity
-from remote.errors import WrongFile
-from remote.terminal.text import TABLE_STYLE, line, quoted
+from remote.errors import RowsFailed, WorkerFailure, WrongFile
+from remote.terminal.text import TABLE_STYLE, line, print_named, quoted
 
 _LONGEST_PROMPT = 48
 
@@ -32,14 +32,22 @@ class Worth:
 
 @dataclass(frozen=True)
 class Report:
-    """`left_out` says of each graph without any feature of the set why it is not measured."""
+    """`left_out` says of each graph without any feature of the set why it is not measured, and
+    `failed` of each whose job failed."""
 
     measured: list[Measured]
     left_out: list[str]
     options: Options
+    failed: list[str] = field(default_factory=list)
 
     def worth_in_all(self) -> Worth:
         return worth_of(self.measured)
+
+    def raise_for_failures(self) -> None:
+        """Raise RowsFailed where the job of a graph failed."""
+        if self.failed:
+            total = len(self.measured) + len(self.failed)
+            raise RowsFailed(f"{len(self.failed)} of {total} graphs failed; it goes without them")
 
 
 def measure_all(
@@ -49,7 +57,8 @@ def measure_all(
 
     Raises:
         WrongFile: no graph has one, or one is not of the worker's model.
-        WorkerFailure, Unreachable, and what `ask` raises: as `measure` does.
+        WorkerFailure: the jobs of all graphs failed; this is the first one's.
+        Unreachable, and what else `ask` raises: as `measure` does.
     """
     chosen: list[tuple[CircuitGraph, frozenset[int]]] = []
     left_out: list[str] = []
@@ -61,11 +70,17 @@ def measure_all(
     if not chosen:
         others = f" (and {len(left_out) - 1} more graphs)" if len(left_out) > 1 else ""
         raise WrongFile(f"{left_out[0]}{others}" if left_out else "there is no graph")
-    measured = [
-        measure(graph, members, ask, options, n_missing=selection.missing(graph))
-        for graph, members in chosen
-    ]
-    return Report(measured, left_out, options)
+    measured: list[Measured] = []
+    failures: list[WorkerFailure] = []
+    for graph, members in chosen:
+        missing = selection.missing(graph)
+        try:
+            measured.append(measure(graph, members, ask, options, n_missing=missing))
+        except WorkerFailure as failure:
+            failures.append(failure)
+    if not measured:
+        raise failures[0]
+    return Report(measured, left_out, options, [str(failure) for failure in failures])
 
 
 def worth_of(measured: Sequence[Measured]) -> Worth:
@@ -95,8 +110,8 @@ def worth_of(measured: Sequence[Measured]) -> Worth:
 def print_report(console: Console, report: Report) -> None:
     """What was tried, the shares with chance beside, and what the model says in each case."""
     console.print()
-    for words in _explained(report):
-        console.print(words, soft_wrap=True)
+    for name, words in _explained(report):
+        print_named(console, f"{name:<10}", words)
     console.print()
     for number, one in enumerate(report.measured, 1):
         words = f"{number}  {_compared(one)} after {_prompt(one)}  {line(str(one.graph.path))}"
@@ -112,18 +127,21 @@ def print_report(console: Console, report: Report) -> None:
     _print_metric(console, report)
     for reason in report.left_out:
         console.print(f"left out  {line(reason)}", soft_wrap=True)
+    for reason in report.failed:
+        console.print(f"failed    {line(reason)}", soft_wrap=True)
 
 
-def _explained(report: Report) -> Iterable[str]:
+def _explained(report: Report) -> Iterable[tuple[str, str]]:
     options, measured = report.options, report.measured
     thresholds = {one.graph.metadata.node_threshold for one in measured}
     pruned = thresholds - {1.0}
     kept = ", ".join(sorted("?" if t is None else f"{t:g}" for t in thresholds))
     yield (
-        f"features  all that the graph has (node_threshold {kept})"
-        + ("; what was pruned away stays as it is, 1 leaves nothing out" if pruned else "")
+        "features",
+        f"all that the graph has (node_threshold {kept})"
+        + ("; what was pruned away stays as it is, 1 leaves nothing out" if pruned else ""),
     )
-    yield f"metric    {_metric(report)}"
+    yield "metric", _metric(report)
     ratio = _strength_range(measured)
     shared = _mean(
         [random_set.n_shared / len(one.chosen) for one in measured for random_set in one.randoms]
@@ -131,13 +149,14 @@ def _explained(report: Report) -> Iterable[str]:
     if options.n_random:
         equal = "number" if options.strength == "number" else f"number and {options.strength}"
         yield (
-            f"chance    {options.n_random} random sets of the same {equal}{ratio}, which have "
-            f"{shared:.0%} of the set's own features"
+            "chance",
+            f"{options.n_random} random sets of the same {equal}{ratio}, which have "
+            f"{shared:.0%} of the set's own features",
         )
     n_missing = sum(one.n_missing for one in measured)
     if n_missing:
         n_named = sum(one.n_missing > 0 for one in measured)
-        yield f"missing   {n_missing} of the named features, in {n_named} of the graphs"
+        yield "missing", f"{n_missing} of the named features, in {n_named} of the graphs"
 
 
 def _metric(report: Report) -> str:
@@ -223,6 +242,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "held": dict(options.held),
         "graphs": [_fields(one) for one in report.measured],
         "left_out": report.left_out,
+        "failed": report.failed,
         "all": _worth_fields(report.worth_in_all()),
     }
 

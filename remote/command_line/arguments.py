@@ -5,21 +5,21 @@ from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import schemas
 from remote.command_line.field_options import NOT_IN_BATCH, OF_A_ROW, add_fields, is_action
 from remote.command_line.options import COMMANDS, DEFAULT_URL, ON_FILES
 from remote.command_line.suggestions import Parser
+from remote.command_line.written_values import fault_of_place
 
 _EPILOG = """\
 environment (or a .env file):
   RUNPOD_API_KEY  the key for --endpoint
   SECRET          the worker's, sent as x-secret-key with --url
   FEATURE_LABELS  true: as if --labels were given
-  NEURONPEDIA_API_KEY  sent to Neuronpedia for labels, not needed
-  FEATURE_LABELS  true: as if --labels were given
-  NEURONPEDIA_API_KEY  sent to Neuronpedia for labels, not needed
+  NEURONPEDIA_URL, NEURONPEDIA_API_KEY  where labels come from; needs no key
 
 exit codes:
   0    done
@@ -56,7 +56,23 @@ def parse(arguments: Sequence[str] | None = None) -> Namespace:
         parser.error("--download-url is given without --signed-url")
     if args.command == "batch":
         args.job = _job(args)
+    if getattr(args, "output", None) is not None:
+        fault = _fault_of_output(args)
+        if fault is not None:
+            parser.error(f"argument -o/--output: {fault}")
     return args
+
+
+def _fault_of_output(args: Namespace) -> str | None:
+    """Why the output can't be written to the place that was named."""
+    path: Path = args.output
+    if args.command == "export":  # of csv a folder is named
+        return None if args.to == "csv" else fault_of_place(path, f".{args.to}")
+    if args.command == "graph" and args.format != "pt" and path.suffix == ".pt":
+        return "a .pt file is circuit-tracer's own; add --format pt, or name a .json file"
+    if args.command == "graph" and args.format == "pt" and path.suffix == ".json":
+        return "--format pt writes circuit-tracer's own file, and no JSON; name a .pt file"
+    return None
 
 
 def _parser() -> Parser:

@@ -51,7 +51,9 @@ _PROMPT = [
 ]
 _RENDERED = [_option("prompt", metavar="PROMPT")]
 _FILE = [
-    _option("-o --output", "the graph's file (out/SLUG.json)", type=Path, metavar="FILE"),
+    _option(
+        "-o --output", "the graph's file (out/SLUG.json)", type=written.new_file, metavar="FILE"
+    ),
     _option(
         "--download-url",
         "presigned GET of what --signed-url puts: downloads it and checks its SHA-256",
@@ -190,7 +192,6 @@ _COMPARE = [
     _option("graphs", "files, or folders of batches", nargs="+", type=Path, metavar="GRAPH"),
     _TOP,
 ]
-_FORM = "the form; png needs Chromium or Chrome"
 _EXPORT = [
     _option("graph", type=Path, metavar="FILE"),
     _option(
@@ -203,7 +204,12 @@ _EXPORT = [
 ]
 _VIEW = [
     _option("files", nargs="+", type=Path, metavar="FILE"),
-    _option("--port", "on loopback (8046, or the next free one); 0 takes a free one", type=int),
+    _option(
+        "--port",
+        "on loopback (8046, or the next free one); 0 takes a free one",
+        type=written.port,
+        metavar="INT",
+    ),
     _option("--no-browser", "only serve, open nothing", action="store_true"),
     _option(
         "--worker",

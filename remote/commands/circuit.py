@@ -1,6 +1,7 @@
 """`client.py circuit`: graphs in, what a set of their features is worth out."""
 
 from argparse import Namespace
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -11,7 +12,7 @@ from remote.circuits.experiments import Ask, Options
 from remote.circuits.report import Report, as_json, measure_all, print_report
 from remote.circuits.sets import CircuitGraph, NamedFeature, Selection
 from remote.commands.connecting import connect
-from remote.graphs.reading import check_same_model
+from remote.graphs.reading import check_same_model, check_worker_s_set
 from remote.terminal.display import Display
 from remote.terminal.json_output import print_json
 
@@ -19,19 +20,25 @@ from remote.terminal.json_output import print_json
 def run(args: Namespace, out: Console, err: Console) -> None:
     """Measure the set that the arguments name, and print what it is worth."""
     with connect(args) as client, Display(err) as display:
-        report = _measured(args, lambda job: client.run(job, display, args.timeout))
+        report = _measured(
+            args, lambda job: client.run(job, display, args.timeout), client.transcoders
+        )
     if args.json:
         print_json(as_json(report))
     else:
         print_report(out, report)
+    report.raise_for_failures()
 
 
-def _measured(args: Namespace, ask: Ask) -> Report:
+def _measured(args: Namespace, ask: Ask, worker_s_set: Callable[[], str | None]) -> Report:
     """Try the set that the arguments name in each of the graphs.
+
+    Args:
+        worker_s_set: the name of the set that the worker has, where it says so.
 
     Raises:
         WrongFile: a file is no graph, none has a feature of the set, or one is not of the worker's
-            model.
+            model or set.
         InvalidInput: options don't go together.
         WorkerFailure, Unreachable, and what `ask` raises: a job failed or gave nothing usable.
     """
@@ -54,6 +61,7 @@ def _measured(args: Namespace, ask: Ask) -> Report:
     first = other or graphs[0]
     for graph in graphs:
         check_same_model(graph.path, graph.metadata, first.path, first.metadata)
+    check_worker_s_set(first.path, first.metadata, worker_s_set())
     if other is not None:
         selection = _everywhere(other, selection)
     return measure_all(graphs, selection, ask, options)

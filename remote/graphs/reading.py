@@ -75,14 +75,7 @@ def read_graph(path: Path) -> GraphFile:
     Raises:
         WrongFile: there is none in the file, or it is not whole.
     """
-    try:
-        content = _content(path)
-    except OSError as error:
-        raise WrongFile(f"{path}: {error.strerror or 'it is no gzipped file'}") from None
-    except (EOFError, zlib.error):
-        raise WrongFile(f"{path}: it can't be unpacked, it is not a whole gzipped file") from None
-    if len(content) > _LARGEST_BYTES:
-        raise WrongFile(f"{path}: it has more than {_LARGEST_BYTES / 1e6:.0f} MB")
+    content = content_of(path)
     try:
         fields = orjson.loads(content)
         document = _Document.model_validate(fields)
@@ -105,6 +98,23 @@ def read_graph(path: Path) -> GraphFile:
     )
 
 
+def content_of(path: Path) -> bytes:
+    """What is in a file, unpacked where it is gzipped.
+
+    Raises:
+        WrongFile: it can't be read.
+    """
+    try:
+        content = _content(path)
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise WrongFile(f"{path}: it can't be unpacked, it is not a whole gzipped file") from None
+    except OSError as error:
+        raise WrongFile(f"{path}: {error.strerror or type(error).__name__}") from None
+    if len(content) > _LARGEST_BYTES:
+        raise WrongFile(f"{path}: it has more than {_LARGEST_BYTES / 1e6:.0f} MB")
+    return content
+
+
 def check_same_model(
     path: Path, metadata: Metadata, first_path: Path, first_metadata: Metadata
 ) -> None:
@@ -114,6 +124,17 @@ def check_same_model(
         raise WrongFile(
             f"{path} is of {_named(found)}, {first_path} of {_named(first)}: a feature of one is "
             "none of the other's"
+        )
+
+
+def check_worker_s_set(path: Path, metadata: Metadata, found: str | None) -> None:
+    """Raise WrongFile for a graph of another set than the worker's, where both are known: a
+    feature's number means something else there."""
+    wanted = metadata.info.transcoder_set
+    if wanted is not None and found is not None and wanted != found:
+        raise WrongFile(
+            f"{path} is of the set {wanted!r}, and the worker has {found!r}; ask a worker with the "
+            "graph's model and set"
         )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from remote.errors import Unreachable
+from remote.errors import Unreachable, WrongTarget
 from remote.graphs.node_names import FeatureName
 from remote.labels.cache import LabelCache
 from remote.labels.neuronpedia import AT_ONCE, Neuronpedia
@@ -143,7 +143,14 @@ def open_labels(url: str, key: str | None, cache_home: Path, tell: Tell) -> Labe
         WrongTarget: the URL is none.
     """
     cache = LabelCache(cache_home / "attribution-client" / "labels-1.sqlite")
-    return Labels(Neuronpedia(url, key), cache, tell)
+    try:
+        site = Neuronpedia(url, key)
+    except WrongTarget:
+        raise WrongTarget(
+            f"NEURONPEDIA_URL: {url!r} is no http(s) URL; give one such as "
+            "https://www.neuronpedia.org"
+        ) from None
+    return Labels(site, cache, tell)
 
 
 def _id_of(metadata: Mapping[str, Any], name: FeatureName) -> FeatureId | None:

@@ -19,7 +19,17 @@ from remote.graphs.features import strongest
 from remote.graphs.node_names import KIND_NAMES, Names, feature_name, feature_names, name_of
 from remote.terminal import attention_summary
 from remote.terminal.prompt_hint import DEMO, hint
-from remote.terminal.text import TABLE_STYLE, cut, line, print_hint, quoted, shown, size, stages
+from remote.terminal.text import (
+    TABLE_STYLE,
+    cut,
+    line,
+    print_hint,
+    print_named,
+    quoted,
+    shown,
+    size,
+    stages,
+)
 from viewer import demo_features
 
 if TYPE_CHECKING:
@@ -69,15 +79,16 @@ def print_graph(
         f"{count} {kinds[kind]}{'' if count == 1 else 's'}" for kind, count in counts.items()
     )
     scores = metadata.graph_scores
+    console.print()
+    print_named(console, "nodes   ", f"{len(document.nodes)}: {shares}")
     console.print(
-        f"\nnodes   {len(document.nodes)}: {shares}"
-        f"\nlinks   {len(document.links)}"
+        f"links   {len(document.links)}"
         f"\nscores  replacement {scores.replacement_score:.3f}, "
         f"completeness {scores.completeness_score:.3f}"
-        f"\ngraph   {line(str(path))} ({size(path.stat().st_size)})"
-        f"\nstages  {stages(metadata.info.timings_ms)}",
+        f"\ngraph   {line(str(path))} ({size(path.stat().st_size)})",
         soft_wrap=True,
     )
+    print_named(console, "stages  ", stages(metadata.info.timings_ms))
 
 
 def _predictions(graph: GraphDocument) -> Table:

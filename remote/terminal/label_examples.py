@@ -10,6 +10,7 @@ from remote.graphs.features import strongest
 from remote.graphs.node_names import KIND_NAMES, name_of
 from remote.labels.labels import Labels
 from remote.terminal.text import TABLE_STYLE, line
+from viewer import demo_features
 from viewer.descriptions import Example
 
 _ROWS = 8  # as many as the table of the strongest features has
@@ -23,6 +24,9 @@ def print_examples(console: Console, graph: dict[str, Any], labels: Labels) -> N
         graph: a document that was found to be as graph documents are.
     """
     document = GraphDocument.model_validate(graph)
+    metadata = graph["metadata"]
+    if demo_features.is_of_demo(metadata) and not metadata.get("feature_details"):
+        return  # Neuronpedia has none of its features
     nodes = {name_of(node): node for _, node in strongest(document.nodes)[:_ROWS]}
     descriptions = labels.descriptions(graph["metadata"], nodes)
     table = Table(show_header=False, **TABLE_STYLE)

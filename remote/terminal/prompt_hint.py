@@ -47,7 +47,7 @@ def _demo_hint(likeliest: float | None, tokens: Sequence[str]) -> str | None:
     """The demo model is small enough to be sure of nonsense: its vocabulary tells more."""
     unknown = list(dict.fromkeys(split_words(tokens)))
     if unknown:
-        words = ", ".join(map(quoted, unknown[:_MOST_WORDS]))
+        words = ", ".join(quoted(_text(word)) for word in unknown[:_MOST_WORDS])
         if len(unknown) > _MOST_WORDS:
             words += f" and {len(unknown) - _MOST_WORDS} more"
         why = f"the demo model never saw {words}, so it guesses"
@@ -73,6 +73,16 @@ def split_words(tokens: Sequence[str]) -> Iterator[str]:
                 yield "".join(word).strip()
             word = []
         word.append(token)
+
+
+def _text(word: str) -> str:
+    """A word with its tokens of bytes as the characters that they are, if they are whole ones."""
+    pieces = re.sub(_BYTES, lambda found: _characters(found[0]), word)
+    return word if "\ufffd" in pieces else pieces
+
+
+def _characters(tokens: str) -> str:
+    return bytes.fromhex(re.sub("<0x|>", "", tokens)).decode("utf-8", "replace")
 
 
 def _ends_in_word(token: str) -> bool:

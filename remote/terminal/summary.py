@@ -226,7 +226,8 @@ def print_torch_file(console: Console, path: Path) -> None:
     """What circuit-tracer's own file of a graph is, and how it is opened."""
     name, n_bytes = line(str(path)), size(path.stat().st_size)
     console.print(
-        f"\nfile    {name} ({n_bytes}), circuit-tracer's own, of the graph before pruning"
+        f"\nfile    {name} ({n_bytes})"
+        "\n        circuit-tracer's own, of the graph before pruning"
         f'\nopen    circuit_tracer.graph.Graph.from_pt("{name}")',
         soft_wrap=True,
     )

@@ -9,6 +9,7 @@ from rich.text import Text
 
 TABLE_STYLE: dict[str, Any] = {"title_justify": "left", "box": None, "padding": (0, 2, 0, 0)}
 _LONGEST_LINE = 4_000
+_NARROWEST = 20
 
 
 def shown(text: str) -> str:
@@ -35,6 +36,15 @@ def cut(markup: str) -> Text:
     text = Text.from_markup(markup, emoji=False)
     text.no_wrap, text.overflow = True, "ellipsis"
     return text
+
+
+def print_named(console: Console, name: str, markup: str) -> None:
+    """Words behind their name. What is too wide for the terminal goes on below, behind the name."""
+    indent = len(name)
+    width = max(console.width - indent, _NARROWEST)
+    for number, part in enumerate(Text.from_markup(markup, emoji=False).wrap(console, width)):
+        part.rstrip()
+        console.print(Text.assemble(" " * indent if number else name, part), soft_wrap=True)
 
 
 def print_hint(console: Console, markup: str | None) -> None:

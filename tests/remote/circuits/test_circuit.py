@@ -297,6 +297,34 @@ def test_graphs_of_another_model_are_refused_by_name(paths, tmp_path, server, ca
         try_strongest(tmp_path, changed(document, prompt_tokens=tokens))
 
 
+def test_a_graph_of_another_set_of_the_model_is_refused_before_a_job_is_sent(
+    tmp_path, server, capsys
+):
+    info = {**documents()[2]["metadata"]["info"], "transcoder_set": "demo-crm"}
+    path = written(tmp_path, changed(documents()[2], info=info), "other")
+    assert main(["circuit", str(path), "--strongest", "3", "--url", server.url]) == 2
+    said = capsys.readouterr().err
+    assert f"{path} is of the set 'demo-crm', and the worker has 'demo/transcoders'" in said
+    assert "running" not in said
+
+
+def test_a_graph_whose_job_fails_is_named_and_the_others_are_measured(
+    paths, tmp_path, server, capsys
+):
+    odd = changed(documents()[2], attribution_targets=[" nosuchtoken"])
+    path = written(tmp_path, odd, "odd")
+    line = ["circuit", str(path), *map(str, paths[:2]), "--strongest", "3", "--url", server.url]
+    assert main(line) == 1
+    said = capsys.readouterr()
+    assert f"failed    invalid_input: {path}: targets[0] is ' nosuchtoken'" in said.out
+    assert "1 of 3 graphs failed" in said.err
+    assert main([*line, "--json"]) == 1
+    output = json.loads(capsys.readouterr().out)
+    assert [one["file"] for one in output["graphs"]] == [str(path) for path in paths[:2]]
+    [failure] = output["failed"]
+    assert str(path) in failure
+
+
 def test_features_that_are_not_active_on_the_worker_are_of_other_transcoders(tmp_path):
     nodes = [
         {**node, "node_id": f"{node['layer']}_{1000 + n}_{node['ctx_idx']}"}

@@ -1,5 +1,6 @@
 """intervene and contrast from the command line: their options, a graph's groups, what is shown."""
 
+import gzip
 import shlex
 
 import orjson
@@ -40,6 +41,50 @@ def test_the_groups_of_a_graph_are_its_supernodes_features(tmp_path):
     job = parse(shlex.split(line)).job
     assert list(job["groups"]) == ["say it", "say it 2", "own"]
     parse_request(job)
+
+
+def test_the_groups_of_a_gzipped_graph_are_read_too(tmp_path):
+    path = tmp_path / "graph.json.gz"
+    path.write_bytes(gzip.compress(orjson.dumps(GRAPH)))
+    job = parse(["intervene", "a", "--groups-of", str(path), "--experiment", "say it*0"]).job
+    assert list(job["groups"]) == ["say it", "say it 2"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"PK\x03\x04\x00\xff", "it is circuit-tracer's own file of a graph, and this reads JSON"),
+        (b"\x1f\x8b\x00\xff", "it is not a whole gzipped file"),
+        (gzip.compress(b"[]" * 5000)[:20], "it is not a whole gzipped file"),
+    ],
+)
+@pytest.mark.parametrize(
+    "line", ["intervene a --groups-of F --experiment a*0", "graph --messages F"]
+)
+def test_a_file_of_another_kind_is_refused_with_what_it_is(tmp_path, capsys, content, said, line):
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    with pytest.raises(SystemExit):
+        parse([str(path) if word == "F" else word for word in line.split()])
+    error = capsys.readouterr().err
+    assert said in error
+    assert "UTF-8" not in error
+
+
+def test_an_experiment_takes_names_with_any_signs():
+    names = ['"," → " la"', "a=b", "2*3", "x, y"]
+    text = ",".join(f"{name}*-0.5" for name in names)
+    line = ["intervene", "a", "--experiment", text, "--experiment", "a=1,b=2", "--group", "g=1:2:3"]
+    first, second = parse(line).job["experiments"]
+    assert first == [{"group": name, "scale": -0.5} for name in names]
+    assert second == [{"group": "a", "value": 1}, {"group": "b", "value": 2}]
+
+
+@pytest.mark.parametrize("text", ["", ",", "a*0,", "a*0,,", "a", "a,b", "a:0,b*2", "a*0,5"])
+def test_what_is_no_experiment_is_refused(text, capsys):
+    with pytest.raises(SystemExit):
+        parse(["intervene", "a", f"--experiment={text}", "--group", "a=1:2:3"])
+    assert "is not GROUP*SCALE or GROUP=VALUE" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

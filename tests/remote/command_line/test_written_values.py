@@ -176,3 +176,10 @@ def test_messages_on_the_command_line_belong_into_a_file(capsys):
     with pytest.raises(SystemExit):
         parse(["forward-pass", "--messages", '[{"role": "user", "content": "a"}]'])
     assert "it takes the name of a file, and this is JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["x", "-1", "65536", "99999", "1.5", "٣"])
+def test_a_port_that_is_none_is_refused_with_the_range(port, capsys):
+    with pytest.raises(SystemExit):
+        parse(["view", "a.json", f"--port={port}"])
+    assert "is no port; it is a number from 0 to 65535" in capsys.readouterr().err

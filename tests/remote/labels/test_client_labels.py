@@ -10,6 +10,7 @@ from client import main
 from remote.graphs.features import FeatureKey
 from tests.support.complete_viewer_graphs import complete
 from tests.support.demo_worker import ask
+from tests.support.http_server import serving
 from tests.support.neuronpedia import MODEL, SOURCE_SET, neuronpedia
 from tests.support.programs import free_port
 from tests.support.raw_server import RawServer, answer
@@ -243,6 +244,16 @@ def test_the_demo_s_own_names_need_nobody(site, tmp_path, capsys):
     assert site.asked == []
 
 
+def test_of_the_demo_s_graph_nothing_is_said_to_be_missing(site, capsys, tmp_path):
+    with serving() as server:
+        line = ["graph", PROMPT, "--labels", "-o", str(tmp_path / "demo.json"), "--url", server.url]
+        assert main(line) == 0
+    said = capsys.readouterr()
+    assert "le → basket" in said.out
+    assert "labels: " not in said.err
+    assert site.asked == []
+
+
 def test_the_key_is_sent_and_never_shown(site, path, document, monkeypatch, capsys):
     explain_all(site, document)
     monkeypatch.setenv("NEURONPEDIA_API_KEY", KEY)
@@ -260,7 +271,11 @@ def test_the_key_is_sent_and_never_shown(site, path, document, monkeypatch, caps
     ("name", "value", "words"),
     [
         ("FEATURE_LABELS", "maybe", "FEATURE_LABELS is 'maybe'"),
-        ("NEURONPEDIA_URL", "neuronpedia.org", "'neuronpedia.org' is no http(s) URL"),
+        (
+            "NEURONPEDIA_URL",
+            "neuronpedia.org",
+            "NEURONPEDIA_URL: 'neuronpedia.org' is no http(s) URL",
+        ),
     ],
 )
 def test_a_setting_that_is_wrong_is_named(site, path, monkeypatch, capsys, name, value, words):

@@ -56,6 +56,20 @@ def test_the_model_s_name_in_a_graph_can_not_control_the_terminal_or_the_markup(
     assert "(\\x1b[2J[red]x[/red][/bold])" in capsys.readouterr().out
 
 
+def test_a_line_that_is_wider_than_the_terminal_goes_on_behind_its_name(capsys, graph):
+    path, document = graph
+    kinds = ["lorsa", "mlp reconstruction error", "lorsa error", "embedding", "bias"]
+    document["nodes"] += [{**document["nodes"][0], "feature_type": kind} for kind in kinds * 100]
+    timings = {f"stage{n}": 1000.0 for n in range(8)}
+    document["metadata"]["info"]["timings_ms"] = timings
+    lines = said_of(document, path, capsys).splitlines()
+    at = next(n for n, line in enumerate(lines) if line.startswith("nodes   502: "))
+    assert lines[at + 1].startswith("        ")
+    a_path_is_whole = [line for line in lines if not line.startswith("graph ")]
+    assert max(map(len, a_path_is_whole)) <= 80
+    assert " ".join(line.strip() for line in lines[at : at + 2]).endswith("100 tokens, 1 logit")
+
+
 def said_of(document, path, capsys, width=80):
     print_graph(Console(width=width, highlight=False, emoji=False), document, path)
     return capsys.readouterr().out

@@ -131,3 +131,12 @@ def test_the_client_asks_the_server_which_model_it_has(server, capsys):
 def test_no_token_of_a_hint_can_control_the_terminal_or_the_markup():
     assert "\x1b" not in hint(0.5, ["a\x1b[red]", "b", "c"], "demo")
     assert "\\[red]" in hint(0.5, ["[red]b", "c"], "demo")
+
+
+def test_words_of_bytes_are_named_as_they_are_written():
+    tokens = ask({**FORWARD, "prompt": "مرحبا a🎉b", "max_n_logits": 1})["input_tokens"]
+    said = hint(0.99, tokens, "demo")
+    assert 'never saw "مرحبا", "a🎉b", so it guesses' in said
+    assert "<0x" not in said
+    cut = hint(0.99, ["<|bos|>", " a", "<0xF0>", "<0x9F>"], "demo")  # no whole character
+    assert "<0xF0><0x9F>" in cut
