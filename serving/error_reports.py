@@ -16,7 +16,7 @@ from settings import Settings, SettingsError
 _KEPT = ("event_id", "timestamp", "level", "platform", "release", "environment", "tags")
 _KEPT_OF_FRAME = ("filename", "module", "function", "lineno", "in_app")
 # Reports are sent by a thread; so long may the last of them hold the end of the process up.
-_SENDING_S = 2.0
+_SENDING_S = 5.0
 
 
 def set_up(settings: Settings) -> None:

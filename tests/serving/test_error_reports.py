@@ -170,6 +170,8 @@ def test_a_worker_on_runpod_that_is_not_fit_is_reported(sentry, tmp_path):
 
 
 def start(program, directory, **variables):
+    """Start a program in a folder that has a job for it."""
+    (directory / "test_input.json").write_text('{"input": {"prompt": "hello"}}')
     return subprocess.run(
         [sys.executable, str(ROOT / program)],
         cwd=directory,

@@ -51,5 +51,7 @@ def test_a_port_that_is_none_is_refused_with_the_bounds(tmp_path, capsys):
     path = tmp_path / "graph.json"
     metadata = {"slug": "a", "scan": "demo", "prompt": "a", "prompt_tokens": ["a"]}
     path.write_text(json.dumps({"metadata": metadata}))
-    assert main(["view", str(path), "--no-browser", "--port", "80808"]) == 2
-    assert "port 80808: a port is a number from 0 to 65535" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        main(["view", str(path), "--no-browser", "--port", "80808"])
+    assert stopped.value.code == 2
+    assert "'80808' is no port; it is a number from 0 to 65535" in capsys.readouterr().err
