@@ -11,11 +11,11 @@ import torch
 
 from graphs.cache import GraphCache
 from loading import WeightsError
-from loading.bounded_files import read_json
 from loading.complete_modules import Placement
 from loading.complete_sets import CompleteContents, CompleteWeights, inspect_complete
 from loading.converted import prepared
 from loading.entry import Engine
+from loading.folders import read_json
 from loading.inspection import Contents, inspect
 from loading.loaded_model import LoadedModel
 from loading.pretrained import check_template, read_config, read_tokenizer

@@ -18,9 +18,8 @@ from typing import Any, cast
 
 import yaml
 
-from loading.bounded_files import read_yaml
 from loading.conversion import VolumeError, one_writer, write
-from loading.folders import CONFIG, TranscoderNeeds
+from loading.folders import CONFIG, TranscoderNeeds, read_yaml
 from loading.inspection import Contents, inspect
 from loading.layers import CIRCUIT_TRACERS_OWN
 from loading.references import Cache

@@ -5,20 +5,26 @@ That goes for the hub and a disk alike. Importing this module imports no torch.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Collection, Mapping
+import stat
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, Protocol, cast, get_args
 
+import yaml
+
 from loading import WeightsError
-from loading.bounded_files import nested, read_json, read_yaml
 from loading.bounds import (
+    JSON_BYTES,
+    JSON_DEPTH,
     LAYERS,
     MOST_FEATURES,
     MOST_LAYERS,
     SIZES,
+    YAML_BYTES,
     brief,
 )
 from loading.layers import CIRCUIT_TRACERS_OWN, Kind
@@ -146,6 +152,60 @@ def _absent(names: Collection[str], folder: Path) -> list[str]:
     return [name for name in names if not (folder / name).exists()]
 
 
+def check_file(file: Path, most_bytes: int) -> None:
+    """Raise WeightsError unless a file is one, and no larger than that.
+
+    Raises:
+        OSError: it isn't there, or can't be looked at.
+    """
+    status = file.stat()
+    # Opening a directory says that it is one; opening a pipe would wait for ever.
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise WeightsError(f"{file} is no regular file: replace it")
+    if status.st_size > most_bytes:
+        raise WeightsError(
+            f"{file} has {status.st_size} bytes, and {most_bytes} are the most for such a file: "
+            "replace it"
+        )
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        WeightsError: the file can't be read, is too large, or holds something else.
+    """
+    try:
+        check_file(file, JSON_BYTES)
+        content = json.loads(file.read_text())
+    except OSError as error:
+        raise WeightsError(f"{file} can't be read: {error.strerror}") from None
+    except ValueError as error:
+        raise WeightsError(f"{file} is no JSON: replace it ({error})") from None
+    except RecursionError:
+        raise _too_deep(file) from None
+    if not isinstance(content, dict):
+        raise WeightsError(f"{file} is no JSON object: replace it")
+    for depth, _ in _nested(content):
+        if depth > JSON_DEPTH:
+            raise _too_deep(file)
+    return content
+
+
+def _nested(content: object) -> Iterator[tuple[int, Any]]:
+    """The objects and lists of what JSON held, each with how deep it is."""
+    left: list[tuple[int, Any]] = [(1, content)]
+    while left:
+        depth, part = left.pop()
+        yield depth, part
+        inner = part.values() if isinstance(part, dict) else part
+        left += [(depth + 1, value) for value in inner if isinstance(value, dict | list)]
+
+
+def _too_deep(file: Path) -> WeightsError:
+    return WeightsError(f"{file} is nested too deeply to be read: replace it")
+
+
 def read_model_config(model: Path) -> dict[str, Any]:
     """The `config.json` of a model, whose numbers are none of a model that there can't be.
 
@@ -168,7 +228,7 @@ def read_model_config(model: Path) -> dict[str, Any]:
 
 
 def _check_sizes(file: Path, config: Mapping[str, Any]) -> None:
-    for _, part in nested(config):
+    for _, part in _nested(config):
         for name, value in part.items() if isinstance(part, dict) else ():
             bound = SIZES.get(name, MOST_LAYERS if name.endswith(LAYERS) else None)
             if isinstance(value, int | float) and bound is not None and abs(value) > bound:
@@ -214,6 +274,29 @@ class TranscoderConfig:
     listed: tuple[str, ...] | None  # an `hf://` address or path a layer; None: beside the file
     activation: Activation | None = None  # None: what the files' tensors imply
     k: int | None = None  # features that TopK keeps
+
+
+def read_yaml(file: Path) -> object:
+    """What a YAML file holds.
+
+    Raises:
+        WeightsError: it is too large, has an alias, or is no YAML.
+        OSError: it can't be read.
+    """
+    check_file(file, YAML_BYTES)
+    try:
+        return yaml.load(file.read_text(), _WithoutAliases)  # noqa: S506 - a SafeLoader
+    except RecursionError:
+        raise _too_deep(file) from None
+    except _AliasError:
+        raise WeightsError(
+            f"{file} has an alias, and a few of them can stand for gigabytes: write out what it "
+            "stands for"
+        ) from None
+    except OSError:
+        raise
+    except Exception as error:  # PyYAML raises many kinds for values that it can't make
+        raise WeightsError(f"{file} is no YAML: replace it ({type(error).__name__})") from None
 
 
 def read_transcoder_config(folder: Path) -> TranscoderConfig:
@@ -309,3 +392,14 @@ def _listed(file: Path, kind: Kind, listed: object) -> tuple[str, ...] | None:
         if name in listed[:i]:
             raise WeightsError(f"{file} lists {name!r} twice: correct `transcoders`")
     return tuple(listed)
+
+
+class _AliasError(Exception):
+    """A YAML file has an alias."""
+
+
+class _WithoutAliases(yaml.SafeLoader):
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise _AliasError
+        return super().compose_node(parent, index)

@@ -25,9 +25,8 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from loading import UnsupportedArchitectureError, WeightsError
-from loading.bounded_files import check_file, read_json
 from loading.bounds import TOKENIZER_BYTES
-from loading.folders import read_model_config
+from loading.folders import check_file, read_json, read_model_config
 from prompting import template_grammar
 from prompting.template_process import TemplateTooCostly
 

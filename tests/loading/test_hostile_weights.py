@@ -13,13 +13,13 @@ import pytest
 
 import model_loader
 from loading import WeightsError
-from loading.bounded_files import read_json
 from loading.checkpoint import weight_files
 from loading.folders import (
     CONFIG,
     ModelNeeds,
     TranscoderNeeds,
     count_layers,
+    read_json,
     read_transcoder_config,
 )
 from loading.inspection import inspect
