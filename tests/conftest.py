@@ -30,6 +30,16 @@ settings.register_profile("worker", deadline=None)
 settings.load_profile("worker")
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name bytes that nobody can read by their length.
+
+    The processes that share the tests must find the same names, and a gzip header holds the time.
+    """
+    if isinstance(val, bytes) and not val.decode("latin-1").isprintable():
+        return f"{len(val)} bytes"
+    return None
+
+
 @pytest.fixture(autouse=True)
 def _logging_as_it_was() -> Iterator[None]:
     """Take off the handlers of a command that a test ran, which write to that test's stderr."""
