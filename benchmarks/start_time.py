@@ -33,7 +33,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from loading.folders import INDEX
+from loading.model_folder import INDEX
 from loading.registry import DEMO
 
 ROOT = Path(__file__).parent.parent

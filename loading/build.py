@@ -15,8 +15,8 @@ from loading.complete_modules import Placement
 from loading.complete_sets import CompleteContents, CompleteWeights, inspect_complete
 from loading.converted import prepared
 from loading.entry import Engine
-from loading.folders import read_json
 from loading.inspection import Contents, inspect
+from loading.json_files import read_json
 from loading.loaded_model import LoadedModel
 from loading.pretrained import check_template, read_config, read_tokenizer
 from loading.selection import Selection
@@ -93,9 +93,11 @@ def _transcoders(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Transcoders:
-    lazy = selection.lazy_encoder or selection.lazy_decoder
+    if not contents.can_be_lazy:
+        lazy = selection.lazy_encoder or selection.lazy_decoder
+        contents = prepared(contents, storage, lazy=lazy)
     return transcoders(
-        prepared(contents, storage, lazy=lazy),
+        contents,
         device=device,
         dtype=dtype,
         lazy_encoder=selection.lazy_encoder,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from loading import WeightsMismatchError
-from loading.folders import INDEX, SINGLE_FILE, read_index
+from loading.model_folder import INDEX, SINGLE_FILE, read_index
 from loading.tensor_files import read_tensor, tensors_in
 
 # How a multimodal checkpoint's names differ from those of its language model alone, `model.layers`:
@@ -27,6 +27,10 @@ _EMBEDDINGS = {"GPT2LMHeadModel": "transformer.wte.weight"}
 _ELSEWHERE = re.compile(
     r"(model\.)?(vision_tower|multi_modal_projector)\..*|(.*\.)?attn\.(bias|masked_bias)"
     r"|.*rotary_emb\.inv_freq"
+)
+
+_REMEDY = (
+    "They and config.json don't belong together, or a file is damaged: download the model anew"
 )
 
 
@@ -107,6 +111,31 @@ def unread(names: Iterable[str], *, tied: bool) -> list[str]:
     return [name for name in left if not (tied and name.endswith("lm_head.weight"))]
 
 
+def check_weights(
+    *, missing: Iterable[str] = (), misshapen: Iterable[str] = (), unread: Iterable[str] = ()
+) -> None:
+    """Raise WeightsMismatchError that names these weights, unless none is given.
+
+    Args:
+        missing: those that the model has and the checkpoint lacks.
+        misshapen: those of another shape.
+        unread: those that the checkpoint has and the model lacks.
+    """
+    faults = {
+        "lack": missing,
+        "have another shape than the model's": misshapen,
+        "hold what the model doesn't have:": unread,
+    }
+    clauses = [f"{verb} {_first(list(names))}" for verb, names in faults.items() if names]
+    if clauses:
+        raise WeightsMismatchError(f"the weights {'; they '.join(clauses)}. {_REMEDY}")
+
+
+def _first(names: list[str], n: int = 8) -> str:
+    more = f" and {len(names) - n} more" if len(names) > n else ""
+    return ", ".join(names[:n]) + more
+
+
 def _model_names(stored: Iterable[str], config: Any) -> dict[str, str]:
     """The names of the model's tensors, each with its name in the files."""
     architecture = (config.architectures or ["unknown"])[0]
@@ -149,7 +178,7 @@ class Module:
         if not below:
             raise MissingTensorError(
                 f"the weights lack {self._path}{name}, and have {', '.join(self._names)} beside "
-                f"it. {MissingTensorError.REMEDY}"
+                f"it. {_REMEDY}"
             )
         part = Module(self._tensor, below, f"{self._path}{name}.")
         setattr(self, name, part)

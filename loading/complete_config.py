@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
 
 from loading import WeightsError
-from loading.folders import read_json
+from loading.json_files import read_json
 
 logger = logging.getLogger(__name__)
 

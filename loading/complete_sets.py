@@ -25,8 +25,8 @@ from loading.complete_tree import (
     split_reference,
 )
 from loading.entry import AttributionEngine, ModelEntry
-from loading.folders import CONFIG, count_layers
 from loading.inspection import Contents, inspect
+from loading.model_folder import count_layers
 from loading.references import Found, Reference, cached
 from loading.sources import (
     Storage,
@@ -38,6 +38,7 @@ from loading.sources import (
     model_files,
     transcoder_files,
 )
+from loading.transcoder_folder import CONFIG
 
 
 @dataclass(frozen=True)

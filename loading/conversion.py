@@ -19,12 +19,12 @@ from typing import IO
 from uuid import uuid4
 
 from loading import WeightsError, room
-from loading.folders import CONFIG
 from loading.inspection import Contents
 from loading.layers import CIRCUIT_TRACERS_OWN, Layer, file_of
 from loading.read_ahead import read_ahead
 from loading.room import gigabytes
 from loading.tensor_files import ITEM_BYTES, Spec, tensors_in, write_safetensors
+from loading.transcoder_folder import CONFIG, layer_files
 
 logger = logging.getLogger(__name__)
 
@@ -121,8 +121,8 @@ class _ConvertedFile:
 
 def _plan(contents: Contents, directory: Path) -> list[_ConvertedFile]:
     """The files that a set becomes."""
-    own = CIRCUIT_TRACERS_OWN[contents.files.config.kind]
-    copies = own.paths(directory, len(contents.layers))
+    kind = contents.files.config.kind
+    own, copies = CIRCUIT_TRACERS_OWN[kind], layer_files(directory, kind, len(contents.layers))
     planned = []
     for layer, paths in zip(contents.layers, copies, strict=True):
         for tensor in layer.stored.values():

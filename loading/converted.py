@@ -19,11 +19,10 @@ from typing import Any, cast
 import yaml
 
 from loading.conversion import VolumeError, one_writer, write
-from loading.folders import CONFIG, TranscoderNeeds, read_yaml
 from loading.inspection import Contents, inspect
-from loading.layers import CIRCUIT_TRACERS_OWN
 from loading.references import Cache
 from loading.sources import Storage, TranscoderFiles
+from loading.transcoder_folder import CONFIG, TranscoderNeeds, layer_files, read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -37,17 +36,15 @@ _IN_CACHE = re.compile(r"(?:.*/)?models--([^/]+)/snapshots/([^/]+)/?(.*)")
 
 
 def prepared(contents: Contents, storage: Storage, *, lazy: bool) -> Contents:
-    """The set that a start reads: the copy where there is one, which is read faster too.
+    """What a start reads of a set that can't stay on the disk: the copy where there is one.
 
     Args:
-        lazy: whether encoders or decoders are to stay on the disk. A set that can't is converted
-            then, where the volume has room; else it is read whole, and a warning says why.
+        lazy: whether encoders or decoders are to stay on the disk. The set is converted then, where
+            the volume has room; else it is read whole, and a warning says why.
 
     Raises:
         WeightsError: a file is damaged.
     """
-    if contents.can_be_lazy:
-        return contents
     copy = find(contents.files, storage)
     if copy is None and lazy:
         try:
@@ -120,7 +117,7 @@ def _copy_in(files: TranscoderFiles, cache: Cache) -> TranscoderFiles:
         files,
         config=replace(files.config, listed=None),
         folder=directory,
-        layers=CIRCUIT_TRACERS_OWN[files.config.kind].paths(directory, len(files.layers)),
+        layers=layer_files(directory, files.config.kind, len(files.layers)),
         source=f"{cache.label}, converted",
     )
 

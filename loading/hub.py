@@ -33,7 +33,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import disable_progress_bars
 
 from loading import WeightsError, room
-from loading.folders import Needs
+from loading.needs import Needs
 from loading.references import Reference, download_folder
 
 logger = logging.getLogger(__name__)

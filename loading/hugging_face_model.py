@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, Mxfp4Config
 
-from loading import UnsupportedArchitectureError, WeightsMismatchError
-from loading.checkpoint import absent, of_the_language_model, unread
+from loading import UnsupportedArchitectureError
+from loading.checkpoint import absent, check_weights, of_the_language_model, unread
 from loading.pretrained import check_served, rope_type
 
 # Settings that transformers' own classes leave unread, by the model's type, with what is served.
@@ -51,7 +51,7 @@ def read_model(directory: Path, config: Any, *, device: torch.device, dtype: tor
             for part in ("blocks", "scales")
         ]
     # transformers trusts the index, and fails obscurely where packed weights are missing.
-    WeightsMismatchError.check(missing=absent(directory, beside_index=packed))
+    check_weights(missing=absent(directory, beside_index=packed))
     model, report = AutoModelForCausalLM.from_pretrained(
         directory,
         config=config,
@@ -64,7 +64,7 @@ def read_model(directory: Path, config: Any, *, device: torch.device, dtype: tor
         output_loading_info=True,
         **quantization,
     )
-    WeightsMismatchError.check(
+    check_weights(
         missing=of_the_language_model(report["missing_keys"]),
         misshapen=report["mismatched_keys"],
         unread=unread(report["unexpected_keys"], tied=text.tie_word_embeddings),

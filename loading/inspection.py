@@ -15,10 +15,10 @@ from safetensors import safe_open
 
 from loading import WeightsError
 from loading.bounds import MOST_FEATURES
-from loading.folders import CONFIG, Activation
 from loading.layers import OPTIONAL, REQUIRED, Layer, StoredTensor, file_of, layout_of, sides
 from loading.sources import TranscoderFiles
 from loading.tensor_files import tensors_in
+from loading.transcoder_folder import CONFIG, Activation
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from loading.complete_sets import (
     inspect_complete,
 )
 from loading.entry import ModelEntry
-from loading.folders import count_layers
 from loading.footprint import device_bytes, disk_bytes
 from loading.inspection import inspect
+from loading.model_folder import count_layers
 from loading.sources import NotHereError, Storage, TranscoderFiles
 
 _HEADINGS = ("model", "transcoders", "engine", "dtype", "on the disk", "GPU", "disk", "here")

@@ -1,21 +1,17 @@
-"""A layer of transcoders: the formats in which files hold its tensors, and reading them."""
+"""A layer of transcoders: the layouts in which files hold its tensors, and reading them."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from loading import WeightsError
-from loading.bounds import MOST_LAYERS
 from loading.tensor_files import Spec, read_tensor
+from loading.transcoder_folder import Kind
 
 if TYPE_CHECKING:
     import torch
-
-Kind = Literal["transcoder_set", "cross_layer_transcoder"]
 
 # Tensors that every layer has, and those that some have: a k is that of TopK.
 REQUIRED = ("W_enc", "W_dec", "b_enc", "b_dec")
@@ -24,14 +20,13 @@ OPTIONAL = ("threshold", "W_skip", "k")
 
 @dataclass(frozen=True)
 class TensorLayout:
-    """A format: where a layer's tensors are, and which of them are stored transposed.
+    """How files hold a layer's tensors: under which names, and which of them transposed.
 
     In circuit-tracer W_enc is (n_features, d_model), W_skip of a layer (d_model written, d_model
     read), and W_skip of a cross-layer transcoder (d_model read, d_model written).
     """
 
     stored: Mapping[str, str]  # names in files, by circuit-tracer's; "{}" stands for the layer
-    files: tuple[str, ...] = ()  # names of a layer's files; (): a set's configuration lists them
     transposed: Collection[str] = ()  # the tensors, by circuit-tracer's names
     can_be_lazy: bool = False  # circuit-tracer can leave encoders and decoders on the disk
     all_decoders: bool = False  # cross-layer: decoders to the layers before are stored too
@@ -40,40 +35,16 @@ class TensorLayout:
         """The stored names in a layer, by circuit-tracer's."""
         return {name: stored.format(layer) for name, stored in self.stored.items()}
 
-    def paths(self, folder: Path, n_layers: int) -> tuple[tuple[Path, ...], ...]:
-        """Each layer's files in a folder."""
-        return tuple(
-            tuple(folder / name.format(layer) for name in self.files) for layer in range(n_layers)
-        )
-
-    def count_layers(self, names: Collection[str]) -> int:
-        """One more than the highest layer that has a file among these names.
-
-        Raises:
-            WeightsError: there can't be as many layers.
-        """
-        pattern = re.compile(self.files[0].format(r"([0-9]+)"))
-        numbers = [match[1] for name in names if (match := pattern.fullmatch(name))]
-        for number in numbers:
-            if len(number) > len(str(MOST_LAYERS)) or int(number) >= MOST_LAYERS:
-                raise WeightsError(
-                    f"{self.files[0].format(number[:20])} is of a layer beyond the "
-                    f"{MOST_LAYERS} that are the most: remove it"
-                )
-        return max((int(number) + 1 for number in numbers), default=0)
-
 
 _SAME = {name: name for name in (*REQUIRED, "W_skip", "k")}
 
 CIRCUIT_TRACER = TensorLayout(
     {**_SAME, "threshold": "activation_function.threshold"},
-    files=("layer_{}.safetensors",),
     can_be_lazy=True,
 )
-# circuit-tracer saves no skip connection in this format; W_skip is the worker's addition.
+# circuit-tracer saves no skip connection in this layout; W_skip is the worker's addition.
 CIRCUIT_TRACER_CROSS_LAYER = TensorLayout(
     {name: f"{name}_{{}}" for name in (*REQUIRED, "threshold", "W_skip")},
-    files=("W_enc_{}.safetensors", "W_dec_{}.safetensors"),
     can_be_lazy=True,
 )
 CIRCUIT_TRACERS_OWN: dict[Kind, TensorLayout] = {
@@ -88,7 +59,7 @@ GEMMA_SCOPE_2_CROSS_LAYER = TensorLayout(_GEMMA_SCOPE_2, transposed=("W_enc",), 
 
 
 def layout_of(kind: Kind, file: Path, names: Collection[str]) -> TensorLayout:
-    """The format of a layer, by its file and the names of its tensors."""
+    """The layout of a layer, by its file and the names of its tensors."""
     if file.suffix == ".npz":
         return GEMMA_SCOPE
     if "w_enc" not in names:

@@ -8,9 +8,9 @@ from torch import Tensor
 from attribution.complete.modules import Activation, Transcoder
 from loading import WeightsError
 from loading.complete_modules import Placement, StoredDecoder, eager_decoder, stored_decoder
-from loading.folders import CONFIG
 from loading.inspection import Contents
 from loading.layers import Layer
+from loading.transcoder_folder import CONFIG
 
 # Where such a set reads, and whether that is behind the gain of the norm before the MLP. A complete
 # model's transcoders read before it.

@@ -26,7 +26,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from loading import UnsupportedArchitectureError, WeightsError
 from loading.bounds import TOKENIZER_BYTES
-from loading.folders import check_file, read_json, read_model_config
+from loading.json_files import check_file, read_json
+from loading.model_folder import read_model_config
 from prompting import template_grammar
 from prompting.template_process import TemplateTooCostly
 

@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from loading import WeightsError
-from loading.folders import (
+from loading.model_folder import ModelNeeds, count_layers
+from loading.needs import NamedNeeds, Needs
+from loading.references import Cache, Found, Reference, cached, found_in
+from loading.transcoder_folder import (
     CONFIG,
-    ModelNeeds,
-    NamedNeeds,
-    Needs,
+    LayerFiles,
     TranscoderConfig,
     TranscoderNeeds,
-    count_layers,
+    layer_files,
+    layers_among,
     read_transcoder_config,
 )
-from loading.layers import CIRCUIT_TRACERS_OWN
-from loading.references import Cache, Found, Reference, cached, found_in
 from settings import Settings
 
 
@@ -50,7 +50,7 @@ class TranscoderFiles:
     config: TranscoderConfig
     scan: str | list[str]
     folder: Path
-    layers: tuple[tuple[Path, ...], ...]  # the files of each layer: encoder and decoder, or one
+    layers: LayerFiles  # encoder and decoder, or one for both
     source: str
     revisions: tuple[str, ...] = ()  # owner/name[/folder]@commit of each repository
 
@@ -109,11 +109,9 @@ def transcoder_files(name: str, storage: Storage, n_layers: int | None = None) -
     found = _find(name, storage, TranscoderNeeds(n_layers))
     config = read_transcoder_config(found.folder)
     revisions = [found.revision] if found.revision else []
-    layers: tuple[tuple[Path, ...], ...]
     if config.listed is None:
-        layout = CIRCUIT_TRACERS_OWN[config.kind]
-        count = layout.count_layers([path.name for path in found.folder.iterdir()])
-        layers = layout.paths(found.folder, count)
+        count = layers_among([path.name for path in found.folder.iterdir()], config.kind)
+        layers = layer_files(found.folder, config.kind, count)
     else:
         layers, listed_revisions = _listed_files(found.folder, config.listed, storage)
         revisions += listed_revisions
@@ -172,7 +170,7 @@ def find_repository(reference: Reference, storage: Storage, needs: Needs) -> Fou
 
 def _listed_files(
     folder: Path, listed: tuple[str, ...], storage: Storage
-) -> tuple[tuple[tuple[Path], ...], list[str]]:
+) -> tuple[LayerFiles, list[str]]:
     """The one file of each layer that a `config.yaml` lists, and the revisions of repositories.
 
     Of each repository one commit is taken, which has all files that are listed of it.

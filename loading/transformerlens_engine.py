@@ -17,8 +17,8 @@ from transformer_lens.components.abstract_attention import AbstractAttention
 from transformer_lens.components.mlps.gated_mlp import GatedMLP
 from transformer_lens.loading_from_pretrained import get_pretrained_state_dict
 
-from loading import UnsupportedArchitectureError, WeightsMismatchError
-from loading.checkpoint import Module, open_checkpoint, unread
+from loading import UnsupportedArchitectureError
+from loading.checkpoint import Module, check_weights, open_checkpoint, unread
 from loading.hooked_config import hooked_config
 
 # Where transcoders usually read and write, for messages.
@@ -162,7 +162,7 @@ def _set_parameters(
     parameters = dict(model.named_parameters())
     bias = "unembed.b_U"  # the one that converters leave out, where a model has none
     state.setdefault(bias, torch.zeros(parameters[bias].shape))
-    WeightsMismatchError.check(
+    check_weights(
         missing=[name for name in parameters if name not in state],
         misshapen=[
             n for n, t in state.items() if n in parameters and t.shape != parameters[n].shape

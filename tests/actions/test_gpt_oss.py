@@ -14,9 +14,9 @@ import attribution
 import model_loader
 import steering
 from loading import UnsupportedArchitectureError, WeightsMismatchError
-from loading.folders import INDEX
 from loading.hugging_face_model import read_model
 from loading.loaded_model import LoadedModel
+from loading.model_folder import INDEX
 from loading.pretrained import read_config
 from model_loader import ModelLoadError
 from prompting import chat_prompt, prompts

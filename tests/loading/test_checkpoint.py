@@ -16,7 +16,7 @@ from transformers import (
 
 from loading import WeightsError, WeightsMismatchError
 from loading.checkpoint import open_checkpoint, weight_files
-from loading.folders import INDEX, SINGLE_FILE, ModelNeeds
+from loading.model_folder import INDEX, SINGLE_FILE, ModelNeeds
 from loading.transformerlens_engine import hooked_model
 from tests.support.model_configs import CONFIGS, SHAPE, hugging_face_model
 

@@ -79,7 +79,6 @@ class TestWhatIsConverted:
         contents = inspect(files)
         assert contents.can_be_lazy
         assert converted.convert(contents, storage(caches)) is files
-        assert converted.prepared(contents, storage(caches), lazy=True) is contents
 
     @pytest.mark.parametrize("layer", [0, 1])
     def test_a_layer_that_is_in_circuit_tracer_s_own_layout_is_copied(self, one_set, caches, layer):

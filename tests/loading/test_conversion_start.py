@@ -74,6 +74,17 @@ class TestAtTheStart:
         assert is_lazy(loaded) == (False, False)
         assert "read from the converted copy" in caplog.text
 
+    def test_a_set_in_circuit_tracer_s_own_layout_is_read_where_it_is(self, caches, caplog):
+        caplog.set_level(logging.INFO)
+        family = FAMILIES["Llama 3, skip"]
+        model = write_family(storage(caches).caches[-1].path, family)
+        loaded, _ = start(
+            family.transcoder_set, caches, model, lazy_encoder=True, lazy_decoder=True
+        )
+        assert is_lazy(loaded) == (True, True)
+        assert not (Path(caches["hf_home"]) / "converted").exists()
+        assert "converted" not in caplog.text
+
     def test_damaged_originals_stop_the_start(self, one_set, caches, model):
         (one_set / FILES[1]).write_bytes(b"nothing")
         with pytest.raises(model_loader.ModelLoadError, match=f"{FILES[1]} is damaged"):

@@ -14,18 +14,13 @@ import pytest
 import model_loader
 from loading import WeightsError
 from loading.checkpoint import weight_files
-from loading.folders import (
-    CONFIG,
-    ModelNeeds,
-    TranscoderNeeds,
-    count_layers,
-    read_json,
-    read_transcoder_config,
-)
 from loading.inspection import inspect
+from loading.json_files import read_json
+from loading.model_folder import ModelNeeds, count_layers
 from loading.pretrained import read_config, read_tokenizer
 from loading.registry import DEMO
 from loading.tensor_files import read_tensor, tensors_in
+from loading.transcoder_folder import CONFIG, TranscoderNeeds, read_transcoder_config
 from model_loader import ModelLoadError
 from tests.support.conversions import located
 from tests.support.demo_worker import demo_settings

@@ -13,7 +13,7 @@ import model_loader
 import steering
 from loading import WeightsMismatchError
 from loading.build import engine_of
-from loading.folders import SINGLE_FILE
+from loading.model_folder import SINGLE_FILE
 from loading.pretrained import read_config
 from loading.registry import DEMO
 from model_loader import ModelLoadError

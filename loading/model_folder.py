@@ -1,0 +1,112 @@
+"""A model's folder: what it has to hold, and what its config.json and index say.
+
+Importing this module imports no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from loading import WeightsError
+from loading.bounds import LAYERS, MOST_LAYERS, SIZES, brief
+from loading.json_files import nested, read_json
+
+SINGLE_FILE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+# Configuration, tokenizer and chat template, at the top of a repository.
+_SMALL = re.compile(r"[^/]+\.(json|jinja|txt|model)")
+# Most models' name for their number of layers, and GPT-2's.
+_LAYER_COUNTS = ("num_hidden_layers", "n_layer")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+@dataclass(frozen=True)
+class ModelNeeds:
+    """Of a model: configuration, tokenizer, and weights in one format. No examples."""
+
+    def describing(self, _names: Collection[str], /) -> Collection[str]:
+        return ()
+
+    def files(self, names: Collection[str], _folder: Path, /) -> list[str]:
+        shards = [name for name in names if _SHARD.fullmatch(name)]
+        weights = [SINGLE_FILE] if SINGLE_FILE in names or not shards else shards
+        small = [name for name in names if _SMALL.fullmatch(name)]
+        return sorted({*small, *weights})
+
+    def missing(self, folder: Path) -> list[str]:
+        missing = _absent(["config.json"], folder)
+        if len(_absent(_TOKENIZERS, folder)) == len(_TOKENIZERS):
+            missing.append("tokenizer.json")
+        if (folder / SINGLE_FILE).exists():
+            return missing
+        if not (folder / INDEX).exists():
+            return [*missing, SINGLE_FILE]
+        return missing + _absent(sorted(set(read_index(folder).values())), folder)
+
+
+def _absent(names: Collection[str], folder: Path) -> list[str]:
+    return [name for name in names if not (folder / name).exists()]
+
+
+def read_model_config(model: Path) -> dict[str, Any]:
+    """The `config.json` of a model, whose numbers are none of a model that there can't be.
+
+    Raises:
+        WeightsError: it can't be read, or has such a number.
+    """
+    file = model / "config.json"
+    config = read_json(file)
+    _check_sizes(file, config)
+    text = config.get("text_config") or {}
+    if not isinstance(text, dict):
+        raise WeightsError(f"{file}: `text_config` is no object: replace it")
+    for part in (config, text):
+        for name in _LAYER_COUNTS:
+            if type(part.get(name)) not in (int, NoneType):
+                raise WeightsError(
+                    f"{file} has {name}: {brief(part[name])}, which is no whole number: correct it"
+                )
+    return config
+
+
+def _check_sizes(file: Path, config: Mapping[str, Any]) -> None:
+    for _, part in nested(config):
+        for name, value in part.items() if isinstance(part, dict) else ():
+            bound = SIZES.get(name, MOST_LAYERS if name.endswith(LAYERS) else None)
+            if isinstance(value, int | float) and bound is not None and abs(value) > bound:
+                raise WeightsError(
+                    f"{file} has {brief(name)}: {brief(value)}, and {bound} is the most: correct it"
+                )
+
+
+def read_index(model: Path) -> dict[str, str]:
+    """The file of each tensor, as the index of a model's shards has it.
+
+    Raises:
+        WeightsError: it can't be read, or names something else than files beside it.
+    """
+    file = model / INDEX
+    files = read_json(file).get("weight_map")
+    if not isinstance(files, dict) or not all(
+        isinstance(name, str) and Path(name).name == name for name in files.values()
+    ):
+        raise WeightsError(f"{file}: `weight_map` is no object of files beside it: replace it")
+    return files
+
+
+def count_layers(model: Path) -> int | None:
+    """Layers of a model's language model, by its configuration.
+
+    Raises:
+        WeightsError: as `read_model_config`.
+    """
+    config = read_model_config(model)
+    config |= config.get("text_config") or {}
+    return next((config[name] for name in _LAYER_COUNTS if name in config), None)
