@@ -20,11 +20,12 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import logs
 from contract.command_lines import Parser
 from loading import WeightsError, converted, inventory
-from loading.complete_sets import CompleteWeights, engine_of_set, locate_entry
+from loading.complete_sets import CompleteWeights, engine_of_set, locate_complete
 from loading.entry import ModelEntry
 from loading.loaded_model import LoadedModel
 from loading.read_ahead import read_ahead
@@ -81,10 +82,18 @@ def load(settings: Settings) -> LoadedModel:
 
 def _located(entry: ModelEntry, settings: Settings, storage: Storage) -> Weights | CompleteWeights:
     """The files of an entry's model and set, of either kind."""
-    if entry.attribution_engine == "circuit-tracer":  # known, and so checked by `select`
+    if _with_engine(entry, settings, storage).attribution_engine == "circuit-tracer":
         return locate(entry.model, entry.transcoder_set, storage)
-    check_engine(settings, engine_of_set(entry, storage))
-    return locate_entry(entry, storage)
+    return locate_complete(entry, storage)
+
+
+def _with_engine(entry: ModelEntry, settings: Settings, storage: Storage) -> ModelEntry:
+    """The entry with its attribution engine: where it isn't known, the set's files tell."""
+    if entry.attribution_engine is not None:  # `select` has checked it
+        return entry
+    engine = engine_of_set(entry, storage)
+    check_engine(settings, engine)
+    return replace(entry, attribution_engine=engine)
 
 
 def read_weights_ahead(settings: Settings) -> None:
@@ -161,9 +170,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command == "list":
             print(inventory.table((DEMO, *REGISTRY), storage))
             return 0
-        entry, convert = select(settings).entry, command == "convert"
-        check_engine(settings, engine_of_set(entry, storage))
-        for line in inventory.prefetch(entry, storage, convert=convert):
+        entry = _with_engine(select(settings).entry, settings, storage)
+        for line in inventory.prefetch(entry, storage, convert=command == "convert"):
             print(line, flush=True)
     except (SettingsError, WeightsError) as error:
         print(f"{command}: {error}", file=sys.stderr)

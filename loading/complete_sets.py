@@ -31,10 +31,8 @@ from loading.references import Found, Reference, cached
 from loading.sources import (
     Storage,
     TranscoderFiles,
-    Weights,
     check_needs,
     find_repository,
-    locate,
     model_files,
     transcoder_files,
 )
@@ -76,15 +74,13 @@ class CompleteContents:
     d_model: int
 
 
-def locate_entry(entry: ModelEntry, storage: Storage) -> Weights | CompleteWeights:
-    """The files of an entry's model and set, downloaded where needed.
+def locate_complete(entry: ModelEntry, storage: Storage) -> CompleteWeights:
+    """The files of an entry's model and complete set, downloaded where needed.
 
     Raises:
         NotHereError: they aren't all on this machine, and the hub isn't to be asked.
         WeightsError: they can't be had; the message says what to do.
     """
-    if engine_of_set(entry, storage) == "circuit-tracer":
-        return locate(entry.model, entry.transcoder_set, storage)
     found = model_files(entry.model, storage)
     files = complete_files(entry, storage, count_layers(found.folder))
     revisions = tuple(filter(None, (found.revision, *files.revisions)))
@@ -92,13 +88,11 @@ def locate_entry(entry: ModelEntry, storage: Storage) -> Weights | CompleteWeigh
 
 
 def engine_of_set(entry: ModelEntry, storage: Storage) -> AttributionEngine:
-    """The attribution engine that an entry's set is for: what is known of it, or what it holds.
+    """The attribution engine that an entry's set is for, by what the set holds.
 
     Raises:
         WeightsError: the set's name can't be one, or the hub refuses it.
     """
-    if entry.attribution_engine is not None:
-        return entry.attribution_engine
     return "lm-saes-crm" if _is_complete(entry.transcoder_set, storage) else "circuit-tracer"
 
 
@@ -134,7 +128,7 @@ def _repository_holds(root: Reference, part: str, storage: Storage) -> bool:
 def complete_files(
     entry: ModelEntry, storage: Storage, n_layers: int | None = None
 ) -> CompleteFiles:
-    """The files of an entry's complete set; as `locate_entry`.
+    """The files of an entry's complete set; as `locate_complete`.
 
     Args:
         n_layers: of the model; a copy with fewer is taken for an incomplete one.

@@ -10,7 +10,6 @@ from loading import WeightsError, converted, sources
 from loading.complete_sets import (
     CompleteFiles,
     complete_files,
-    engine_of_set,
     inspect_complete,
 )
 from loading.entry import ModelEntry
@@ -26,6 +25,7 @@ def prefetch(entry: ModelEntry, storage: Storage, *, convert: bool = False) -> I
     """Download what an entry needs and isn't here yet; a line for each part says where it is.
 
     Args:
+        entry: one whose attribution engine is known.
         convert: also convert transcoders that can't be left on the disk as published.
 
     Raises:
@@ -34,7 +34,7 @@ def prefetch(entry: ModelEntry, storage: Storage, *, convert: bool = False) -> I
     model = sources.model_files(entry.model, storage)
     yield _line(entry.model, model.source, [model.folder])
     layers = count_layers(model.folder)
-    if engine_of_set(entry, storage) == "lm-saes-crm":
+    if entry.attribution_engine == "lm-saes-crm":
         complete = complete_files(entry, storage, layers)
         inspect_complete(complete)
         yield _line(entry.transcoder_label, complete.source, [complete.folder, *complete.paths])

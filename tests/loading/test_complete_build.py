@@ -205,7 +205,7 @@ class TestTheDemosTranscoders:
 
     def _load(self, tmp_path: Path, **settings: Any) -> LoadedModel:
         from loading.build import build
-        from loading.complete_sets import locate_entry
+        from loading.complete_sets import locate_complete
         from loading.sources import storage_of
 
         lorsas = write_set(tmp_path / "set", 4, kinds=("lorsa",), d_model=96, n_ctx=64)
@@ -214,7 +214,7 @@ class TestTheDemosTranscoders:
         entry = replace(selection.entry, lorsa_set=str(lorsas))
         assert entry.transcoder_label == "demo-crm"
         storage = storage_of(chosen)
-        weights = locate_entry(entry, storage)
+        weights = locate_complete(entry, storage)
         return build(replace(selection, entry=entry), weights, storage, chosen)
 
     @pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])

@@ -14,7 +14,7 @@ from loading.complete_sets import (
     complete_files,
     engine_of_set,
     inspect_complete,
-    locate_entry,
+    locate_complete,
 )
 from loading.entry import ModelEntry
 from loading.registry import DEMO
@@ -153,14 +153,14 @@ class TestCaches:
         write_repository(runpod, SET, _tree(tmp_path))
         write_repository(runpod, NAME, MODEL)
         offline = storage(caches)._replace(ask_hub=False)
-        weights = locate_entry(_entry(f"{SET}/2x/k4"), offline)
+        weights = locate_complete(_entry(f"{SET}/2x/k4"), offline)
         assert isinstance(weights, CompleteWeights)
         assert weights.transcoders.source == "Runpod's cached models"
         assert weights.revisions == (
             f"{NAME}@{commit_of(NAME)}",
             f"{SET}/2x/k4@{commit_of(SET)}",
         )
-        again = locate_entry(_entry(weights.revisions[1]), offline)
+        again = locate_complete(_entry(weights.revisions[1]), offline)
         assert again.transcoders.folder == weights.transcoders.folder
 
     @pytest.mark.parametrize(
