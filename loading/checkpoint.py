@@ -60,7 +60,7 @@ def weight_files(directory: Path) -> dict[Path, set[str]]:
 
 def open_checkpoint(
     directory: Path, config: Any, *, device: torch.device, dtype: torch.dtype
-) -> "Module":
+) -> "Part":
     """The checkpoint of a model's directory; its tensors are read when they are asked for.
 
     On a CPU those that are stored in `dtype` are the file's own pages, not a copy.
@@ -82,7 +82,7 @@ def open_checkpoint(
         return read[name]
 
     names = _model_names(stored, config)
-    return Module(tensor, names, config=config, stored=stored.keys(), read=read.keys())
+    return Part(tensor, names, config=config, stored=stored.keys(), read=read.keys())
 
 
 def absent(directory: Path, *, beside_index: Iterable[str] = ()) -> list[str]:
@@ -152,7 +152,7 @@ class MissingTensorError(AttributeError, WeightsMismatchError):
     """The checkpoint lacks a tensor. An AttributeError, so that converters can use `hasattr`."""
 
 
-class Module:
+class Part:
     """A part of the model, whose attributes and items are its parts or tensors."""
 
     def __init__(
@@ -180,7 +180,7 @@ class Module:
                 f"the weights lack {self._path}{name}, and have {', '.join(self._names)} beside "
                 f"it. {_REMEDY}"
             )
-        part = Module(self._tensor, below, f"{self._path}{name}.")
+        part = Part(self._tensor, below, f"{self._path}{name}.")
         setattr(self, name, part)
         return part
 

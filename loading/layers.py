@@ -36,35 +36,35 @@ class TensorLayout:
         return {name: stored.format(layer) for name, stored in self.stored.items()}
 
 
-_SAME = {name: name for name in (*REQUIRED, "W_skip", "k")}
-
-CIRCUIT_TRACER = TensorLayout(
-    {**_SAME, "threshold": "activation_function.threshold"},
-    can_be_lazy=True,
-)
-# circuit-tracer saves no skip connection in this layout; W_skip is the worker's addition.
-CIRCUIT_TRACER_CROSS_LAYER = TensorLayout(
-    {name: f"{name}_{{}}" for name in (*REQUIRED, "threshold", "W_skip")},
-    can_be_lazy=True,
-)
 CIRCUIT_TRACERS_OWN: dict[Kind, TensorLayout] = {
-    "transcoder_set": CIRCUIT_TRACER,
-    "cross_layer_transcoder": CIRCUIT_TRACER_CROSS_LAYER,
+    "transcoder_set": TensorLayout(
+        {name: name for name in (*REQUIRED, "W_skip", "k")}
+        | {"threshold": "activation_function.threshold"},
+        can_be_lazy=True,
+    ),
+    # circuit-tracer saves no skip connection in this layout; W_skip is the worker's addition.
+    "cross_layer_transcoder": TensorLayout(
+        {name: f"{name}_{{}}" for name in (*REQUIRED, "threshold", "W_skip")}, can_be_lazy=True
+    ),
 }
-GEMMA_SCOPE = TensorLayout({name: name for name in (*REQUIRED, "threshold")}, transposed=("W_enc",))
-_GEMMA_SCOPE_2 = {name: name.lower() for name in (*REQUIRED, "threshold")}
-_GEMMA_SCOPE_2["W_skip"] = "affine_skip_connection"
-GEMMA_SCOPE_2 = TensorLayout(_GEMMA_SCOPE_2, transposed=("W_enc", "W_skip"))
-GEMMA_SCOPE_2_CROSS_LAYER = TensorLayout(_GEMMA_SCOPE_2, transposed=("W_enc",), all_decoders=True)
+_GEMMA_SCOPE = TensorLayout(
+    {name: name for name in (*REQUIRED, "threshold")}, transposed=("W_enc",)
+)
+_NAMES_IN_SCOPE_2 = {name: name.lower() for name in (*REQUIRED, "threshold")}
+_NAMES_IN_SCOPE_2["W_skip"] = "affine_skip_connection"
+_GEMMA_SCOPE_2: dict[Kind, TensorLayout] = {
+    "transcoder_set": TensorLayout(_NAMES_IN_SCOPE_2, transposed=("W_enc", "W_skip")),
+    "cross_layer_transcoder": TensorLayout(
+        _NAMES_IN_SCOPE_2, transposed=("W_enc",), all_decoders=True
+    ),
+}
 
 
 def layout_of(kind: Kind, file: Path, names: Collection[str]) -> TensorLayout:
     """The layout of a layer, by its file and the names of its tensors."""
     if file.suffix == ".npz":
-        return GEMMA_SCOPE
-    if "w_enc" not in names:
-        return CIRCUIT_TRACERS_OWN[kind]
-    return GEMMA_SCOPE_2_CROSS_LAYER if kind == "cross_layer_transcoder" else GEMMA_SCOPE_2
+        return _GEMMA_SCOPE
+    return (_GEMMA_SCOPE_2 if "w_enc" in names else CIRCUIT_TRACERS_OWN)[kind]
 
 
 def file_of(tensor: str, files: Sequence[Path]) -> Path:

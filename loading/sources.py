@@ -19,11 +19,11 @@ from loading.references import Cache, Found, Reference, cached, found_in
 from loading.transcoder_folder import (
     CONFIG,
     LayerFiles,
-    TranscoderConfig,
+    SetConfig,
     TranscoderNeeds,
     layer_files,
     layers_among,
-    read_transcoder_config,
+    read_set_config,
 )
 from settings import Settings
 
@@ -47,7 +47,7 @@ class Storage(NamedTuple):
 class TranscoderFiles:
     """The files of a set of transcoders, all on the disk."""
 
-    config: TranscoderConfig
+    config: SetConfig
     scan: str | list[str]
     folder: Path
     layers: LayerFiles  # encoder and decoder, or one for both
@@ -107,7 +107,7 @@ def transcoder_files(name: str, storage: Storage, n_layers: int | None = None) -
         n_layers: of the model they are for; a copy with fewer is taken for an incomplete one.
     """
     found = _find(name, storage, TranscoderNeeds(n_layers))
-    config = read_transcoder_config(found.folder)
+    config = read_set_config(found.folder)
     revisions = [found.revision] if found.revision else []
     if config.listed is None:
         count = layers_among([path.name for path in found.folder.iterdir()], config.kind)

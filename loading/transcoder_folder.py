@@ -52,7 +52,7 @@ _KNOWN_KEYS = {*_REQUIRED_KEYS, *_ACTIVATION_KEYS, "scan", "transcoders", "k", *
 
 
 @dataclass(frozen=True)
-class TranscoderConfig:
+class SetConfig:
     """What a `config.yaml` of circuit-tracer says."""
 
     kind: Kind
@@ -77,7 +77,7 @@ class TranscoderNeeds:
         return (CONFIG,)
 
     def files(self, names: Collection[str], folder: Path, /) -> list[str]:
-        config = read_transcoder_config(folder)
+        config = read_set_config(folder)
         if config.listed is not None:
             return [CONFIG]
         n_layers = max(layers_among(names, config.kind), self.n_layers or 1)
@@ -116,7 +116,7 @@ def layers_among(names: Collection[str], kind: Kind) -> int:
     return max((int(number) + 1 for number in numbers), default=0)
 
 
-def read_transcoder_config(folder: Path) -> TranscoderConfig:
+def read_set_config(folder: Path) -> SetConfig:
     """Read the `config.yaml` of a set of transcoders.
 
     Raises:
@@ -147,7 +147,7 @@ def read_transcoder_config(folder: Path) -> TranscoderConfig:
             "features are: use a set without it, or where it changes nothing a copy without it"
         )
     k = _k(file, config.get("k"))
-    return TranscoderConfig(
+    return SetConfig(
         kind,
         config["feature_input_hook"],
         config["feature_output_hook"],

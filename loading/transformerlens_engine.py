@@ -18,7 +18,7 @@ from transformer_lens.components.mlps.gated_mlp import GatedMLP
 from transformer_lens.loading_from_pretrained import get_pretrained_state_dict
 
 from loading import UnsupportedArchitectureError
-from loading.checkpoint import Module, check_weights, open_checkpoint, unread
+from loading.checkpoint import Part, check_weights, open_checkpoint, unread
 from loading.hooked_config import hooked_config
 
 # Where transcoders usually read and write, for messages.
@@ -95,7 +95,7 @@ def hooked_model(
     any_path = str(Path(__file__).parent)
     state = get_pretrained_state_dict(any_path, cfg, hf_model=hf_model, dtype=dtype)
     left: list[str] = []
-    if isinstance(hf_model, Module):
+    if isinstance(hf_model, Part):
         names = sorted(hf_model.stored - hf_model.read)
         left = unread(names, tied=hf_model.config.tie_word_embeddings)
     _set_parameters(model, state, left, device)

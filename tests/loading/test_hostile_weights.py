@@ -20,7 +20,7 @@ from loading.model_folder import ModelNeeds, count_layers
 from loading.pretrained import read_config, read_tokenizer
 from loading.registry import DEMO
 from loading.tensor_files import read_tensor, tensors_in
-from loading.transcoder_folder import CONFIG, TranscoderNeeds, read_transcoder_config
+from loading.transcoder_folder import CONFIG, TranscoderNeeds, read_set_config
 from model_loader import ModelLoadError
 from tests.support.conversions import located
 from tests.support.demo_worker import demo_settings
@@ -106,7 +106,7 @@ JSONS = {
 def test_a_config_yaml_that_stands_for_too_much_is_refused_by_name(tmp_path, text):
     (tmp_path / CONFIG).write_text(text)
     with pytest.raises(WeightsError) as caught:
-        read_transcoder_config(tmp_path)
+        read_set_config(tmp_path)
     assert str(tmp_path / CONFIG) in str(caught.value)
     assert len(str(caught.value)) < 1000
 
@@ -177,7 +177,7 @@ def test_a_pipe_in_a_file_s_place_is_refused_and_not_waited_for(tmp_path):
         os.mkfifo(tmp_path / name)
     for read in (
         lambda: read_json(tmp_path / "config.json"),
-        lambda: read_transcoder_config(tmp_path),
+        lambda: read_set_config(tmp_path),
         lambda: tensors_in(tmp_path / "a.safetensors"),
         lambda: tensors_in(tmp_path / "a.npz"),
     ):
