@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -55,24 +54,20 @@ def build(
     contents = inspect(files) if isinstance(files, TranscoderFiles) else inspect_complete(files)
     check_fits(contents, config)
 
-    device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    on_gpu = selection.dtype_on_gpu or stored_dtype(config)
-    dtype = getattr(torch, on_gpu if device.type == "cuda" else selection.dtype_on_cpu)
-    named = selection.entry.model
-    name = Path(named).name if Path(named).is_dir() else named.partition("@")[0]
-    name = circuit_tracer_name(name, config, has_chat_template=bool(tokenizer.chat_template))
+    placement = _placement(selection, settings, config)
+    device, dtype = placement.device, placement.dtype
+    name = _model_name(selection.entry.model, config, tokenizer)
     engine = engine_of(selection.engine)
-    open_model = partial(engine.open_model, directory, config, device=device, dtype=dtype)
+    hf_model = engine.open_model(directory, config, device=device, dtype=dtype)
     model: Any
     if isinstance(contents, CompleteContents):
         from loading.complete_build import complete_model  # with TransformerLens, as `engine_of`
 
-        placement = Placement(device, dtype, selection.lazy_decoder)
-        model = complete_model(open_model(), name, contents, placement)
+        model = complete_model(hf_model, name, contents, placement)
         model.language_model.tokenizer = tokenizer
     else:
-        features = _transcoders(contents, selection, storage, device, dtype)
-        model = engine.replacement_model(open_model(), features, name, device, dtype)
+        features = _transcoders(contents, selection, storage, placement)
+        model = engine.replacement_model(hf_model, features, name, device, dtype)
         model.tokenizer = tokenizer
     # With "left" TransformerLens masks a leading pad token, which Qwen3's leading token is.
     tokenizer.padding_side = "right"
@@ -86,20 +81,29 @@ def build(
     )
 
 
+def _placement(selection: Selection, settings: Settings, config: Any) -> Placement:
+    device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    on_gpu = selection.dtype_on_gpu or stored_dtype(config)
+    dtype = getattr(torch, on_gpu if device.type == "cuda" else selection.dtype_on_cpu)
+    return Placement(device, dtype, selection.lazy_decoder)
+
+
+def _model_name(named: str, config: Any, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the replacement model is called: as circuit-tracer expects of its kind."""
+    name = Path(named).name if Path(named).is_dir() else named.partition("@")[0]
+    return circuit_tracer_name(name, config, has_chat_template=bool(tokenizer.chat_template))
+
+
 def _transcoders(
-    contents: Contents,
-    selection: Selection,
-    storage: Storage,
-    device: torch.device,
-    dtype: torch.dtype,
+    contents: Contents, selection: Selection, storage: Storage, placement: Placement
 ) -> Transcoders:
     if not contents.can_be_lazy:
         lazy = selection.lazy_encoder or selection.lazy_decoder
         contents = prepared(contents, storage, lazy=lazy)
     return transcoders(
         contents,
-        device=device,
-        dtype=dtype,
+        device=placement.device,
+        dtype=placement.dtype,
         lazy_encoder=selection.lazy_encoder,
         lazy_decoder=selection.lazy_decoder,
     )

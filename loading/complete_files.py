@@ -54,13 +54,17 @@ class Module(Generic[Config]):
 
 
 def weights_among(names: Collection[str]) -> str | None:
-    """Of the files in a module's folder, the one that llamascopium takes the weights from."""
-    return next((name for name in WEIGHTS if _is_among(name, names)), None)
+    """Of the files that the hub has in a module's folder, the one with the weights."""
+
+    def is_there(name: str) -> bool:  # a .dcp is a directory
+        return name in names or any(n.startswith(f"{name}/") for n in names)
+
+    return next(filter(is_there, WEIGHTS), None)
 
 
-def _is_among(name: str, names: Collection[str]) -> bool:
-    # A .dcp is a directory.
-    return name in names or any(n.startswith(f"{name}/") for n in names)
+def weights_in(folder: Path) -> Path | None:
+    """Of the files in a module's folder here, the one with the weights."""
+    return next((folder / name for name in WEIGHTS if (folder / name).exists()), None)
 
 
 def read_module(folder: Path) -> Module[Any]:
@@ -71,15 +75,15 @@ def read_module(folder: Path) -> Module[Any]:
             tensor, or holds one of another shape or of a name that would be ignored.
     """
     described = read_module_config(folder / MODULE_CONFIG)
-    name = next((name for name in WEIGHTS if (folder / name).exists()), None)
-    if name is None:
+    weights = weights_in(folder)
+    if weights is None:
         raise WeightsError(f"{folder} holds no {WEIGHTS[0]}: complete it")
-    refuse_other_formats(folder / name)
-    held = tensors_in(folder / name)
+    refuse_other_formats(weights)
+    held = tensors_in(weights)
     tensors = {name: spec for name, spec in held.items() if not _is_ignored(name)}
-    _check_tensors(folder / name, described, tensors)
+    _check_tensors(weights, described, tensors)
     return Module(
-        described.file, described.kind, described.layer, described.config, folder / name, tensors
+        described.file, described.kind, described.layer, described.config, weights, tensors
     )
 
 

@@ -132,7 +132,7 @@ class _Reader:
         with_norms = self._module.config.sparsity_include_decoder_norm
         if self._placement.lazy_decoder:
             stored = StoredDecoder(self._module.weights, name, self._placement)
-            return stored_decoder(stored, with_norms=with_norms)
+            return stored.decoder(with_norms=with_norms)
         weight = self.tensor(name)
         # Norms would hold NaN too, and show it to whoever checks the weights in memory.
         if not with_norms and weight.sum(dtype=torch.float32).isnan():
@@ -153,10 +153,9 @@ class _Reader:
 
 def eager_decoder(weight: Tensor, *, with_norms: bool) -> Decoder:
     """A decoder in memory, (d_sae, d_model)."""
-    step = _rows_at_once(weight.shape[1])
     norms = None
     if with_norms:
-        norms = torch.cat([_norms(part) for part in weight.split(step)])
+        norms = torch.cat([_norms(part) for part in weight.split(_rows_at_once(weight.shape[1]))])
     return Decoder(lambda features: weight[features.to(weight.device)], norms)
 
 
@@ -167,6 +166,10 @@ class StoredDecoder:
     path: Path
     name: str
     placement: Placement
+
+    def decoder(self, *, with_norms: bool) -> Decoder:
+        """The decoder; norms are computed at once, rows are read when they are asked for."""
+        return Decoder(self.rows, self.norms() if with_norms else None)
 
     def rows(self, features: Tensor) -> Tensor:
         """The vectors of these features. No others are read, and one that is asked twice once."""
@@ -192,11 +195,6 @@ class StoredDecoder:
                 for start in range(0, n_features, step)
             ]
         return torch.cat(parts)
-
-
-def stored_decoder(stored: StoredDecoder, *, with_norms: bool) -> Decoder:
-    """A decoder on the disk."""
-    return Decoder(stored.rows, stored.norms() if with_norms else None)
 
 
 def _rows_at_once(width: int) -> int:

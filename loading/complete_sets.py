@@ -6,14 +6,14 @@ imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from loading import WeightsError
 from loading.complete_config import LorsaConfig, ModuleKind, TranscoderConfig
-from loading.complete_files import WEIGHTS, Module, read_module
+from loading.complete_files import Module, read_module, weights_in
 from loading.complete_tree import (
     KINDS,
     CompleteNeeds,
@@ -53,8 +53,8 @@ class CompleteFiles:
     def paths(self) -> list[Path]:
         """The files of weights, in the order in which they are loaded."""
         if isinstance(self.transcoders, TranscoderFiles):
-            return [*map(_weights_in, self.lorsas), *self.transcoders.paths]
-        return [_weights_in(folder) for folder in (*self.lorsas, *self.transcoders)]
+            return [*_weights_in(self.lorsas), *self.transcoders.paths]
+        return _weights_in((*self.lorsas, *self.transcoders))
 
 
 class CompleteWeights(NamedTuple):
@@ -214,8 +214,8 @@ def inspect_complete(files: CompleteFiles) -> CompleteContents:
     return CompleteContents(lorsas, transcoders, d_model)
 
 
-def _weights_in(folder: Path) -> Path:
-    return next((folder / name for name in WEIGHTS if (folder / name).exists()), folder)
+def _weights_in(folders: Iterable[Path]) -> list[Path]:
+    return [file for folder in folders if (file := weights_in(folder)) is not None]
 
 
 def _by_layer(folders: Sequence[Path], kind: ModuleKind) -> tuple[Module[Any], ...]:

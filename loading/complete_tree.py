@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from loading.complete_config import MODULE_CONFIG, ModuleKind, read_module_config
-from loading.complete_files import WEIGHTS, refuse_other_formats, weights_among
+from loading.complete_files import WEIGHTS, refuse_other_formats, weights_among, weights_in
 from loading.references import Reference
 
 KINDS: tuple[ModuleKind, ...] = ("transcoder", "lorsa")
@@ -54,7 +54,7 @@ class CompleteNeeds:
                 missing.append(self._first_absent(folder, kind, most))
             # Of a broken download a link may be there whose file isn't.
             for module in modules:
-                if not any((module / name).exists() for name in WEIGHTS):
+                if weights_in(module) is None:
                     missing.append((module / WEIGHTS[0]).relative_to(folder).as_posix())
         return missing
 

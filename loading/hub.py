@@ -13,7 +13,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -63,6 +63,16 @@ class Listing(NamedTuple):
     commit: str
     files: Mapping[str, HubFile]  # by path in the repository
 
+    @property
+    def top(self) -> str:
+        """What paths in the repository have before those in the reference's folder."""
+        return f"{self.reference.path}/" if self.reference.path else ""
+
+    @property
+    def names(self) -> list[str]:
+        """The files of the reference's folder, by their paths in it."""
+        return [name.removeprefix(self.top) for name in self.files if name.startswith(self.top)]
+
 
 def download(reference: Reference, needs: Needs, cache: Path, token: str | None) -> Path:
     """Download the files needed of a repository's folder that a cache doesn't hold yet.
@@ -81,11 +91,8 @@ def download(reference: Reference, needs: Needs, cache: Path, token: str | None)
         hub = _listing(reference, token)
         logger.info("%s is at commit %s on the hub", reference, hub.commit)
         commit = download_folder(cache, reference.repository) / "snapshots" / hub.commit
-        top = f"{reference.path}/" if reference.path else ""
-        names = [name.removeprefix(top) for name in hub.files if name.startswith(top)]
-        _fetch(hub, [top + name for name in needs.describing(names)], cache, token)
-        wanted = needs.files(names, commit / reference.path)
-        _fetch(hub, [top + name for name in wanted], cache, token)
+        _fetch(hub, needs.describing(hub.names), cache, token)
+        _fetch(hub, needs.files(hub.names, commit / reference.path), cache, token)
         missing = needs.missing(commit / reference.path)
         if missing:
             raise WeightsError(f"{reference} has no {missing[0]} on the hub: name another")
@@ -105,11 +112,9 @@ def names(reference: Reference, token: str | None) -> list[str]:
         WeightsError: there is no such repository or revision, or access is refused.
     """
     try:
-        listed = _listing(reference, token).files
+        return _listing(reference, token).names
     except Exception as error:
         raise _explanation(error, reference, token, Path()) from error
-    top = f"{reference.path}/" if reference.path else ""
-    return [name.removeprefix(top) for name in listed if name.startswith(top)]
 
 
 def _listing(reference: Reference, token: str | None) -> Listing:
@@ -128,8 +133,9 @@ def _listing(reference: Reference, token: str | None) -> Listing:
     return Listing(reference, info.sha or reference.revision, files)
 
 
-def _fetch(hub: Listing, names: Sequence[str], cache: Path, token: str | None) -> None:
-    """Download files, by their paths in the repository, that the cache doesn't hold yet."""
+def _fetch(hub: Listing, wanted: Iterable[str], cache: Path, token: str | None) -> None:
+    """Download files of the reference's folder that the cache doesn't hold yet."""
+    names = [hub.top + name for name in wanted]
     for name in names:
         if name not in hub.files:
             raise WeightsError(

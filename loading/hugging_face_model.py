@@ -44,12 +44,7 @@ def read_model(directory: Path, config: Any, *, device: torch.device, dtype: tor
     packed: list[str] = []
     if getattr(config, "quantization_config", None) is not None:  # MXFP4: others are refused
         quantization["quantization_config"] = Mxfp4Config(dequantize=True)
-        packed = [
-            f"model.layers.{layer}.mlp.experts.{name}_{part}"
-            for layer in range(config.num_hidden_layers)
-            for name in ("gate_up_proj", "down_proj")
-            for part in ("blocks", "scales")
-        ]
+        packed = _packed_experts(config.num_hidden_layers)
     # transformers trusts the index, and fails obscurely where packed weights are missing.
     check_weights(missing=absent(directory, beside_index=packed))
     model, report = AutoModelForCausalLM.from_pretrained(
@@ -70,3 +65,13 @@ def read_model(directory: Path, config: Any, *, device: torch.device, dtype: tor
         unread=unread(report["unexpected_keys"], tied=text.tie_word_embeddings),
     )
     return model
+
+
+def _packed_experts(n_layers: int) -> list[str]:
+    """The names of GPT-OSS's weights in MXFP4."""
+    return [
+        f"model.layers.{layer}.mlp.experts.{name}_{part}"
+        for layer in range(n_layers)
+        for name in ("gate_up_proj", "down_proj")
+        for part in ("blocks", "scales")
+    ]

@@ -7,11 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from loading import WeightsError, converted, sources
-from loading.complete_sets import (
-    CompleteFiles,
-    complete_files,
-    inspect_complete,
-)
+from loading.complete_sets import CompleteFiles, complete_files, inspect_complete
 from loading.entry import ModelEntry
 from loading.footprint import device_bytes, disk_bytes
 from loading.inspection import inspect
@@ -33,15 +29,13 @@ def prefetch(entry: ModelEntry, storage: Storage, *, convert: bool = False) -> I
     """
     model = sources.model_files(entry.model, storage)
     yield _line(entry.model, model.source, [model.folder])
-    layers = count_layers(model.folder)
-    if entry.attribution_engine == "lm-saes-crm":
-        complete = complete_files(entry, storage, layers)
-        inspect_complete(complete)
-        yield _line(entry.transcoder_label, complete.source, [complete.folder, *complete.paths])
+    files = _set_files(entry, storage, count_layers(model.folder))
+    if isinstance(files, CompleteFiles):
+        inspect_complete(files)
+        yield _line(entry.transcoder_label, files.source, [files.folder, *files.paths])
         if convert:
             yield f"{entry.transcoder_label}: nothing to convert, its decoders can be left there"
         return
-    files = sources.transcoder_files(entry.transcoder_set, storage, layers)
     listed = [] if files.config.listed is None else files.paths
     yield _line(entry.transcoder_set, files.source, [files.folder, *listed])
     if not convert:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from attribution.complete.modules import Activation, Transcoder
 from loading import WeightsError
-from loading.complete_modules import Placement, StoredDecoder, eager_decoder, stored_decoder
+from loading.complete_modules import Placement, StoredDecoder, eager_decoder
 from loading.inspection import Contents
 from loading.layers import Layer
 from loading.transcoder_folder import CONFIG
@@ -57,9 +57,7 @@ def convert_transcoder(
         W_E = W_E * gain.float()
     if placement.lazy_decoder and layer.layout.can_be_lazy:
         stored = layer.stored["W_dec"]
-        decoder = stored_decoder(
-            StoredDecoder(stored.path, stored.name, placement), with_norms=False
-        )
+        decoder = StoredDecoder(stored.path, stored.name, placement).decoder(with_norms=False)
     else:
         decoder = eager_decoder(read("W_dec"), with_norms=False)
     b_E = read("b_enc")

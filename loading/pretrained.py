@@ -140,7 +140,10 @@ def refuse_other_values(config: Any, served: Mapping[str, Any]) -> None:
 
 def rope_type(config: Any) -> str:
     """How a language model's rotary embeddings are scaled; "default": not at all."""
-    scaling = getattr(config, "rope_scaling", None) or {}
+    return _rope_type(getattr(config, "rope_scaling", None) or {})
+
+
+def _rope_type(scaling: Mapping[str, Any]) -> str:
     kind: str = scaling.get("rope_type", scaling.get("type", "default"))
     return kind
 
@@ -176,7 +179,7 @@ def _ropes_of_gemma3(rope: dict[str, Any]) -> dict[str, Any]:
 def _moved(rope: dict[str, Any], base: str) -> dict[str, Any]:
     """One rotary embedding's parameters under their old names."""
     scaling = dict(rope)
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    kind = _rope_type(scaling)
     theta, share = scaling.pop("rope_theta", None), scaling.pop("partial_rotary_factor", None)
     if kind not in _ROPE_TYPES:
         raise UnsupportedArchitectureError(

@@ -25,7 +25,7 @@ def shortage(what: str, needed: int, directory: Path) -> str | None:
     )
 
 
-def full(directory: Path | None) -> str:
+def full(directory: Path) -> str:
     """The sentence for a directory on a full disk."""
     return (
         f"the disk of {directory} is full: free some of it or set HF_HOME to a larger volume, and "
@@ -33,7 +33,7 @@ def full(directory: Path | None) -> str:
     )
 
 
-def not_writable(directory: Path | None, why: str | None = None) -> str:
+def not_writable(directory: Path, why: str | None = None) -> str:
     """The sentence for a directory that can't be written."""
     reason = f" ({why})" if why else ""
     return f"{directory} can't be written{reason}: set HF_HOME to a directory that can"

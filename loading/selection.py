@@ -143,16 +143,18 @@ def resolve_entry(
             + ": set TRANSCODER_SET"
         )
     if not of_model:
-        return ModelEntry(
-            model_id, wanted, neuronpedia_id=_short_name(model_id), attribution_engine=None
-        )
-    like = of_model[0]
+        return ModelEntry(model_id, wanted, _short_name(model_id), attribution_engine=None)
+    return _with_other_set(of_model[0], wanted)
+
+
+def _with_other_set(known: ModelEntry, transcoder_set: str) -> ModelEntry:
+    """An entry for a model that is known, with a set of which nothing is."""
     return ModelEntry(
-        like.model,
-        wanted,
-        like.neuronpedia_id,
-        recommended_dtype=like.recommended_dtype,
-        engine=like.engine,
+        known.model,
+        transcoder_set,
+        known.neuronpedia_id,
+        recommended_dtype=known.recommended_dtype,
+        engine=known.engine,
         attribution_engine=None,
     )
 
