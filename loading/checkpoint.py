@@ -131,9 +131,9 @@ def check_weights(
         raise WeightsMismatchError(f"the weights {'; they '.join(clauses)}. {_REMEDY}")
 
 
-def _first(names: list[str], n: int = 8) -> str:
-    more = f" and {len(names) - n} more" if len(names) > n else ""
-    return ", ".join(names[:n]) + more
+def _first(names: list[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(names[:8]) + more
 
 
 def _model_names(stored: Iterable[str], config: Any) -> dict[str, str]:

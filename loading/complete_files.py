@@ -79,8 +79,11 @@ def read_module(folder: Path) -> Module[Any]:
     if weights is None:
         raise WeightsError(f"{folder} holds no {WEIGHTS[0]}: complete it")
     refuse_other_formats(weights)
-    held = tensors_in(weights)
-    tensors = {name: spec for name, spec in held.items() if not _is_ignored(name)}
+    tensors = {
+        name: spec
+        for name, spec in tensors_in(weights).items()
+        if name not in _NOT_READ and not name.startswith(_NORMS)
+    }
     _check_tensors(weights, described, tensors)
     return Module(
         described.file, described.kind, described.layer, described.config, weights, tensors
@@ -94,10 +97,6 @@ def refuse_other_formats(file: Path | PurePosixPath) -> None:
             f"{file}: weights are read from safetensors alone; save the module anew with "
             f"llamascopium's save_pretrained, which writes {WEIGHTS[0]}"
         )
-
-
-def _is_ignored(name: str) -> bool:
-    return name in _NOT_READ or name.startswith(_NORMS)
 
 
 def _check_tensors(file: Path, described: Described, tensors: Mapping[str, Spec]) -> None:

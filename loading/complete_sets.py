@@ -7,6 +7,7 @@ imports no torch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,15 +115,13 @@ def _repository_holds(root: Reference, part: str, storage: Storage) -> bool:
             return False
         if any(module_folders(found.folder, part).values()):
             return True
+    names: list[str] = []
     if storage.ask_hub:
         from loading import hub  # with the hub's client, which takes a second to import
 
-        try:
+        with suppress(hub.UnreachableError):  # whoever looks for the files says so
             names = hub.names(root, storage.token)
-        except hub.UnreachableError:
-            return is_usual(part)  # whoever looks for the files says that the hub isn't there
-        return holds_part(names, part) or (is_usual(part) and f"{part}/{CONFIG}" not in names)
-    return is_usual(part)
+    return holds_part(names, part) or (is_usual(part) and f"{part}/{CONFIG}" not in names)
 
 
 def complete_files(

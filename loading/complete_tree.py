@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from loading.complete_config import MODULE_CONFIG, ModuleKind, read_module_config
 from loading.complete_files import WEIGHTS, refuse_other_formats, weights_among, weights_in
+from loading.needs import Needs
 from loading.references import Reference
 
 KINDS: tuple[ModuleKind, ...] = ("transcoder", "lorsa")
@@ -24,7 +25,7 @@ _DEPTH = 2  # folders that name a set in its tree
 
 
 @dataclass(frozen=True)
-class CompleteNeeds:
+class CompleteNeeds(Needs):
     """Of a complete set: the two files of each module of one expansion and top-k."""
 
     part: str  # "8x/k64"

@@ -15,6 +15,7 @@ from typing import Any
 from loading import WeightsError
 from loading.bounds import LAYERS, MOST_LAYERS, SIZES, brief
 from loading.json_files import nested, read_json
+from loading.needs import Needs
 
 SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -28,11 +29,8 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "
 
 
 @dataclass(frozen=True)
-class ModelNeeds:
+class ModelNeeds(Needs):
     """Of a model: configuration, tokenizer, and weights in one format. No examples."""
-
-    def describing(self, _names: Collection[str], /) -> Collection[str]:
-        return ()
 
     def files(self, names: Collection[str], _folder: Path, /) -> list[str]:
         shards = [name for name in names if _SHARD.fullmatch(name)]

@@ -15,8 +15,9 @@ from typing import Protocol
 class Needs(Protocol):
     """What a folder of a model, or of a set of transcoders, has to hold."""
 
-    def describing(self, names: Collection[str], /) -> Collection[str]:
-        """The files that say which others are needed, where the hub has `names`."""
+    def describing(self, _names: Collection[str], /) -> Collection[str]:
+        """The files that say which others are needed, where the hub has these."""
+        return ()
 
     def files(self, names: Collection[str], folder: Path, /) -> list[str]:
         """The files to download, those included that the hub lacks.
@@ -31,13 +32,10 @@ class Needs(Protocol):
 
 
 @dataclass(frozen=True)
-class NamedNeeds:
+class NamedNeeds(Needs):
     """Files that are known by name."""
 
     names: tuple[str, ...]
-
-    def describing(self, _names: Collection[str], /) -> Collection[str]:
-        return ()
 
     def files(self, _names: Collection[str], _folder: Path, /) -> list[str]:
         return list(self.names)

@@ -16,6 +16,7 @@ import yaml
 from loading import WeightsError
 from loading.bounds import MOST_FEATURES, MOST_LAYERS, YAML_BYTES, brief
 from loading.json_files import check_file, too_deep
+from loading.needs import Needs
 
 CONFIG = "config.yaml"
 
@@ -65,7 +66,7 @@ class SetConfig:
 
 
 @dataclass(frozen=True)
-class TranscoderNeeds:
+class TranscoderNeeds(Needs):
     """Of a set of transcoders: `config.yaml`, and the files of its layers that are beside it.
 
     Files that `config.yaml` lists by address or path are looked for once it has been read.
