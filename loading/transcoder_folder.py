@@ -22,7 +22,7 @@ CONFIG = "config.yaml"
 
 Kind = Literal["transcoder_set", "cross_layer_transcoder"]
 Activation = Literal["relu", "jump_relu", "topk"]
-# A layer's files, each layer's in a row.
+# Each layer's files.
 LayerFiles: TypeAlias = tuple[tuple[Path, ...], ...]
 
 # The names of a layer's files where config.yaml lists none; "{}" stands for the layer.

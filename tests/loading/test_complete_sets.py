@@ -258,6 +258,13 @@ class TestHub:
         assert done.returncode == 1
         assert f"{SET} has no transcoder/16x/k64/layer0_transcoder_16x_k64" in done.stderr
 
+    def test_the_hub_is_asked_once_what_the_set_is_and_once_for_its_files(self, hub, caches):
+        self._prefetch(hub, caches, f"{SET}/16x/k64")
+        asked = [
+            request for request in hub.requests if request.startswith(f"GET /api/models/{SET}")
+        ]
+        assert len(asked) == 2
+
     def test_a_configuration_is_refused_before_weights_are_fetched(self, hub, caches):
         repository = hub.repositories[SET]
         name = "lorsa/2x/k4/layer1_lorsa_2x_k4/config.json"
