@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -58,16 +59,17 @@ def build(
     device, dtype = placement.device, placement.dtype
     name = _model_name(selection.entry.model, config, tokenizer)
     engine = engine_of(selection.engine)
-    hf_model = engine.open_model(directory, config, device=device, dtype=dtype)
+    open_model = partial(engine.open_model, directory, config, device=device, dtype=dtype)
     model: Any
     if isinstance(contents, CompleteContents):
         from loading.complete_build import complete_model  # with TransformerLens, as `engine_of`
 
-        model = complete_model(hf_model, name, contents, placement)
+        model = complete_model(open_model(), name, contents, placement)
         model.language_model.tokenizer = tokenizer
     else:
+        # Before the model is opened: on nnsight that reads it, and the peak would be higher.
         features = _transcoders(contents, selection, storage, placement)
-        model = engine.replacement_model(hf_model, features, name, device, dtype)
+        model = engine.replacement_model(open_model(), features, name, device, dtype)
         model.tokenizer = tokenizer
     # With "left" TransformerLens masks a leading pad token, which Qwen3's leading token is.
     tokenizer.padding_side = "right"

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 import model_loader
 from loading import converted
 from tests.support.chat_messages import user
-from tests.support.conversions import FILES, convert, located, npz_set
+from tests.support.conversions import FILES, convert, located
 from tests.support.demo_worker import ask, demo_settings, without_times
 from tests.support.hub_client import run_command
 from tests.support.model_cache import write_repositories
@@ -90,20 +89,6 @@ class TestAtTheStart:
         (one_set / FILES[1]).write_bytes(b"nothing")
         with pytest.raises(model_loader.ModelLoadError, match=f"{FILES[1]} is damaged"):
             start(one_set, caches, model, lazy_encoder=True)
-
-    def test_a_damaged_model_is_named_before_transcoders_are_read(self, tmp_path, caches, model):
-        directory, transcoders = tmp_path / "model", npz_set(tmp_path / "set")
-        shutil.copytree(model, directory)
-        weights = max(directory.glob("*.safetensors"))
-        weights.write_bytes(weights.read_bytes()[:-100])
-        layer = transcoders / "layer_0.npz"
-        content = bytearray(layer.read_bytes())
-        content[2000] ^= 1
-        layer.write_bytes(content)
-        with pytest.raises(model_loader.ModelLoadError, match=f"{weights.name} is damaged"):
-            start(transcoders, caches, directory, lazy_encoder=False, lazy_decoder=False)
-        with pytest.raises(model_loader.ModelLoadError, match=f"{layer.name} is damaged"):
-            start(transcoders, caches, model, lazy_encoder=False, lazy_decoder=False)
 
     def test_the_copy_is_read_ahead_after_the_model_where_loading_leaves_parts_on_the_disk(
         self, one_set, caches, model, monkeypatch
