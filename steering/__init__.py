@@ -15,7 +15,7 @@ from steering.generation import Generation, generate, generate_both
 from steering.interventions import Experiment, Frozen, Outcomes, check_frozen, intervene
 from steering.kinds import active_layer, layers_meant
 from steering.options import Intervention, NewToken, Options, check_bounds
-from steering.passes import next_token_logits
+from steering.passes import next_token_logits, stoppable
 from steering.readers import Feature
 
 __all__ = [
@@ -36,4 +36,5 @@ __all__ = [
     "intervene",
     "layers_meant",
     "next_token_logits",
+    "stoppable",
 ]

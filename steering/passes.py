@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -27,6 +28,19 @@ def passes_of(model: Any) -> Passes:
     from steering.transformerlens import TransformerLensPasses
 
     return TransformerLensPasses(model)
+
+
+@contextmanager
+def stoppable(model: Any, check: Callable[[], None]) -> Iterator[None]:
+    """Have `check` called before each layer in all passes of a replacement model.
+
+    What it raises ends the pass. The passes may be anyone's: steering's, attribution's, or
+    circuit-tracer's own.
+    """
+    with ExitStack() as handles:
+        for block in passes_of(model).blocks():
+            handles.enter_context(block.register_forward_pre_hook(lambda *_: check()))
+        yield
 
 
 def next_token_logits(model: Any, token_ids: Sequence[int]) -> Tensor:
