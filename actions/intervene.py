@@ -39,7 +39,7 @@ def run(request: InterveneRequest, loaded: LoadedModel, job: Job) -> InterveneRe
     check_top_k(request.top_k, loaded)
     with job.model(loaded):
         with job.stage("activations"):
-            sites, activations, columns = _read(named, loaded, prompt)
+            sites, activations, columns = _read(named, loaded, prompt, job)
         job.counts |= {"features": len(sites), "experiments": len(request.experiments)}
         with job.stage("intervene"):
             outcomes = steering.intervene(
@@ -118,11 +118,11 @@ def _named(
 
 
 def _read(
-    named: Mapping[str, Sequence[_Named]], loaded: LoadedModel, prompt: Prompt
+    named: Mapping[str, Sequence[_Named]], loaded: LoadedModel, prompt: Prompt, job: Job
 ) -> tuple[list[Feature], list[float], dict[str, list[int]]]:
     """The features of all groups with their activations, and which of them are each group's."""
     asked = list(dict.fromkeys(s for group in named.values() for each in group for s in each.sites))
-    read = steering.feature_activations(loaded.model, prompt.ids, asked)
+    read = steering.feature_activations(loaded.model, prompt.ids, asked, job.check)
     activations = dict(zip(asked, read, strict=True))
     numbers: dict[Feature, int] = {}
     columns: dict[str, list[int]] = {}

@@ -53,7 +53,7 @@ def run(request: SteerRequest, loaded: LoadedModel, job: Job) -> SteerResponse:
     default = None
     with job.model(loaded):
         with job.stage("activations"):
-            interventions = _interventions(effective, loaded, prompt)
+            interventions = _interventions(effective, loaded, prompt, job)
         if request.stream and job.on_part is not None:
             hand_on = _hand_on(request, loaded, job.on_part, steers=bool(interventions))
             options = replace(options, on_new_tokens=hand_on)
@@ -132,11 +132,11 @@ def _hand_on(
 
 
 def _interventions(
-    features: Sequence[_Named], loaded: LoadedModel, prompt: Prompt
+    features: Sequence[_Named], loaded: LoadedModel, prompt: Prompt, job: Job
 ) -> list[Intervention]:
     """What each feature's activation is set to, and where."""
     asked = [place for named in features for place in named.places]
-    read = steering.feature_activations(loaded.model, prompt.ids, asked)
+    read = steering.feature_activations(loaded.model, prompt.ids, asked, job.check)
     activations = dict(zip(asked, read, strict=True))
     interventions = []
     for named in features:

@@ -69,7 +69,8 @@ def intervene(
 
     Args:
         features: distinct, with all that an experiment sets, within the bounds of the model.
-        check: called at each layer that has features; raises to stop.
+        check: called at each layer that has features, where their weights are read and in the
+            passes; raises to stop.
         on_done: called with (experiments done, experiments in all) after each batch.
 
     Raises:
@@ -80,7 +81,7 @@ def intervene(
     check_frozen(model, frozen)
     passes, total = passes_of(model), len(experiments)
     with torch.inference_mode():
-        layers = _layers(passes, token_ids, features)
+        layers = _layers(passes, token_ids, features, check)
         logits, activations, done, at_once = [], [], 0, total
         while done < total:
             batch = experiments[done : done + at_once]
@@ -142,7 +143,10 @@ def _check_finite(
 
 
 def _layers(
-    passes: Passes, token_ids: Sequence[int], features: Sequence[Feature]
+    passes: Passes,
+    token_ids: Sequence[int],
+    features: Sequence[Feature],
+    check: Callable[[], None],
 ) -> dict[int, "_LayerFeatures"]:
     by_layer: dict[int, list[int]] = defaultdict(list)
     for column, (layer, _, _) in enumerate(features):
@@ -150,6 +154,7 @@ def _layers(
     silent = passes.silent_positions(len(token_ids))
     layers = {}
     for layer, columns in sorted(by_layer.items()):
+        check()
         mine = [features[n] for n in columns]
         layers[layer] = _LayerFeatures(layer, columns, mine, passes.reader(mine, silent))
     return layers

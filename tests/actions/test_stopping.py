@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import model_loader
-from attribution.complete.modules import CompleteModel
+from attribution.complete.modules import CompleteModel, Lorsa, Transcoder
 from attribution.transcoder_layer import TranscoderLayer
 from errors import Cancelled, DeadlineExceeded
 from graphs.cache import GraphCache
@@ -25,10 +25,12 @@ AT = {"layer": 1, "index": 7, "kind": "transcoder"}
 STEERED = {**AT, "token_active_position": 3, "steer_position": 3, "delta": 2.0}
 ACTIONS: dict[str, dict[str, Any]] = {
     "generate-graph": {"max_feature_nodes": 20, "slug_identifier": "test"},
-    "steer": {"n_tokens": 2, "features": [STEERED], "freeze_attention": True},
+    "steer": {
+        "n_tokens": 2, "features": [STEERED, {**STEERED, "layer": 0}], "freeze_attention": True,
+    },
     "forward-pass": {},
     "intervene": {
-        "groups": {"a": [{**AT, "layer": 0, "position": 3}]},
+        "groups": {"a": [{**AT, "layer": layer, "position": 3} for layer in (0, 1)]},
         "experiments": [[{"group": "a", "value": 3}]],
     },
     "contrast": {},
@@ -154,4 +156,59 @@ def test_at_its_deadline_a_job_runs_no_further_layer(
     with watching(loaded.model, wait) as run, pytest.raises(DeadlineExceeded):
         asking(deadline=deadline)
     assert len(run) <= 1
+    assert asking() == before
+
+
+@contextmanager
+def watching_reads(
+    engine: str, at_read: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[list[Any]]:
+    """Calls with the number of each read of features' weights; yields whose they were."""
+    whose: list[Any] = []
+
+    def note(owner: Any) -> None:
+        whose.append(owner)
+        at_read(len(whose))
+
+    with monkeypatch.context() as patched:
+        if engine == "complete":
+            for kind, reads in ((Lorsa, "values"), (Transcoder, "before_gate")):
+                own = getattr(kind, reads)
+
+                def read(module: Any, *args: Any, own: Any = own) -> Any:
+                    note(module.b_D.data_ptr())
+                    return own(module, *args)
+
+                patched.setattr(kind, reads, read)
+        else:
+            rows = TranscoderLayer.rows
+
+            def read_rows(layer: TranscoderLayer, *args: Any) -> Any:
+                note(layer.layer)
+                return rows(layer, *args)
+
+            patched.setattr(TranscoderLayer, "rows", read_rows)
+        yield whose
+
+
+def test_a_job_stops_before_it_reads_the_features_of_the_next_layer(
+    asking: Asking, served: tuple[str, Settings, LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, _, loaded = served
+    before = asking()
+    with watching_reads(engine, lambda _: None, monkeypatch) as whose:
+        asking()
+    for last in range(1, len(whose)):
+        if len(set(whose[last - 1 :])) == 1:  # all that follow are of the same layer
+            break
+        cancelled = threading.Event()
+
+        def cancel(number: int, last: int = last, event: threading.Event = cancelled) -> None:
+            if number == last:
+                event.set()
+
+        with watching_reads(engine, cancel, monkeypatch) as read, pytest.raises(Cancelled):
+            asking(cancelled)
+        assert set(read[last - 1 :]) == {whose[last - 1]}
+        assert not loaded.lock.locked()
     assert asking() == before
