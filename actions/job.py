@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import steering
-from errors import Cancelled, DeadlineExceeded, InvalidInput, ModelNotLoaded
+from errors import Cancelled, DeadlineExceeded, ModelNotLoaded
 from prompting import prompts
 from settings import Settings
 
@@ -134,11 +134,3 @@ def prepare_text(
     )
     job.counts["tokens"] = job.counts.get("tokens", 0) + len(prepared.ids)
     return prepared
-
-
-def check_max_n_logits(max_n_logits: int, loaded: "LoadedModel") -> None:
-    """Raise InvalidInput when more logits are asked for than there are tokens."""
-    if max_n_logits > loaded.d_vocab:
-        raise InvalidInput(
-            f"max_n_logits is {max_n_logits}, the model's vocabulary has {loaded.d_vocab} tokens"
-        )
