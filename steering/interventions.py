@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attribution.device_errors import is_out_of_memory
 from errors import InvalidInput, NotFinite, OutOfMemory
 from steering.engine import HookPoint, Passes
 from steering.passes import passes_of
@@ -119,8 +120,10 @@ def _attempt(batch: "_Batch", token_ids: Sequence[int]) -> tuple[Tensor, Tensor]
     """A batch's logits and activations; None where memory runs out, with nothing kept of it."""
     try:
         return batch.run(token_ids)
-    except torch.OutOfMemoryError:
-        return None
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    return None
 
 
 def _check_finite(
