@@ -135,8 +135,9 @@ def test_in_whatever_layer_a_job_is_cancelled_no_further_one_is_run(
             if number == last:
                 event.set()
 
-        with watching(loaded.model, cancel) as run, pytest.raises(Cancelled):
+        with watching(loaded.model, cancel) as run, pytest.raises(Cancelled) as raised:
             asking(cancelled)
+        assert str(raised.value) == "cancelled: the job was stopped before it was done"
         assert len(run) == last - 1
         assert not loaded.lock.locked()
         assert hooks_of(loaded.model) == hooks
