@@ -12,7 +12,6 @@ from pydantic import BaseModel
 import schemas
 from actions import (
     contrast,
-    device_errors,
     forward_pass,
     generate_graph,
     intervene,
@@ -20,6 +19,7 @@ from actions import (
     steer,
 )
 from actions.job import Job, OnPart, OnProgress
+from attribution.device_errors import is_broken_device, is_out_of_memory
 from delivery import Spooled
 from errors import DeviceBroken, Internal, OutOfMemory, WorkerError
 from loading.loaded_model import LoadedModel
@@ -111,10 +111,10 @@ def _as_worker_error(error: Exception, event: dict[str, Any], loaded: LoadedMode
     """The error that the caller gets."""
     if isinstance(error, WorkerError):
         return error
-    if device_errors.is_out_of_memory(error):
+    if is_out_of_memory(error):
         lighter = _LIGHTER.get(event["action"], "shorten the prompt")
         return OutOfMemory(f"the device has no room for this job; {lighter}")
-    if device_errors.is_broken_device(error, loaded.model.cfg.device):
+    if is_broken_device(error, loaded.model.cfg.device):
         return DeviceBroken(
             "the worker's CUDA device failed and the worker is being replaced; send the job again"
         )

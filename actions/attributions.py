@@ -117,7 +117,7 @@ def _complete_attributed(
     with job.model(loaded):
         if graph is None:
             with job.stage("attribute"):
-                local = complete.freeze(loaded.model, torch.tensor(prompt.ids))
+                local = complete.freeze(loaded.model, torch.tensor(prompt.ids), job.check)
                 graph = complete.attribute(local, **options)
             _check_targets(graph)
             is_kept = loaded.graphs.put(key, graph)
@@ -126,7 +126,7 @@ def _complete_attributed(
         with job.stage("trace"):
             traces = complete.trace_attention(
                 graph,
-                local or complete.freeze(loaded.model, graph.input_tokens),
+                local or complete.freeze(loaded.model, graph.input_tokens, job.check),
                 top_fraction=tracing[0],
                 topk=tracing[1],
                 on_progress=_report(job, "trace", "attention heads"),

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from actions.bounds import check_position
 from actions.job import Job, prepare_prompt, prepare_text
+from actions.tokens import likely
 from attribution.contrast import contrast
 from attribution.contrasted import Contrasted
 from attribution.salient_logits import salient_logits
@@ -92,12 +93,8 @@ def _position(field: str, asked: int | None, prompt: Prompt) -> int:
 
 def _likeliest(logits: Tensor, loaded: LoadedModel) -> SalientLogit:
     top = salient_logits(logits, 1, 1.0)
-    token_id = int(top.token_ids[0])
-    return SalientLogit(
-        token=loaded.token_text.single(token_id),
-        token_id=token_id,
-        probability=float(top.probabilities[0]),
-    )
+    [token] = likely(top.token_ids.tolist(), top.probabilities.tolist(), loaded)
+    return token
 
 
 def _steer(

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import delivery
 from actions.attributions import Attributed, attributed, attribution_settings, prune
+from actions.bounds import check_n_tokens
 from actions.graph_file import check_file, write_file
 from actions.graph_metadata import metadata, slug_of
-from actions.job import Job, check_max_n_logits, prepare_prompt
+from actions.job import Job, prepare_prompt
 from actions.supernodes import find_subgraph
 from actions.targets import Target, read_targets
 from attribution import FeatureTarget
@@ -51,7 +52,7 @@ def run(request: GenerateGraphRequest, loaded: LoadedModel, job: Job) -> Spooled
         check_file(request, loaded, job)
     target = _target(request, job)
     job.shares = _shares(request)
-    check_max_n_logits(request.max_n_logits, loaded)
+    check_n_tokens("max_n_logits", request.max_n_logits, loaded)
     with job.stage("tokenise"):
         prompt = prepare_prompt(request, loaded, job)
         targets = read_targets(request.attribution_targets, loaded, prompt, job.check)

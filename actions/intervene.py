@@ -1,19 +1,22 @@
 """intervene: what the next token and other features become when groups of features are set."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 
 import torch
 
 import steering
-from actions.bounds import check_position, check_top_k
+from actions import named_features
+from actions.bounds import check_n_tokens, check_position
 from actions.job import Job, prepare_prompt
-from actions.tokens import token_ids
+from actions.named_features import Named
+from actions.tokens import likely, token_ids
 from attribution.salient_logits import probabilities_of
 from loading.loaded_model import LoadedModel
 from prompting.prompts import Prompt
 from schemas import (
     GroupChange,
+    GroupFeature,
     InterveneRequest,
     InterveneResponse,
     InterventionOutcome,
@@ -36,10 +39,13 @@ def run(request: InterveneRequest, loaded: LoadedModel, job: Job) -> InterveneRe
         prompt = prepare_prompt(request, loaded, job)
         targets = token_ids("targets", request.targets, loaded)
     named = _named(request, loaded, prompt)
-    check_top_k(request.top_k, loaded)
+    check_n_tokens("top_k", request.top_k, loaded)
     with job.model(loaded):
         with job.stage("activations"):
-            sites, activations, columns = _read(named, loaded, prompt)
+            meant = named_features.read(named, "its position", loaded, prompt, job)
+            columns = _columns(request, (site for site, _ in meant))
+            of_sites = dict(meant)
+            sites, activations = list(of_sites), list(of_sites.values())
         job.counts |= {"features": len(sites), "experiments": len(request.experiments)}
         with job.stage("intervene"):
             outcomes = steering.intervene(
@@ -87,54 +93,35 @@ def _frozen(request: InterveneRequest, loaded: LoadedModel) -> Frozen:
     return frozen
 
 
-class _Named(NamedTuple):
-    """A feature as a group names it, and where the one that is meant may be."""
-
-    name: str
-    sites: list[Feature]
-
-
-def _named(
-    request: InterveneRequest, loaded: LoadedModel, prompt: Prompt
-) -> dict[str, list[_Named]]:
-    """The features of each group, checked against the model and the prompt.
+def _named(request: InterveneRequest, loaded: LoadedModel, prompt: Prompt) -> list[Named]:
+    """The features of all groups, checked against the model and the prompt.
 
     Raises:
         InvalidInput: model or prompt doesn't have one. The error names feature and bound.
     """
-    meant: dict[tuple[int, int, Any], list[int]] = {}
-    named: dict[str, list[_Named]] = {}
-    for name, group in request.groups.items():
-        named[name] = []
-        for i, feature in enumerate(group):
-            where = f"groups.{name[:60]}[{i}]"
-            key = (feature.layer, feature.index, feature.kind)
-            if key not in meant:
-                meant[key] = steering.layers_meant(loaded.model, *key, where)
-            check_position(f"{where}.position", feature.position, len(prompt.ids))
-            sites = [(layer, feature.position, feature.index) for layer in meant[key]]
-            named[name].append(_Named(where, sites))
-    return named
+
+    def asked() -> Iterator[tuple[str, GroupFeature, int]]:
+        for name, group in request.groups.items():
+            for i, feature in enumerate(group):
+                where = f"groups.{name[:60]}[{i}]"
+                check_position(f"{where}.position", feature.position, len(prompt.ids))
+                yield where, feature, feature.position
+
+    return named_features.look_up(asked(), loaded)
 
 
-def _read(
-    named: Mapping[str, Sequence[_Named]], loaded: LoadedModel, prompt: Prompt
-) -> tuple[list[Feature], list[float], dict[str, list[int]]]:
-    """The features of all groups with their activations, and which of them are each group's."""
-    asked = list(dict.fromkeys(s for group in named.values() for each in group for s in each.sites))
-    read = steering.feature_activations(loaded.model, prompt.ids, asked)
-    activations = dict(zip(asked, read, strict=True))
+def _columns(request: InterveneRequest, meant: Iterable[Feature]) -> dict[str, list[int]]:
+    """Which of the distinct features are each group's, each once.
+
+    Args:
+        meant: the features of all groups, one group after the other.
+    """
     numbers: dict[Feature, int] = {}
-    columns: dict[str, list[int]] = {}
-    for name, group in named.items():
-        mine = []
-        for each in group:
-            layers = [layer for layer, *_ in each.sites]
-            own = [activations[site] for site in each.sites]
-            layer = steering.active_layer(layers, own, each.name, "its position")
-            mine.append(numbers.setdefault(each.sites[layers.index(layer)], len(numbers)))
-        columns[name] = list(dict.fromkeys(mine))
-    return list(numbers), [activations[site] for site in numbers], columns
+    columns = (numbers.setdefault(feature, len(numbers)) for feature in meant)
+    return {
+        name: list(dict.fromkeys(islice(columns, len(group))))
+        for name, group in request.groups.items()
+    }
 
 
 def _experiment(
@@ -168,13 +155,8 @@ def _sums(activations: torch.Tensor, columns: _Columns) -> torch.Tensor:
 
 def _top(logits: torch.Tensor, top_k: int, loaded: LoadedModel) -> list[list[SalientLogit]]:
     top = probabilities_of(logits).topk(top_k)
-    return [
-        [
-            SalientLogit(token=loaded.token_text.single(n), token_id=n, probability=p)
-            for n, p in zip(ids, probabilities, strict=True)
-        ]
-        for ids, probabilities in zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    ]
+    rows = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return [likely(ids, probabilities, loaded) for ids, probabilities in rows]
 
 
 def _targets(

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from errors import Cancelled, DeadlineExceeded, InvalidInput, ModelNotLoaded
+import steering
+from errors import Cancelled, DeadlineExceeded, ModelNotLoaded
 from prompting import prompts
 from settings import Settings
 
@@ -73,14 +74,18 @@ class Job:
 
     @contextmanager
     def model(self, loaded: "LoadedModel") -> Iterator[None]:
-        """Have the model alone; while another job has it, wait and go on checking."""
+        """Have the model alone, and check before each of its layers that the job should go on.
+
+        While another job has the model, wait and go on checking.
+        """
         started = time.perf_counter()
         while not loaded.lock.acquire(timeout=_LOCK_POLL_S):
             self.check()
         try:
             waited_ms = (time.perf_counter() - started) * 1000
             self.queue_ms = round((self.queue_ms or 0.0) + waited_ms, 1)
-            yield
+            with steering.stoppable(loaded.model, self.check):
+                yield
         finally:
             loaded.lock.release()
 
@@ -129,11 +134,3 @@ def prepare_text(
     )
     job.counts["tokens"] = job.counts.get("tokens", 0) + len(prepared.ids)
     return prepared
-
-
-def check_max_n_logits(max_n_logits: int, loaded: "LoadedModel") -> None:
-    """Raise InvalidInput when more logits are asked for than there are tokens."""
-    if max_n_logits > loaded.d_vocab:
-        raise InvalidInput(
-            f"max_n_logits is {max_n_logits}, the model's vocabulary has {loaded.d_vocab} tokens"
-        )

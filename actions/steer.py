@@ -3,10 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import steering
+from actions import named_features
 from actions.job import Job, OnPart, prepare_prompt
+from actions.named_features import Named
 from loading.loaded_model import LoadedModel
 from prompting.prompts import Prompt
 from schemas import (
@@ -25,35 +27,32 @@ _POSITIONS = {"token_active_position", "steer_position"}
 _MOST_PREDICTIONS_OF_A_PART = 10  # the output has all
 
 
-class _Named:
-    """A feature as the request names it, and the layers of steering that may be meant."""
-
-    def __init__(self, feature: SteerFeature, name: str, layers: list[int]) -> None:
-        self.feature, self.name, self.layers = feature, name, layers
-
-    @property
-    def places(self) -> list[tuple[int, int, int]]:
-        """The feature in each of these layers, where its activation is read."""
-        position, index = self.feature.token_active_position, self.feature.index
-        return [(layer, position, index) for layer in self.layers]
-
-
 def run(request: SteerRequest, loaded: LoadedModel, job: Job) -> SteerResponse:
     """Generate with and without the features' interventions, with the predictions at each token."""
     job.shares = _SHARES
     with job.stage("tokenise"):
         prompt = prepare_prompt(request, loaded, job)
     options = _options(request, loaded, job)
-    named = _named(request, loaded)
+    named = named_features.look_up(
+        (
+            (f"features[{n}]", feature, feature.token_active_position)
+            for n, feature in enumerate(request.features)
+        ),
+        loaded,
+    )
     positions = (feature.model_dump(include=_POSITIONS) for feature in request.features)
     steering.check_bounds(loaded.model, len(prompt.ids), options, positions)
     unsteerable = prompt.unsteerable_positions
-    effective = [each for each in named if each.feature.steer_position not in unsteerable]
+    effective = [
+        (feature, each)
+        for feature, each in zip(request.features, named, strict=True)
+        if feature.steer_position not in unsteerable
+    ]
 
     default = None
     with job.model(loaded):
         with job.stage("activations"):
-            interventions = _interventions(effective, loaded, prompt)
+            interventions = _interventions(effective, loaded, prompt, job)
         if request.stream and job.on_part is not None:
             hand_on = _hand_on(request, loaded, job.on_part, steers=bool(interventions))
             options = replace(options, on_new_tokens=hand_on)
@@ -72,18 +71,6 @@ def run(request: SteerRequest, loaded: LoadedModel, job: Job) -> SteerResponse:
         STEERED_LOGITS_BY_TOKEN=_logits_by_token(steered, request, loaded, prompt),
         ignored_features=[f for f in request.features if f.steer_position in unsteerable],
     )
-
-
-def _named(request: SteerRequest, loaded: LoadedModel) -> list[_Named]:
-    """The features, each checked against the loaded model once, however often it is named."""
-    meant: dict[tuple[int, int, Any], list[int]] = {}
-    named = []
-    for n, feature in enumerate(request.features):
-        key, name = (feature.layer, feature.index, feature.kind), f"features[{n}]"
-        if key not in meant:
-            meant[key] = steering.layers_meant(loaded.model, *key, name)
-        named.append(_Named(feature, name, meant[key]))
-    return named
 
 
 def _options(request: SteerRequest, loaded: LoadedModel, job: Job) -> Options:
@@ -132,19 +119,15 @@ def _hand_on(
 
 
 def _interventions(
-    features: Sequence[_Named], loaded: LoadedModel, prompt: Prompt
+    features: Sequence[tuple[SteerFeature, Named]], loaded: LoadedModel, prompt: Prompt, job: Job
 ) -> list[Intervention]:
     """What each feature's activation is set to, and where."""
-    asked = [place for named in features for place in named.places]
-    read = steering.feature_activations(loaded.model, prompt.ids, asked)
-    activations = dict(zip(asked, read, strict=True))
+    named = [each for _, each in features]
+    meant = named_features.read(named, "token_active_position", loaded, prompt, job)
     interventions = []
-    for named in features:
-        feature, own = named.feature, [activations[place] for place in named.places]
-        layer = steering.active_layer(named.layers, own, named.name)
-        activation = own[named.layers.index(layer)]
+    for (feature, _), ((layer, _, index), activation) in zip(features, meant, strict=True):
         value = 0.0 if feature.delta is None else activation + feature.delta
-        interventions.append(Intervention(layer, feature.index, feature.steer_position, value))
+        interventions.append(Intervention(layer, index, feature.steer_position, value))
     return interventions
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+import steering
+from actions.bounds import check_position
 from actions.tokens import token_id
 from attribution import FeatureTarget, LogitDifference
 from errors import InvalidInput
@@ -74,21 +76,6 @@ def _mean(token_ids: Sequence[int], loaded: LoadedModel) -> str:
 def _feature(
     name: str, target: TargetFeature, loaded: LoadedModel, prompt: Prompt
 ) -> FeatureTarget:
-    if target.kind == "lorsa" and not loaded.is_complete:
-        raise InvalidInput(
-            f'{name}.kind is "lorsa", but the loaded set {loaded.entry.transcoder_label} has no '
-            "attention features (Lorsas); leave kind out"
-        )
-    n_layers, n_tokens = loaded.model.cfg.n_layers, len(prompt.ids)
-    _check_bound(f"{name}.layer", target.layer, n_layers, f"the model has {n_layers} layers")
-    module = "Lorsa" if target.kind == "lorsa" else "transcoder"
-    n_features = loaded.n_features(target.layer, target.kind)
-    there_is = f"the {module} of layer {target.layer} has {n_features} features"
-    _check_bound(f"{name}.index", target.index, n_features, there_is)
-    _check_bound(f"{name}.position", target.position, n_tokens, f"the prompt has {n_tokens} tokens")
+    steering.layers_meant(loaded.model, target.layer, target.index, target.kind, name)
+    check_position(f"{name}.position", target.position, len(prompt.ids))
     return FeatureTarget(target.layer, target.index, target.position, target.kind)
-
-
-def _check_bound(field: str, value: int, bound: int, what_there_is: str) -> None:
-    if value >= bound:
-        raise InvalidInput(f"{field} is {value}, {what_there_is} (0 to {bound - 1})")

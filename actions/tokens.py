@@ -1,11 +1,22 @@
-"""Token strings of a request, as documents show them, to the model's ids."""
+"""Token strings, as documents show them, to the model's ids and back."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from errors import InvalidInput
 from loading.loaded_model import LoadedModel
 from prompting.prompts import MAX_CHARACTERS_PER_TOKEN
 from prompting.token_text import joined
+from schemas import SalientLogit
+
+
+def likely(
+    token_ids: Iterable[int], probabilities: Iterable[float], loaded: LoadedModel
+) -> list[SalientLogit]:
+    """Tokens with their strings and probabilities, as responses have them."""
+    return [
+        SalientLogit(token=loaded.token_text.single(token_id), token_id=token_id, probability=p)
+        for token_id, p in zip(token_ids, probabilities, strict=True)
+    ]
 
 
 def token_ids(field: str, strings: Sequence[str], loaded: LoadedModel) -> list[int]:

@@ -57,7 +57,7 @@ def attribute(
         max_feature_nodes: most features in the graph; None for all that are active.
         update_interval: batches between two rankings of which features to expand next.
         on_progress: called with (feature nodes done, feature nodes in all), from (0, total).
-        check: called before each batch; raises to stop the attribution.
+        check: called at each layer's features and before each batch; raises to stop.
 
     Raises:
         errors.OutOfMemory: not even a batch of one fits.
@@ -80,7 +80,7 @@ def attribute(
                 update_interval=update_interval,
             )
     tokens = model.ensure_tokenized(prompt)
-    local = build_local_replacement_model(model, tokens)
+    local = build_local_replacement_model(model, tokens, check)
     if not local.logits.isfinite().all():
         raise errors.NotFinite.of("the model's logits after this prompt", model.cfg.dtype)
     active = local.features.activations

@@ -12,23 +12,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from attribution.complete.contrast import contrast_complete
 from attribution.complete.modules import CompleteModel
-from attribution.contrasted import Contrast, Contrasted, contrasted
-from attribution.freezing import (
-    LayerNorms,
-    freeze_skip,
-    layer_hooks,
-    layer_norms,
-    recorded_hooks,
-)
+from attribution.contrasted import Contrast, active_in_either, contrasted
+from attribution.freezing import LayerNorms, freeze_skip, layer_hooks, layer_norms
 from attribution.library_contrast import contrast_with_library
 from attribution.local_replacement_model import FrozenSkip
-from attribution.logit_gradients import run_prompt, stream_gradients
+from attribution.logit_gradients import stream_gradients
 from attribution.support import unsupported
 from attribution.transcoder_layer import TranscoderLayer
+from attribution.two_prompts import run_both
 from errors import NotFinite
 
 
@@ -46,7 +40,7 @@ def contrast(
     Args:
         model: a circuit-tracer replacement model, or a complete one. It is left as it came.
         position: of `prompt`; the features are active there, or in `other` at `other_position`.
-        check: called between the passes; raises to stop.
+        check: called at each layer behind the passes; raises to stop.
 
     Raises:
         NotFinite: the model's numbers on a prompt, or effects, overflow in its dtype.
@@ -73,19 +67,9 @@ def _contrast_by_sweep(
     check: Callable[[], None],
 ) -> Contrast:
     inputs = layer_hooks(model, {model.feature_input_hook})
-    logits, seen = run_prompt(model, prompt, [*recorded_hooks(model), *inputs])
-    check()
-    other_logits, other_seen = run_prompt(model, other, inputs)
-    check()
-    predicted, wanted = int(logits.argmax()), int(other_logits.argmax())
-    if predicted == wanted:
-        return Contrast(logits, other_logits, [])
-    read = [
-        torch.stack([seen.pop(name)[0, position], other_seen.pop(name)[0, other_position]])
-        for name in inputs
-    ]
-    unembedding = model.unembed.W_U
-    direction = unembedding[:, wanted].float() - unembedding[:, predicted].float()
+    found, direction, seen, read = run_both(model, prompt, other, inputs)
+    if direction is None:
+        return found
 
     def skip_of(layer: int, norms: LayerNorms) -> FrozenSkip | None:
         return freeze_skip(TranscoderLayer(model.transcoders, layer).skip, norms)
@@ -93,26 +77,19 @@ def _contrast_by_sweep(
     gradients = [
         norms.output.scaled(norms.output.backward(gradient), slice(1))[0]
         for gradient, norms in stream_gradients(
-            model, seen, position, direction, layer_norms, skip_of
+            model, seen, position, direction, layer_norms, check, skip_of
         )
     ]
-    features = [
-        feature
-        for layer, acts in enumerate(read)
-        for feature in _features(TranscoderLayer(model.transcoders, layer), acts, gradients)
-    ]
-    return Contrast(logits, other_logits, features)
-
-
-def _features(
-    transcoder: TranscoderLayer, inputs: Tensor, gradients: Sequence[Tensor]
-) -> list[Contrasted]:
-    """The features of a layer that are active on either of `inputs` (2, d_model)."""
-    activations = transcoder.encode(inputs, transcoder.rows("W_enc"))
-    if not activations.isfinite().all():
-        raise NotFinite.of("the features' activations on a prompt", activations.dtype)
-    indices = activations.any(0).nonzero().flatten()
-    slopes = torch.zeros(len(indices), device=inputs.device)
-    for layer, vectors in enumerate(transcoder.decoders(indices), start=transcoder.layer):
-        slopes += vectors.float() @ gradients[layer]
-    return contrasted(transcoder.layer, "transcoder", indices, activations[:, indices], slopes)
+    for layer, (here, there) in enumerate(read):
+        check()
+        transcoder = TranscoderLayer(model.transcoders, layer)
+        acts = torch.stack([here[position], there[other_position]])
+        activations = transcoder.encode(acts, transcoder.rows("W_enc"))
+        [indices] = active_in_either(activations, model.cfg.dtype)
+        slopes = torch.zeros(len(indices), device=indices.device)
+        for written, vectors in enumerate(transcoder.decoders(indices), start=layer):
+            slopes += vectors.float() @ gradients[written]
+        found.features.extend(
+            contrasted(layer, "transcoder", indices, activations[:, indices], slopes)
+        )
+    return found

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
+
+from errors import NotFinite
 
 Kind = Literal["transcoder", "lorsa"]
 
@@ -37,6 +40,20 @@ class Contrast:
     logits: Tensor
     other_logits: Tensor
     features: list[Contrasted]
+
+
+def active_in_either(activations: Tensor, dtype: torch.dtype) -> Tensor:
+    """Where features are active, (n_dimensions, n), of activations (2, ...) here and there.
+
+    Args:
+        dtype: the model's.
+
+    Raises:
+        NotFinite: an activation is no finite number.
+    """
+    if not activations.isfinite().all():
+        raise NotFinite.of("the features' activations on a prompt", dtype)
+    return activations.any(0).nonzero().T
 
 
 def contrasted(

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 import errors
+from attribution.device_errors import is_out_of_memory
 from attribution.memory import Shape, rows_bytes, targets_at_once
 from attribution.progress import Progress
 from attribution.ranking import Ranking
@@ -213,7 +214,9 @@ class Expansion:
             if rows is not out:
                 self._copy_reached(layers, rows, out)
             return
-        except torch.OutOfMemoryError as error:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             if len(reads) == 1:
                 raise errors.OutOfMemory(
                     "a single attribution target does not fit the device: lower "

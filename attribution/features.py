@@ -56,9 +56,15 @@ MoveToStream = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def find_active_features(
-    transcoders: Any, inputs: torch.Tensor, zero_positions: slice, to_stream: MoveToStream
+    transcoders: Any,
+    inputs: torch.Tensor,
+    zero_positions: slice,
+    to_stream: MoveToStream,
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[ActiveFeatures, torch.Tensor]:
     """Encode `inputs` (n_layers, n_pos, d_model); return features and their reconstruction.
+
+    `check` is called before each layer's weights are read, and raises to stop.
 
     The activations are those of circuit-tracer's `compute_attribution_components`, in the
     transcoders' dtype. The reconstruction (n_layers, n_pos, d_model), before `to_stream`, is
@@ -71,6 +77,7 @@ def find_active_features(
     sparse, encoders = [], []
     decoders: list[torch.Tensor] = []
     for layer, transcoder in enumerate(layers):
+        check()
         W_enc = transcoder.rows("W_enc")
         activations = transcoder.encode(inputs[layer], W_enc)
         activations[zero_positions] = 0

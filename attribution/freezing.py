@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,10 +24,13 @@ _NORMS = ("ln1", "ln1_post", "ln2", "ln2_post")
 
 
 @torch.no_grad()
-def build_local_replacement_model(model: Any, tokens: torch.Tensor) -> LocalReplacementModel:
+def build_local_replacement_model(
+    model: Any, tokens: torch.Tensor, check: Callable[[], None] = lambda: None
+) -> LocalReplacementModel:
     """Run `model` on `tokens` (n_pos,) once and keep its linear part.
 
-    `model` must not be `unsupported`. It is left as it came.
+    `model` must not be `unsupported`. It is left as it came. `check` is called before each layer's
+    features are found, and raises to stop.
     """
     own = {model.feature_input_hook, model.feature_output_hook}
     names = [*recorded_hooks(model), *layer_hooks(model, own)]
@@ -52,7 +55,11 @@ def build_local_replacement_model(model: Any, tokens: torch.Tensor) -> LocalRepl
         return output.scaled(output.forward(vectors), positions)
 
     features, reconstruction = find_active_features(
-        model.transcoders, stacked(model.feature_input_hook), model.zero_positions, to_stream
+        model.transcoders,
+        stacked(model.feature_input_hook),
+        model.zero_positions,
+        to_stream,
+        check,
     )
     errors = stacked(model.feature_output_hook) - reconstruction
     errors[:, model.zero_positions] = 0

@@ -14,6 +14,7 @@ from circuit_tracer.utils.tl_nnsight_mapping import get_mapping
 
 import errors
 from attribution.circuit_tracer_names import library_loop, run_forward_pass, unembedding
+from attribution.device_errors import is_out_of_memory
 from attribution.library_targets import OwnTargets, for_the_library
 from attribution.progress import Progress
 
@@ -178,7 +179,9 @@ class _WatchedContext:
         """Whether the device has room for a step; what it took is free again if not."""
         try:
             step()
-        except torch.OutOfMemoryError as error:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             if self._n_rows == 1:
                 raise errors.OutOfMemory(
                     "a single attribution target does not fit the device: send a shorter prompt"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attribution.circuit_tracer_names import attribution_context, run_forward_pass, unembedding
-from attribution.contrasted import Contrast, Contrasted, contrasted
+from attribution.contrasted import Contrast, active_in_either, contrasted
 from attribution.transcoder_layer import TranscoderLayer
 from errors import NotFinite
 
@@ -25,45 +25,46 @@ def contrast_with_library(
     """`contrast` with circuit-tracer's own activations and edges."""
     tokens = torch.tensor(prompt, device=model.cfg.device)
     logits, here = _activations(model, tokens, position)
-    check()
     other_tokens = torch.tensor(other, device=model.cfg.device)
     other_logits, there = _activations(model, other_tokens, other_position)
-    check()
     predicted, wanted = int(logits.argmax()), int(other_logits.argmax())
     if predicted == wanted:
         return Contrast(logits, other_logits, [])
     activations = torch.stack([here, there])
-    layers, indices = activations.any(0).nonzero().T
+    layers, indices = active_in_either(activations, model.cfg.dtype)
     matrix = unembedding(model)
     rows = matrix if model.backend == "nnsight" else matrix.T
-    slopes = _slopes(model, tokens, position, layers, indices, rows[wanted] - rows[predicted])
-    features: list[Contrasted] = []
+    direction = rows[wanted] - rows[predicted]
+    slopes = _slopes(model, tokens, position, layers, indices, direction, check)
+    found = Contrast(logits, other_logits, [])
     for layer in layers.unique().tolist():
         own = layers == layer
         both = activations[:, layer, indices[own]]
-        features += contrasted(layer, "transcoder", indices[own], both, slopes[own])
-    return Contrast(logits, other_logits, features)
+        found.features.extend(contrasted(layer, "transcoder", indices[own], both, slopes[own]))
+    return found
 
 
 def _activations(model: Any, tokens: Tensor, position: int) -> tuple[Tensor, Tensor]:
     """Logits (d_vocab,) after the prompt, and activations (n_layers, d_transcoder) at a position.
 
     Raises:
-        NotFinite: they aren't all finite numbers.
+        NotFinite: the logits aren't all finite numbers.
     """
     logits, activations = model.get_activations(tokens)
-    last, at_position = logits[0, -1].clone(), activations[:, position].clone()
-    for values, what in (
-        (last, "the model's logits after a prompt"),
-        (at_position, "the features' activations on a prompt"),
-    ):
-        if not values.isfinite().all():
-            raise NotFinite.of(what, model.cfg.dtype)
-    return last, at_position
+    last = logits[0, -1].clone()
+    if not last.isfinite().all():
+        raise NotFinite.of("the model's logits after a prompt", model.cfg.dtype)
+    return last, activations[:, position].clone()
 
 
 def _slopes(
-    model: Any, tokens: Tensor, position: int, layers: Tensor, indices: Tensor, direction: Tensor
+    model: Any,
+    tokens: Tensor,
+    position: int,
+    layers: Tensor,
+    indices: Tensor,
+    direction: Tensor,
+    check: Callable[[], None],
 ) -> Tensor:
     """What a unit of each feature's activation adds to the logits in `direction` (d_model,).
 
@@ -74,6 +75,7 @@ def _slopes(
     written: list[Tensor] = []
     transcoders = model.transcoders._module if model.backend == "nnsight" else model.transcoders
     for layer in layers.unique().tolist():
+        check()
         [own] = (layers == layer).nonzero(as_tuple=True)
         decoders = TranscoderLayer(transcoders, layer).decoders(indices[own])
         for to_layer, of_layer in enumerate(decoders, start=layer):

@@ -5,32 +5,16 @@ Attention patterns, norm scales and MLPs are held still, as in the local replace
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from attribution.freezing import LayerNorms, freeze_attention, run_and_record
+from attribution.freezing import LayerNorms, freeze_attention
 from attribution.local_replacement_model import FrozenSkip
 from attribution.norms import FrozenNorm
 from attribution.precision import add_product_, operand_dtype
 from attribution.sweep import values_of_spread
-from errors import NotFinite
-
-
-def run_prompt(
-    model: Any, ids: Sequence[int], names: Sequence[str]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits (d_vocab,) after a prompt, and what it has at the hooks `names`.
-
-    Raises:
-        NotFinite: the logits aren't all finite numbers.
-    """
-    logits, seen = run_and_record(model, torch.tensor(ids, device=model.cfg.device), names)
-    if not logits.isfinite().all():
-        raise NotFinite.of("the model's logits after a prompt", model.cfg.dtype)
-    return logits, seen
 
 
 def stream_gradients(
@@ -39,6 +23,7 @@ def stream_gradients(
     position: int,
     direction: Tensor,
     norms_of: Callable[[Any, int, dict[str, Tensor], int], LayerNorms],
+    check: Callable[[], None],
     skip_of: Callable[[int, LayerNorms], FrozenSkip | None] = lambda *_: None,
 ) -> list[tuple[Tensor, LayerNorms]]:
     """Each layer's gradient (1, d_model), float32, of the stream behind it at `position`.
@@ -49,6 +34,7 @@ def stream_gradients(
         direction: (d_model,) float32, read behind the final norm at the last position.
         norms_of: the norms of a layer, at the scales seen at so many positions. They are returned
             too, at `position` and those after it.
+        check: called at each layer; raises to stop.
         skip_of: what passes a layer's MLP.
     """
     # No gradient comes back to a position from those before it.
@@ -65,6 +51,7 @@ def stream_gradients(
     gradient[0, -1:] = final.scaled(final.backward(direction[None]), slice(-1, None))
     gradients: list[tuple[Tensor, LayerNorms]] = []
     for layer in reversed(range(n_layers)):
+        check()
         norms = norms_of(model, layer, from_there, n_pos)
         gradients.append((gradient[0, :1].clone(), norms))
         skip = skip_of(layer, norms)

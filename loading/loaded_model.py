@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from graphs.cache import GraphCache
 from loading.entry import ModelEntry
@@ -15,8 +15,6 @@ from prompting.token_text import TokenText
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
-
-FeatureKind = Literal["transcoder", "lorsa"]
 
 
 @dataclass(frozen=True)
@@ -49,13 +47,6 @@ class LoadedModel:
         from attribution.complete.modules import CompleteModel  # with torch
 
         return isinstance(self.model, CompleteModel)
-
-    def n_features(self, layer: int, kind: FeatureKind = "transcoder") -> int:
-        """How many features a layer's transcoder has, or its Lorsa: 0 where there is none."""
-        if self.is_complete:
-            modules = self.model.lorsas if kind == "lorsa" else self.model.transcoders
-            return len(modules[layer].b_V if kind == "lorsa" else modules[layer].b_E)
-        return 0 if kind == "lorsa" else self.model.transcoders.d_transcoder
 
     @property
     def device(self) -> torch.device:

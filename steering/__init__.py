@@ -13,9 +13,9 @@ models are steered and experimented on in the same way, and their attention has 
 from steering.features import feature_activations
 from steering.generation import Generation, generate, generate_both
 from steering.interventions import Experiment, Frozen, Outcomes, check_frozen, intervene
-from steering.kinds import active_layer, layers_meant
+from steering.kinds import active_one, layers_meant, refuse_beyond
 from steering.options import Intervention, NewToken, Options, check_bounds
-from steering.passes import next_token_logits
+from steering.passes import next_token_logits, stoppable
 from steering.readers import Feature
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
     "NewToken",
     "Options",
     "Outcomes",
-    "active_layer",
+    "active_one",
     "check_bounds",
     "check_frozen",
     "feature_activations",
@@ -36,4 +36,6 @@ __all__ = [
     "intervene",
     "layers_meant",
     "next_token_logits",
+    "refuse_beyond",
+    "stoppable",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attribution.transcoder_layer import TranscoderLayer
 from steering.readers import Feature, FeatureReader, TranscoderReader
@@ -43,6 +43,9 @@ class Passes(Protocol):
     def skip(self, layer: int) -> Tensor | None:
         """A layer's skip connection past its features, (d_model written, d_model read)."""
         return TranscoderLayer(self.transcoders, layer).skip
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The modules of the model's layers, in their order."""
 
     def tokens(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Token ids (n_rows, n_positions) on the model's device."""

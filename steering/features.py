@@ -31,12 +31,18 @@ from steering.readers import Feature, FeatureReader, longest_written, without_to
 
 
 def feature_activations(
-    model: Any, token_ids: Sequence[int], features: Sequence[Feature]
+    model: Any,
+    token_ids: Sequence[int],
+    features: Sequence[Feature],
+    check: Callable[[], None] = lambda: None,
 ) -> list[float]:
     """The activation of each feature in the model's own pass over the prompt.
 
     As in circuit-tracer, features at the positions it leaves out (BOS, Gemma 3's prefix) have
     activation 0.
+
+    Args:
+        check: called before the weights of each layer's features are read; raises to stop.
 
     Raises:
         NotFinite: an activation is not a finite number.
@@ -47,10 +53,10 @@ def feature_activations(
     silent = passes.silent_positions(len(token_ids))
     by_layer = _by_layer(features)
     with torch.inference_mode():
-        readers: dict[HookPoint, FeatureReader] = {
-            (layer, "feature input"): passes.reader(mine, silent)
-            for layer, mine in by_layer.items()
-        }
+        readers: dict[HookPoint, FeatureReader] = {}
+        for layer, mine in by_layer.items():
+            check()
+            readers[layer, "feature input"] = passes.reader(mine, silent)
         read = passes.record(token_ids, readers)
     activations: dict[Feature, float] = {}
     for (layer, _), values in read.items():
@@ -86,7 +92,10 @@ def _in_turn(
 
 
 def intervention_hooks(
-    passes: Passes, values: Mapping[Feature, float], silent: Collection[int] = ()
+    passes: Passes,
+    values: Mapping[Feature, float],
+    check: Callable[[], None],
+    silent: Collection[int] = (),
 ) -> InterventionHooks:
     """The hooks that set features, in passes that they are given to.
 
@@ -96,12 +105,14 @@ def intervention_hooks(
 
     Args:
         values: activations; positions count the pass's own tokens.
+        check: called before each layer's rows are read; raises to stop.
         silent: positions whose features count as inactive before they are set.
     """
     pending: dict[int, Tensor] = {}  # layer -> what to add there, (n_positions, d_model) float32
     hooks: dict[HookPoint, Callable[[Tensor], Tensor | None]] = {}
     before: dict[HookPoint, Callable[[Tensor], None]] = {}
     for layer, features in _by_layer(values).items():
+        check()
         reader = passes.reader(features, silent)
         targets = torch.tensor(
             [values[feature] for feature in features],

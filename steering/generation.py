@@ -1,6 +1,6 @@
 """Continuing a prompt, with or without interventions, over one key-value cache."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,7 +92,7 @@ def _generate(
         for of_side in ([[], interventions] if with_default else [interventions])
     ]
     with torch.inference_mode():
-        at_prompt, at_tokens = _hooks(passes, interventions, len(token_ids))
+        at_prompt, at_tokens = _hooks(passes, interventions, len(token_ids), options.check)
         options.check()
         hooks, steers = at_prompt.and_before(at_tokens), bool(at_prompt.during)
         cache = _read_prompt(passes, sides, hooks, options, steers=steers)
@@ -130,7 +130,10 @@ def _generator(model: Any, seed: int | None) -> torch.Generator:
 
 
 def _hooks(
-    passes: Passes, interventions: Sequence[Intervention], n_prompt: int
+    passes: Passes,
+    interventions: Sequence[Intervention],
+    n_prompt: int,
+    check: Callable[[], None],
 ) -> tuple[InterventionHooks, InterventionHooks]:
     """The hooks for the pass over the prompt and those for the pass of each generated token."""
     at_prompt: dict[Feature, float] = {}
@@ -141,7 +144,8 @@ def _hooks(
         else:
             at_prompt[i.layer, i.position, i.index] = i.value
     silent = passes.silent_positions(n_prompt)
-    return intervention_hooks(passes, at_prompt, silent), intervention_hooks(passes, at_tokens)
+    hooks = intervention_hooks(passes, at_prompt, check, silent)
+    return hooks, intervention_hooks(passes, at_tokens, check)
 
 
 def _read_prompt(

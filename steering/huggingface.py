@@ -38,6 +38,10 @@ class HuggingFacePasses(Passes):
             if ".self_attn." not in pattern
         ]
 
+    def blocks(self) -> Sequence[nn.Module]:
+        block, _, _ = self._attention.rpartition(".")
+        return [self._module(block.format(layer=n)) for n in range(self.model.cfg.n_layers)]
+
     def new_cache(self, n_rows: int) -> "_Cache":  # noqa: ARG002 - it takes its rows as they come
         return _Cache(config=self._hf_model.config)
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attribution.device_errors import is_out_of_memory
 from errors import InvalidInput, NotFinite, OutOfMemory
 from steering.engine import HookPoint, Passes
 from steering.passes import passes_of
@@ -69,7 +70,8 @@ def intervene(
 
     Args:
         features: distinct, with all that an experiment sets, within the bounds of the model.
-        check: called at each layer that has features; raises to stop.
+        check: called at each layer that has features, where their weights are read and in the
+            passes; raises to stop.
         on_done: called with (experiments done, experiments in all) after each batch.
 
     Raises:
@@ -80,7 +82,7 @@ def intervene(
     check_frozen(model, frozen)
     passes, total = passes_of(model), len(experiments)
     with torch.inference_mode():
-        layers = _layers(passes, token_ids, features)
+        layers = _layers(passes, token_ids, features, check)
         logits, activations, done, at_once = [], [], 0, total
         while done < total:
             batch = experiments[done : done + at_once]
@@ -118,8 +120,10 @@ def _attempt(batch: "_Batch", token_ids: Sequence[int]) -> tuple[Tensor, Tensor]
     """A batch's logits and activations; None where memory runs out, with nothing kept of it."""
     try:
         return batch.run(token_ids)
-    except torch.OutOfMemoryError:
-        return None
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    return None
 
 
 def _check_finite(
@@ -142,7 +146,10 @@ def _check_finite(
 
 
 def _layers(
-    passes: Passes, token_ids: Sequence[int], features: Sequence[Feature]
+    passes: Passes,
+    token_ids: Sequence[int],
+    features: Sequence[Feature],
+    check: Callable[[], None],
 ) -> dict[int, "_LayerFeatures"]:
     by_layer: dict[int, list[int]] = defaultdict(list)
     for column, (layer, _, _) in enumerate(features):
@@ -150,6 +157,7 @@ def _layers(
     silent = passes.silent_positions(len(token_ids))
     layers = {}
     for layer, columns in sorted(by_layer.items()):
+        check()
         mine = [features[n] for n in columns]
         layers[layer] = _LayerFeatures(layer, columns, mine, passes.reader(mine, silent))
     return layers

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from attribution.complete.modules import CompleteModel
 from errors import InvalidInput
+from steering.readers import Feature
 
 Kind = Literal["lorsa", "transcoder"]
 _KINDS: tuple[Kind, Kind] = ("lorsa", "transcoder")  # in the order of a layer's sublayers
@@ -52,7 +53,8 @@ def layers_meant(model: Any, layer: int, index: int, kind: Kind | None, name: st
         layers = [2 * layer + n for n, its in enumerate(_KINDS) if kind in (None, its)]
     elif kind == "lorsa":
         raise InvalidInput(
-            f"{name}.kind is 'lorsa', and the model's set has transcoders alone: leave kind out"
+            f"{name}.kind is 'lorsa', but the model's set has no attention features (Lorsas); "
+            "leave kind out"
         )
     else:
         layers = [layer]
@@ -63,25 +65,23 @@ def layers_meant(model: Any, layer: int, index: int, kind: Kind | None, name: st
     return meant
 
 
-def active_layer(
-    layers: Sequence[int],
-    activations: Sequence[float],
-    name: str,
-    where: str = "token_active_position",
-) -> int:
-    """Of the layers that may be meant, the one whose feature is active.
+def active_one(
+    sites: Sequence[Feature], activations: Sequence[float], name: str, where: str
+) -> Feature:
+    """Of the features that may be meant, the one that is active.
 
     Args:
-        activations: of the feature in each layer.
+        sites: one in each of the layers that `layers_meant` gives.
+        activations: of each.
         name: as in `layers_meant`.
-        where: the field that says at which position they are read.
+        where: what the request calls the position where they are read.
 
     Raises:
         InvalidInput: both features are active, or neither.
     """
-    if len(layers) == 1:
-        return layers[0]
-    active = [layer for layer, value in zip(layers, activations, strict=True) if value != 0]
+    if len(sites) == 1:
+        return sites[0]
+    active = [site for site, value in zip(sites, activations, strict=True) if value != 0]
     if len(active) != 1:
         which = "both are" if active else "neither is"
         raise InvalidInput(

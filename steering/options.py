@@ -49,7 +49,7 @@ class Options:
     # In the pass over the prompt, keep the attention patterns of the prompt without interventions.
     freeze_attention: bool = False
     stop_ids: Collection[int] = ()  # tokens that end a generation
-    check: Callable[[], None] = lambda: None  # called before each pass; raises to stop
+    check: Callable[[], None] = lambda: None  # called before each step; raises to stop
     on_token: Callable[[int, int], None] = lambda *_: None  # called with tokens done, `n_tokens`
     # Called after each pass, with the tokens of all sides that are not yet at their end.
     on_new_tokens: Callable[[Sequence[NewToken]], None] | None = None

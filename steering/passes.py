@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -27,6 +28,34 @@ def passes_of(model: Any) -> Passes:
     from steering.transformerlens import TransformerLensPasses
 
     return TransformerLensPasses(model)
+
+
+@contextmanager
+def stoppable(model: Any, check: Callable[[], None]) -> Iterator[None]:
+    """Have `check` called before each layer in all passes of a replacement model.
+
+    What it raises ends the pass and comes out of the context. The passes may be anyone's:
+    steering's, attribution's, or circuit-tracer's own.
+    """
+    raised: list[Exception] = []
+
+    def check_and_note(*_: Any) -> None:
+        try:
+            check()
+        except Exception as error:
+            raised.append(error)
+            raise
+
+    with ExitStack() as handles:
+        for block in passes_of(model).blocks():
+            handles.enter_context(block.register_forward_pre_hook(check_and_note))
+        try:
+            yield
+        except Exception:
+            if not raised:
+                raise
+            # nnsight puts an exception of its own in the place, whose text is a traceback.
+            raise raised[0] from None
 
 
 def next_token_logits(model: Any, token_ids: Sequence[int]) -> Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache as _Cache
 
 from steering.engine import HookPoint, Hooks, Passes
@@ -15,6 +15,10 @@ class TransformerLensPasses(Passes):
 
     def __init__(self, model: Any) -> None:
         self.model, self.transcoders = model, model.transcoders
+
+    def blocks(self) -> Sequence[nn.Module]:
+        blocks: nn.ModuleList = self.model.blocks
+        return list(blocks)
 
     def new_cache(self, n_rows: int) -> _Cache:
         cfg = self.model.cfg

@@ -10,7 +10,9 @@ import torch
 
 import handler as door
 from model_loader import get_model
+from schemas import REQUESTS
 from serving import local_job
+from serving.http_docs import EXAMPLES
 from settings import get_settings
 from tests.support.demo_worker import (
     FORWARD,
@@ -139,6 +141,31 @@ def test_a_cancelled_job_ends_and_the_next_is_answered():
     output = asyncio.run(cancel_then_ask())
     assert len(get_model(demo_settings()).graphs.kept) == 0
     assert output == ask(FORWARD)
+
+
+@pytest.mark.parametrize("action", [action for action in REQUESTS if action != "parse-chat-prompt"])
+def test_a_job_that_is_cancelled_within_a_layer_runs_no_other(action, held_model):
+    entered, go_on = held_model
+    run = []
+    block = get_model(demo_settings()).model.blocks[1]
+    handle = block.register_forward_hook(lambda *_: run.append(None))
+
+    async def cancel_within_the_first_layer():
+        body = {"action": action, **EXAMPLES[action]}
+        job = asyncio.create_task(door.handler({"id": "job", "input": body}))
+        assert await asyncio.to_thread(entered.wait, 60)
+        job.cancel()
+        for _ in range(10):  # turns of the event loop, in which the job is told
+            await asyncio.sleep(0)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await job
+
+    try:
+        asyncio.run(cancel_within_the_first_layer())
+    finally:
+        handle.remove()
+    assert run == []
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from attribution.complete.modules import CompleteModel, Lorsa, Transcoder
-from attribution.contrasted import Contrast, Contrasted, contrasted
-from attribution.freezing import attention_norms, recorded_hooks
-from attribution.logit_gradients import run_prompt, stream_gradients
-from errors import NotFinite
+from attribution.contrasted import Contrast, active_in_either, contrasted
+from attribution.freezing import attention_norms
+from attribution.logit_gradients import stream_gradients
+from attribution.two_prompts import run_both
 
 _READS = ("ln1.hook_normalized", "ln2.hook_normalized")  # by sublayer
 
@@ -34,44 +34,34 @@ def contrast_complete(
     """`contrast` for a complete replacement model."""
     language_model, cfg = model.language_model, model.cfg
     inputs = [f"blocks.{layer}.{read}" for layer in range(cfg.n_layers) for read in _READS]
-    logits, seen = run_prompt(language_model, prompt, [*recorded_hooks(language_model), *inputs])
-    check()
-    other_logits, other_seen = run_prompt(language_model, other, inputs)
-    check()
-    predicted, wanted = int(logits.argmax()), int(other_logits.argmax())
-    if predicted == wanted:
-        return Contrast(logits, other_logits, [])
-    here, there = ([texts.pop(name)[0].float() for name in inputs] for texts in (seen, other_seen))
-    unembedding = language_model.W_U
-    direction = unembedding[:, wanted].float() - unembedding[:, predicted].float()
+    found, direction, seen, read = run_both(language_model, prompt, other, inputs)
+    if direction is None:
+        return found
     # The MLP is held still: the gradient behind it is that behind attention too.
-    by_layer = stream_gradients(language_model, seen, position, direction, attention_norms)
-    features: list[Contrasted] = []
-    for sublayer, texts in enumerate(zip(here, there, strict=True)):
-        module = model.module(sublayer)
+    by_layer = stream_gradients(language_model, seen, position, direction, attention_norms, check)
+    for sublayer, (here, there) in enumerate(read):
+        check()
+        module, [gradient] = model.module(sublayer), by_layer[sublayer // 2][0]
         activations = torch.stack(
-            [
-                _activations(module, x, at)
-                for x, at in zip(texts, (position, other_position), strict=True)
-            ]
+            [_activations(module, here, position), _activations(module, there, other_position)]
         )
-        if not activations.isfinite().all():
-            raise NotFinite.of("the features' activations on a prompt", cfg.dtype)
-        indices = activations.any(0).nonzero().flatten()
-        [gradient], _ = by_layer[sublayer // 2]
+        [indices] = active_in_either(activations, cfg.dtype)
         slopes = module.decoder.rows(indices).float() @ gradient
-        features += contrasted(
-            sublayer // 2,
-            "lorsa" if sublayer % 2 == 0 else "transcoder",
-            indices,
-            activations[:, indices],
-            slopes,
+        found.features.extend(
+            contrasted(
+                sublayer // 2,
+                "lorsa" if sublayer % 2 == 0 else "transcoder",
+                indices,
+                activations[:, indices],
+                slopes,
+            )
         )
-    return Contrast(logits, other_logits, features)
+    return found
 
 
 def _activations(module: Transcoder | Lorsa, x: Tensor, position: int) -> Tensor:
-    """All activations (d_sae,) at one position of inputs (n_pos, d_model) float32."""
+    """All activations (d_sae,) at one position of inputs (n_pos, d_model)."""
+    x = x.float()
     if isinstance(module, Transcoder):
         return module.encode(x[position][None])[0]
     seen = x[: position + 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -26,11 +27,14 @@ class _Sublayer(NamedTuple):
 
 
 @torch.no_grad()
-def freeze(model: CompleteModel, tokens: Tensor) -> LocalCompleteModel:
+def freeze(
+    model: CompleteModel, tokens: Tensor, check: Callable[[], None] = lambda: None
+) -> LocalCompleteModel:
     """Run `model` on `tokens` once and keep its linear part; it is left as it came.
 
     Args:
         tokens: (n_pos,) ids. No special token is put in front, and no position is left out.
+        check: called before each sublayer's features are found; raises to stop.
 
     Raises:
         errors.NotFinite: the model's numbers on this prompt overflow in its dtype.
@@ -58,10 +62,10 @@ def freeze(model: CompleteModel, tokens: Tensor) -> LocalCompleteModel:
             [seen.pop(f"blocks.{layer}.{hook}")[0].float() for hook in pair]
             for pair in (hooks[:2], hooks[2:])
         ]
-        sublayers += [
-            _freeze_lorsa(lorsa, read[0], written[0]),
-            _freeze_transcoder(transcoder, read[1], written[1]),
-        ]
+        check()
+        sublayers.append(_freeze_lorsa(lorsa, read[0], written[0]))
+        check()
+        sublayers.append(_freeze_transcoder(transcoder, read[1], written[1]))
     # Asked once: to wait for the device's answer in each sublayer takes longer than the sublayer.
     if not torch.stack([sublayer.is_finite for sublayer in sublayers]).all():
         raise errors.NotFinite.of("the features' activations on this prompt", cfg.dtype)

@@ -271,10 +271,13 @@ def test_a_difference_and_features_of_both_kinds_are_targets(settings, complete)
     ("target", "words"),
     [
         ({"layer": N_LAYERS, "index": 0, "position": 1}, ["layer is", f"has {N_LAYERS} layers"]),
-        ({"layer": 0, "index": 10**6, "position": 1}, ["index is 1000000", "transcoder", "0 to"]),
+        (
+            {"layer": 0, "index": 10**6, "position": 1},
+            ["index is 1000000", "features in layer 0 (0 to"],
+        ),
         (
             {"layer": 0, "index": 10**6, "position": 1, "kind": "lorsa"},
-            ["index is 1000000", "Lorsa of layer 0 has"],
+            ["index is 1000000", "features in layer 0 (0 to"],
         ),
         ({"layer": 0, "index": 0, "position": 10**6}, ["position is 1000000", "tokens (0 to"]),
     ],

@@ -353,7 +353,7 @@ def test_messages_are_rendered_and_a_bos_already_there_is_not_doubled(graph):
         (
             {"attribution_targets": [" tennis", {"layer": 0, "index": 1024, "position": 1}]},
             InvalidInput,
-            ["attribution_targets[1].index is 1024", "has 1024 features (0 to 1023)"],
+            ["attribution_targets[1].index is 1024", "has 1024 features in layer 0 (0 to 1023)"],
         ),
         (
             {"attribution_targets": [{"layer": 0, "index": 3, "position": 5}]},
@@ -363,7 +363,7 @@ def test_messages_are_rendered_and_a_bos_already_there_is_not_doubled(graph):
         (
             {"attribution_targets": [{"layer": 0, "index": 3, "position": 1, "kind": "lorsa"}]},
             InvalidInput,
-            ['attribution_targets[0].kind is "lorsa"', "no attention features", "leave kind out"],
+            ["attribution_targets[0].kind is 'lorsa'", "no attention features", "leave kind out"],
         ),
         (
             {"attribution_targets": [{"layer": 1, "index": 3, "position": 0}]},

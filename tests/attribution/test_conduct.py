@@ -11,6 +11,7 @@ from circuit_tracer.attribution.context_transformerlens import AttributionContex
 import attribution
 import errors
 from attribution import memory
+from tests.support.full_memory import FULL
 from tests.support.tiny_models import prompt_tokens, tiny_model
 
 attribute_module = sys.modules["attribution.attribute"]  # the name is the function's
@@ -67,7 +68,7 @@ def test_what_check_raises_stops_attribution_between_batches(architecture, asked
     calls, seen = itertools.count(1), []
 
     def check():
-        if next(calls) == asked:
+        if seen and next(calls) == asked:  # once features are found
             raise errors.Cancelled("no longer wanted")
 
     with pytest.raises(errors.Cancelled, match="no longer wanted"):
@@ -130,7 +131,8 @@ def test_the_sweep_runs_without_autograd(monkeypatch):
     assert not graph.activation_values.requires_grad
 
 
-def test_batches_are_halved_when_memory_runs_out(monkeypatch):
+@pytest.mark.parametrize("what", FULL)
+def test_batches_are_halved_when_memory_runs_out(what, monkeypatch):
     model, sizes = tiny_model("gemma2", "relu"), []
     settings = {"max_feature_nodes": 60, "batch_size": 32, "update_interval": 1}
     whole = attribution.attribute(prompt_tokens(), model, **settings)
@@ -140,7 +142,7 @@ def test_batches_are_halved_when_memory_runs_out(monkeypatch):
         sizes.append(len(layers))
         rows_of(local, layers, positions, reads, rows)
         if len(layers) > 10:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            FULL[what]()
 
     monkeypatch.setattr(attribute_module, "attribution_rows", little_memory)
     halved = attribution.attribute(prompt_tokens(), model, **settings)

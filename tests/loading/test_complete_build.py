@@ -28,6 +28,7 @@ from model_loader import ModelLoadError
 from serving import fitness
 from serving.identity import identify
 from settings import Settings, SettingsError, read_settings
+from steering.kinds import n_features
 from tests.support.complete_sets import lorsa_config, module_folder, write_module, write_set
 from tests.support.cuda_devices import DEVICES, cuda_device
 from tests.support.demo_worker import ask, demo_settings, settings_at
@@ -91,7 +92,7 @@ def test_it_is_loaded_in_each_dtype_from_files_of_each(
 def test_what_the_rest_asks_is_answered_without_knowing_the_engine(
     loaded: LoadedModel, tmp_path: Path
 ) -> None:
-    assert loaded.n_features(2) == loaded.n_features(2, "lorsa") == 192
+    assert n_features(loaded.model, 4) == n_features(loaded.model, 5) == 192
     assert loaded.n_context == 64  # of the Lorsas; the language model has more
     assert loaded.entry.transcoder_label == "set/2x/k4"
     assert loaded.entry.source_urls == ()
@@ -99,7 +100,7 @@ def test_what_the_rest_asks_is_answered_without_knowing_the_engine(
     assert identify(loaded, demo_settings(model_id="demo")).transcoders == "set/2x/k4"
     demo = model_loader.get_model(demo_settings())
     assert not demo.is_complete
-    assert (demo.n_features(0), demo.n_features(0, "lorsa")) == (1024, 0)
+    assert n_features(demo.model, 0) == 1024
 
 
 def test_a_worker_with_a_complete_set_is_fit_and_predicts(
@@ -241,8 +242,8 @@ class TestTheDemosTranscoders:
         loaded = model_loader.load(settings)
         assert loaded.is_complete
         assert loaded.entry == DEMO_CRM
-        assert loaded.n_features(3) == 1024
-        assert loaded.n_features(3, "lorsa") > 0
+        assert n_features(loaded.model, 7) == 1024
+        assert n_features(loaded.model, 6) > 0
         assert loaded.n_context == 512
         fitness.check_weights(loaded)
         fitness.check_model(loaded)

@@ -15,6 +15,7 @@ import attribution
 import steering
 from errors import Cancelled, DeadlineExceeded, NotFinite, OutOfMemory
 from steering import Intervention
+from tests.support.full_memory import FULL
 from tests.support.hugging_face_models import shared_model
 from tests.support.steering_cases import (
     ON_GENERATED_TOKENS,
@@ -167,14 +168,15 @@ def test_hundreds_of_failures_leave_nothing_behind() -> None:
 
 
 class TestMemory:
-    def test_batches_are_halved_when_memory_runs_out(self) -> None:
+    @pytest.mark.parametrize("what", FULL)
+    def test_batches_are_halved_when_memory_runs_out(self, what: str) -> None:
         model = shared_model("nnsight", "gemma2")
         whole, seen = attribute(model, update_interval=1), []
 
         def count(_module: Any, args: tuple[Any, ...]) -> None:
             seen.append(len(args[0]))
             if len(args[0]) > 5:
-                raise torch.OutOfMemoryError("CUDA out of memory")
+                FULL[what]()
 
         handle = model._module.model.layers[1].register_forward_pre_hook(count)
         try:

@@ -194,12 +194,12 @@ def test_a_client_that_hangs_up_before_the_first_part_cancels_its_job(server, he
 
 
 def test_an_error_in_mid_stream_is_an_event_with_the_same_string(server):
-    """The deadline passes in the model's third run, after the first token."""
+    """The deadline passes in the run of the second token: a run stops before its next layer."""
     runs = []
 
     def pass_the_deadline(*_):
         runs.append(None)
-        if len(runs) > 3:
+        if len(runs) > 4:
             time.sleep(1.5)
 
     handle = get_model(demo_settings()).model.blocks[0].register_forward_pre_hook(pass_the_deadline)

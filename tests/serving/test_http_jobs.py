@@ -3,11 +3,14 @@
 import json
 import threading
 
+import pytest
+
 import attribution
 from model_loader import get_model
 from serving import http_docs
 from tests.support.demo_worker import ask, comparable, demo_settings
 from tests.support.http_server import (
+    ACTIONS,
     FORWARD,
     GRAPH,
     PARSE,
@@ -64,10 +67,12 @@ def test_a_job_is_alone_until_its_graph_is_written_not_only_while_it_has_the_mod
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
-def test_a_client_that_hangs_up_cancels_its_job(server, held_model):
+@pytest.mark.parametrize("action", [action for action in ACTIONS if action != "parse-chat-prompt"])
+def test_a_client_that_hangs_up_cancels_its_job(action, server, held_model):
     entered, go_on = held_model
     failed = get(server, "/health").json()["jobs"]["failed"]
-    with raw_request(server, "generate-graph", json.dumps(GRAPH).encode()):
+    body = http_docs.EXAMPLES[action]
+    with raw_request(server, action, json.dumps(body).encode()):
         assert entered.wait(60)
     until(lambda: not server.server_state.connections)
     for _ in range(3):  # turns of the event loop, in which the job is told
@@ -76,8 +81,8 @@ def test_a_client_that_hangs_up_cancels_its_job(server, held_model):
     until(lambda: not get(server, "/check-busy").json()["busy"])
     assert get(server, "/health").json()["jobs"]["failed"] == failed + 1
     assert len(get_model(demo_settings()).graphs.kept) == 0
-    expected = ask({"action": "generate-graph", **GRAPH})
-    assert comparable(post(server, "generate-graph", GRAPH).json()) == comparable(expected)
+    expected = ask({"action": action, **body})
+    assert comparable(post(server, action, body).json()) == comparable(expected)
 
 
 def test_a_server_told_to_stop_cancels_the_job_that_takes_too_long_to_end(held_model, caplog):

@@ -11,7 +11,7 @@ import torch
 import attribution.expansion
 import attribution.pruning
 import model_loader
-from actions.device_errors import is_out_of_memory
+from attribution.device_errors import is_out_of_memory
 from attribution.sweep import attribution_rows
 from errors import Cancelled, DeadlineExceeded, Internal, OutOfMemory, WorkerError
 from graphs import document as graph_document
@@ -189,7 +189,7 @@ def test_an_allocation_that_the_host_refuses_is_out_of_memory(model):
 
 FILE_MAPPED_WITHOUT_ROOM = """
 import resource, sys, torch
-from actions.device_errors import is_out_of_memory
+from attribution.device_errors import is_out_of_memory
 from safetensors import safe_open
 resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))
 try:

@@ -1,5 +1,6 @@
 """Experiments on features have the numbers of circuit-tracer's own, run one by one."""
 
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from errors import InvalidInput, NotFinite, OutOfMemory
 from steering.features import Feature
 from steering.interventions import Experiment, Frozen, Outcomes, intervene
 from steering.transformerlens import TransformerLensPasses
+from tests.support.full_memory import FULL
 from tests.support.steering_cases import KINDS, PROMPT, active_features, shared_model
 from tests.support.tiny_models import D_TRANSCODER, N_LAYERS, prompt_tokens, tiny_model
 
@@ -132,14 +134,15 @@ def test_lazy_dictionaries_give_what_eager_ones_give(dictionary: str, tmp_path: 
     raise AssertionError("no two prompts have other predictions")
 
 
+@pytest.mark.parametrize("what", FULL)
 def test_when_memory_runs_out_the_experiments_go_in_halves(
-    monkeypatch: pytest.MonkeyPatch,
+    what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = shared_model("gemma2, JumpReLU")
     experiments = experiments_on(active_features(model))
     _, whole = run(model, experiments, Frozen())
     batches: list[int] = []
-    limit_rows(monkeypatch, 3, batches)
+    limit_rows(monkeypatch, 3, batches, FULL[what])
     _, halved = run(model, experiments, Frozen())
     assert batches == [6, 3, 3, 2]
     torch.testing.assert_close(halved.logits, whole.logits, atol=1e-5, rtol=1e-4)
@@ -153,14 +156,19 @@ def test_when_not_even_one_fits_it_says_so(monkeypatch: pytest.MonkeyPatch) -> N
         run(model, experiments_on(active_features(model)), Frozen())
 
 
-def limit_rows(monkeypatch: pytest.MonkeyPatch, most: int, batches: list[int]) -> None:
+def limit_rows(
+    monkeypatch: pytest.MonkeyPatch,
+    most: int,
+    batches: list[int],
+    fail: Callable[[], None] = FULL["device"],
+) -> None:
     """A device on which passes of more rows than `most` run out of memory."""
     real = TransformerLensPasses.last_logits
 
     def limited(self: Any, tokens: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         batches.append(len(tokens))
         if len(tokens) > most:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            fail()
         return real(self, tokens, *args, **kwargs)
 
     monkeypatch.setattr(TransformerLensPasses, "last_logits", limited)
