@@ -1,71 +1,22 @@
 """The viewer for people: what to do, what it means, and names that can be read, at 1280 by 800."""
 
 import json
-from contextlib import ExitStack
 from itertools import combinations, pairwise
-from urllib.parse import urlencode
 
 import pytest
 
-from tests.support.browser import chromium, keep_screenshot, needs_chromium, watched_page
+from tests.support.browser import keep_screenshot, needs_chromium, watched_page
 from tests.support.hostile_graphs import sound
 from tests.support.large_graphs import TOKENS, large_graph, strongest
+from tests.support.viewer_page import boxes_of, hint, overlap
 from tests.support.viewer_server import showing
 
 pytestmark = [pytest.mark.browser, needs_chromium]
 
 
 @pytest.fixture(scope="module")
-def browser():
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture
-def page(browser):
-    with watched_page(browser, viewport={"width": 1280, "height": 800}) as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
 def large():
     return large_graph()
-
-
-@pytest.fixture
-def show(page, tmp_path):
-    """Serve graphs, open the page on the first, and give the page's address."""
-    with ExitStack() as servers:
-
-        def open_it(*graphs, **query):
-            paths = [tmp_path / f"graph-{number}.json" for number in range(len(graphs))]
-            for path, graph in zip(paths, graphs, strict=True):
-                path.write_text(json.dumps(graph))
-            url = servers.enter_context(showing(paths))
-            page.goto(f"{url}?{urlencode(query)}")
-            page.locator(".link-graph text.node").first.wait_for()
-            return url
-
-        yield open_it
-
-
-def hint(page):
-    return page.evaluate("getComputedStyle(document.querySelector('.subgraph'), '::after').content")
-
-
-def overlap(one, other):
-    width = min(one["right"], other["right"]) - max(one["left"], other["left"])
-    height = min(one["bottom"], other["bottom"]) - max(one["top"], other["top"])
-    return width > 1 and height > 1
-
-
-def boxes_of(page, selector):
-    return page.evaluate(
-        """selector => [...document.querySelectorAll(selector)]
-            .filter(element => element.getClientRects().length)
-            .map(element => element.getBoundingClientRect().toJSON())""",
-        selector,
-    )
 
 
 def ends_of_names(page, selector, end):
