@@ -48,6 +48,7 @@ _ADDITIONS = (
     "<script src='./graph_list.js'></script>\n"
     "<script src='./picture_export.js'></script>\n"
     "<script src='./feature_labels.js'></script>\n"
+    "<script src='./late_examples.js'></script>\n"
     "<script src='./viewer.js'></script>\n"
     "<script src='./compare_link.js'></script>\n"
     "<script src='./worker_questions.js'></script>\n"

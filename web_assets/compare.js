@@ -30,6 +30,9 @@
     const others = names.filter(name => name !== first);
     const second = names.includes(asked[1]) ? asked[1] : (others[0] ?? first);
     drawNav(graphs, [first, second]);
+    const absent = asked.find(name => name !== null && !names.includes(name));
+    if (absent !== undefined)
+      return say(`The address is one of “${absent}”, which is none of the graphs in the lists`);
     try {
       await show(graphs, [first, second]);
     } catch (error) {
@@ -49,7 +52,7 @@
       choice.append('b').text(SIDES[side]);
       const menu = choice.append('select').attr('class', 'graph-choice');
       for (const graph of graphs)
-        menu.append('option').attr('value', graph.slug).text(`${graph.scan} — ${graph.prompt}`);
+        menu.append('option').attr('value', graph.slug).text(wordsOf(graph));
       menu.property('value', name).on('change', event => {
         const [a, b] = names.map((name, i) => (i === side ? event.target.value : name));
         location.search = new URLSearchParams({a, b});
@@ -57,6 +60,12 @@
       const address = `./?${new URLSearchParams({slug: name})}`;
       choice.append('a').attr('href', address).attr('title', 'this graph alone').text('open');
     });
+  }
+
+  // The server names the files of graphs that have the same words.
+  function wordsOf({title_prefix, scan, prompt, file}) {
+    const model = title_prefix ? `${title_prefix} ${scan}` : scan;
+    return [model, prompt, file].filter(Boolean).join(' — ');
   }
 
   async function show(graphs, names) {
@@ -239,6 +248,7 @@
         .on('click', () => {
           shownList = name;
           drawLists();
+          d3.select('.tabs [aria-selected=true]').node().focus();
         });
     const listed = features.filter(LISTS.find(([name]) => name === shownList)[2]);
     const table = place.append('div').attr('class', 'list').append('table');

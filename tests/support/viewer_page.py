@@ -60,6 +60,19 @@ def open_graph(page, url, **query):
     page.locator(".link-graph text.node, p.no-graph").first.wait_for()
 
 
+def click_node(page, node_id):
+    """Click where the node is drawn."""
+    x, y = page.evaluate(
+        """id => {
+            const node = d3.selectAll('.link-graph text.node').filter(d => d.node_id === id).node();
+            const box = node.getBoundingClientRect();
+            return [box.x + box.width / 2, box.y + box.height / 2];
+        }""",
+        node_id,
+    )
+    page.mouse.click(x, y)
+
+
 def clicked(page):
     """The ids of the nodes that are clicked."""
     return page.evaluate("d3.selectAll('.link-graph text.node.clicked').data().map(d => d.node_id)")

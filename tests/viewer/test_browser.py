@@ -8,7 +8,7 @@ import pytest
 from tests.support.browser import keep_screenshot, needs_chromium, watched_page
 from tests.support.demo_in_the_viewer import PROMPTS
 from tests.support.demo_worker import ask
-from tests.support.viewer_page import clicked, open_graph
+from tests.support.viewer_page import click_node, clicked, open_graph
 from tests.support.viewer_server import showing_graphs
 
 pytestmark = [pytest.mark.browser, needs_chromium]
@@ -71,19 +71,6 @@ def page(browser):
 
 def nodes(page):
     return page.locator(".link-graph text.node")
-
-
-def click_node(page, node_id):
-    """Click where the node is drawn."""
-    x, y = page.evaluate(
-        """id => {
-            const node = d3.selectAll('.link-graph text.node').filter(d => d.node_id === id).node();
-            const box = node.getBoundingClientRect();
-            return [box.x + box.width / 2, box.y + box.height / 2];
-        }""",
-        node_id,
-    )
-    page.mouse.click(x, y)
 
 
 def drawn_links(page):

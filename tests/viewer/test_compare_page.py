@@ -262,3 +262,33 @@ def test_markup_in_every_text_of_both_graphs_is_text(page, serve, number, graph_
         page.mouse.click(box["x"], box["y"])
     assert_only_its_own_elements(page, url, TABLE)
     assert page.evaluate("window.ran") is None
+
+
+def test_graphs_of_one_prompt_are_told_apart_by_their_files_in_the_lists(page, serve):
+    url = serve(complete(), complete())
+    compare_graphs(page, url)
+    shown = page.locator(".graph-choice").first.locator("option").all_text_contents()
+    assert [words.split(" — ")[-1] for words in shown] == ["graph-0.json", "graph-1.json"]
+
+
+def test_an_address_of_a_graph_that_is_not_there_is_said_and_any_can_be_chosen(page, serve):
+    page.goto(f"{serve(complete())}compare?a=elsewhere")
+    words = page.locator(".no-graph").inner_text()
+    assert words == "The address is one of “elsewhere”, which is none of the graphs in the lists."
+    assert page.locator(".graph-choice").count() == 2
+
+
+def test_a_list_that_is_opened_by_keys_keeps_the_focus_and_marks_what_is_selected(page, url):
+    compare_graphs(page, url)
+    line = page.locator(".compared tbody tr").first
+    line.focus()
+    page.keyboard.press("Enter")
+    page.locator(".compared tr.selected").wait_for()
+    name = line.locator("td").first.inner_text()
+    for words in ("Only in A", "In both"):
+        tab = page.get_by_role("tab", name=words)
+        tab.focus()
+        page.keyboard.press("Enter")
+        page.get_by_role("tab", name=words, selected=True).wait_for()
+        assert tab.evaluate("tab => tab === document.activeElement")
+    assert page.locator(".compared tr.selected td").first.inner_text() == name

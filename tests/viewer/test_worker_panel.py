@@ -293,3 +293,23 @@ def test_markup_of_a_worker_is_text(page, french, french_file, markup):
         assert markup in panel.text_content()
         assert_only_its_own_elements(page, url, ("table", "tr", "th", "td"))
         assert page.evaluate("window.ran") is None
+
+
+def test_who_asks_by_keys_is_at_the_same_button_when_the_answer_is_there(page, url):
+    show_panel(page, url)
+    choose(page, "say basket", "off")
+    button = page.get_by_role("button", name="Intervene", exact=True)
+    button.press("Enter")
+    page.locator(".worker-predictions").wait_for()
+    assert button.evaluate("button => button === document.activeElement")
+
+
+@pytest.mark.parametrize(
+    ("typed", "kept"), [("0", "10"), ("-3", "1"), ("2.4", "2"), ("5000", "1000")]
+)
+def test_a_number_of_tokens_that_can_not_be_asked_for_is_seen_as_what_is(page, url, typed, kept):
+    show_panel(page, url)
+    field = page.get_by_label("tokens to generate")
+    field.fill(typed)
+    field.press("Tab")
+    assert field.input_value() == kept
