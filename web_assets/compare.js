@@ -155,6 +155,7 @@
       ['', '■', 'token, prediction'],
     ];
     if (hasKind(type => type.endsWith('error'))) entries.push(['', '◆', 'error']);
+    if (hasKind(type => type === 'lorsa error')) entries.push(['', '◇', 'attention error']);
     if (hasKind(type => type === 'lorsa')) entries.push(['', '▲', 'attention feature (Lorsa)']);
     for (const [name, shape, words] of entries) {
       const entry = legend.append('span');

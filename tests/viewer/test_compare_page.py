@@ -292,3 +292,9 @@ def test_a_list_that_is_opened_by_keys_keeps_the_focus_and_marks_what_is_selecte
         page.get_by_role("tab", name=words, selected=True).wait_for()
         assert tab.evaluate("tab => tab === document.activeElement")
     assert page.locator(".compared tr.selected td").first.inner_text() == name
+
+
+def test_the_errors_of_mlp_and_attention_have_a_name_each(page, serve):
+    compare_graphs(page, serve(complete()))
+    names = page.locator(".legend > span").all_text_contents()
+    assert {"◆ error", "◇ attention error"} <= set(names)

@@ -67,6 +67,19 @@ def test_the_legend_names_shapes_and_colours_and_covers_nothing(page, show, larg
     assert all(box["left"] >= 0 and box["right"] <= 1280 for box in head_boxes)
 
 
+def test_in_a_narrow_window_no_part_of_the_head_covers_another(page, show, large):
+    page.set_viewport_size({"width": 800, "height": 700})
+    show(large, pinnedIds=",".join(strongest(large, 3)))
+    page.locator(".unpin-all").wait_for()
+    for head in (
+        (".graph-prompt-select", ".slider-container", ".picture-export", ".legends"),
+        (".subgraph .section-title", ".unpin-all", ".checkbox-container label", ".worker-open"),
+    ):
+        found = [box for selector in head for box in boxes_of(page, selector)]
+        assert len(found) >= len(head)
+        assert not [pair for pair in combinations(found, 2) if overlap(*pair)]
+
+
 def test_the_names_at_both_axes_of_a_large_graph_stand_apart(page, show, large):
     show(large)
     sides = ((".prompt-token text", "right", len(TOKENS)), (".axis > g > g > text", "left", 5))
