@@ -37,6 +37,7 @@ _ADDITIONS = (
     "<script src='./safe_markup.js'></script>\n"
     "<script src='./graph_check.js'></script>\n"
     "<script src='./feature_names.js'></script>\n"
+    "<script src='./node_links.js'></script>\n"
     "<script src='./complete_graphs.js'></script>\n"
     "<script src='./legend.js'></script>\n"
     "<script src='./axis_labels.js'></script>\n"
@@ -47,6 +48,7 @@ _ADDITIONS = (
     "<script src='./graph_list.js'></script>\n"
     "<script src='./picture_export.js'></script>\n"
     "<script src='./feature_labels.js'></script>\n"
+    "<script src='./late_examples.js'></script>\n"
     "<script src='./viewer.js'></script>\n"
     "<script src='./compare_link.js'></script>\n"
     "<script src='./worker_questions.js'></script>\n"
@@ -58,6 +60,7 @@ _BOX = b"g.setNode(d.nodeId, {width: nodeWidth, height: nodeHeight"
 _NAME_S_HEIGHT = b"selForceNodes.find(e => e.node == d).textHeight"
 _CHOICE = b"append('span').text(d => d.key)"
 _CLEAR = b"ctx.clearRect(-c.margin.left"
+_COLOUR_AGAIN = b"d.color = d3.interpolatePRGn(_linearTScale(_linearPctScale(d.pctInput)))"
 _CHANGES = (
     # The tag of `markup`.
     (b".html(`", b".html(markup`"),
@@ -80,6 +83,14 @@ _CHANGES = (
     (_CHOICE, b"append('span').text(d => subgraphChoice(d.key))"),
     # The lines of a canvas, for the picture of the graph.
     (_CLEAR, b"ctx.canvas.drawn = {links, strokeWidthOffset, colorOverride}; " + _CLEAR),
+    # The scripts go through all links, of which a graph may have 100,000, for those of a few nodes.
+    (b"clickedLinks = links.filter(", b"clickedLinks = linksOf(data, visState.clickedId).filter("),
+    (b"sgLinks = links\n", b"sgLinks = linksInto(pinnedNodes)\n"),
+    # Of each link they write what they never read, or compute the same twice.
+    (b"link.linkId = link.sourceNode.nodeId + '__' + link.targetNode.nodeId", b""),
+    (b"links.idToLink = Object.fromEntries(links.map(d => [d.linkId, d]))", b""),
+    (b"links.forEach(d => {\n    var [x1, y1]", b";[].forEach(d => {\n    var [x1, y1]"),
+    (_COLOUR_AGAIN, b"d.color = d.pctInputColor"),
     # Labels of this tab's graphs: every graph of that name would have them, since the port is the
     # same each time.
     (b"localStorage.", b"sessionStorage."),

@@ -39,6 +39,16 @@
     });
   }
 
+  // Make names no longer than they may be. All are measured before any is written: the browser lays
+  // the whole graph out again for the first measurement after something was written.
+  function shorten(texts, longest) {
+    const lengths = texts.nodes().map(text => text.getComputedTextLength());
+    texts
+      .filter((_, i) => lengths[i] > longest)
+      .attr('textLength', longest)
+      .attr('lengthAdjust', 'spacingAndGlyphs');
+  }
+
   function placeTokens(graph, page, width) {
     const tokens = graph.selectAll('.prompt-token').filter(token => token.hasEmbed);
     const xs = tokens.nodes().map(token => token.transform.baseVal[0].matrix.e);
@@ -47,10 +57,8 @@
       line.attr('fill', 'none').attr('d', `${line.attr('d')}l${shift},${LEADER}`);
       token.select('g').attr('transform', `translate(${shift - 12},${8 + LEADER})`);
       token.append('title').text(datum => datum.token);
-      const text = token.select('text');
-      if (text.node().getComputedTextLength() > LONGEST_TOKEN)
-        text.attr('textLength', LONGEST_TOKEN).attr('lengthAdjust', 'spacingAndGlyphs');
     });
+    shorten(tokens.select('text'), LONGEST_TOKEN);
     page.renderAll.hoveredId.fns['axis-labels'] = () =>
       tokens.classed('is-hovered', token => token.ctx_idx === page.visState.hoveredCtxIdx);
   }

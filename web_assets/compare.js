@@ -13,8 +13,9 @@
   ];
   const EVENTS = ['hoveredId', 'clickedId', 'pinnedIds', 'hiddenIds', 'linkType', 'hClerpUpdate'];
 
-  let sides = []; // of each graph: {data, visState, renderAll, cgSel}
+  let sides = []; // of each graph: {data, visState, renderAll, cgSel, shapes: by feature's key}
   let features = [];
+  let lines = new Map(); // of the list that is shown, by feature's key
   let shownList = 'both';
   let selected = null; // the clicked feature's key
   let isFollowing = false; // whether a click is only the answer to one in the other graph
@@ -29,6 +30,9 @@
     const others = names.filter(name => name !== first);
     const second = names.includes(asked[1]) ? asked[1] : (others[0] ?? first);
     drawNav(graphs, [first, second]);
+    const absent = asked.find(name => name !== null && !names.includes(name));
+    if (absent !== undefined)
+      return say(`The address is one of “${absent}”, which is none of the graphs in the lists`);
     try {
       await show(graphs, [first, second]);
     } catch (error) {
@@ -48,7 +52,7 @@
       choice.append('b').text(SIDES[side]);
       const menu = choice.append('select').attr('class', 'graph-choice');
       for (const graph of graphs)
-        menu.append('option').attr('value', graph.slug).text(`${graph.scan} — ${graph.prompt}`);
+        menu.append('option').attr('value', graph.slug).text(wordsOf(graph));
       menu.property('value', name).on('change', event => {
         const [a, b] = names.map((name, i) => (i === side ? event.target.value : name));
         location.search = new URLSearchParams({a, b});
@@ -58,6 +62,12 @@
     });
   }
 
+  // The server names the files of graphs that have the same words.
+  function wordsOf({title_prefix, scan, prompt, file}) {
+    const model = title_prefix ? `${title_prefix} ${scan}` : scan;
+    return [model, prompt, file].filter(Boolean).join(' — ');
+  }
+
   async function show(graphs, names) {
     const documents = [];
     for (const name of names) documents.push(await util.getFile(`./graph_data/${name}.json`));
@@ -65,9 +75,11 @@
     if (one !== other)
       throw new Error(`A is of ${one}, B of ${other}: a feature of one is none of the other’s`);
     features = comparedFeatures(documents);
-    sides = await Promise.all(documents.map((graph, i) => sideOf(structuredClone(graph), names[i])));
-    drawLists();
+    // Each side writes into its nodes and links.
+    if (names[0] === names[1]) documents[1] = structuredClone(documents[1]);
+    sides = await Promise.all(documents.map((graph, i) => sideOf(graph, names[i])));
     drawSides();
+    drawLists();
     let timer;
     window.addEventListener('resize', () => {
       clearTimeout(timer);
@@ -97,6 +109,7 @@
     const data = await utilCg.formatData(graph, visState);
     for (const node of data.nodes)
       node.ppClerp = labels.get(`🤖${node.layer}_${node.feature}`) || node.clerp;
+    colourLinks(data);
     return {data, visState, slug};
   }
 
@@ -108,7 +121,6 @@
     });
     sides.forEach((side, i) => {
       side.renderAll = util.initRenderAll(EVENTS);
-      colourLinks(side.data);
       side.renderAll.clickedId.fns.push(() => setClickedLinks(side));
       initCgLinkGraph(side);
       const [here, there] = [side, sides[1 - i]];
@@ -118,13 +130,11 @@
     d3.selectAll('.nav .legend').remove();
     drawLegend();
     const keys = new Map(features.map(feature => [feature.key, feature]));
-    for (const {cgSel} of sides) {
-      const feature = node => keys.get(featureKey(node));
-      const isShared = node => feature(node)?.sides.every(side => side);
-      cgSel
-        .selectAll('text.node')
-        .classed('in-both', isShared)
-        .classed('in-one', node => isFeature(node) && !isShared(node));
+    for (const side of sides) {
+      const features = side.cgSel.selectAll('text.node').filter(isFeature);
+      const isShared = node => keys.get(featureKey(node)).sides.every(side => side);
+      features.classed('in-both', isShared).classed('in-one', node => !isShared(node));
+      side.shapes = d3.group(features.nodes(), shape => featureKey(d3.select(shape).datum()));
     }
     isFollowing = true; // both stay as they are
     for (const {renderAll} of sides) {
@@ -145,6 +155,7 @@
       ['', '■', 'token, prediction'],
     ];
     if (hasKind(type => type.endsWith('error'))) entries.push(['', '◆', 'error']);
+    if (hasKind(type => type === 'lorsa error')) entries.push(['', '◇', 'attention error']);
     if (hasKind(type => type === 'lorsa')) entries.push(['', '▲', 'attention feature (Lorsa)']);
     for (const [name, shape, words] of entries) {
       const entry = legend.append('span');
@@ -179,10 +190,15 @@
   }
 
   // Ring a feature wherever it is in both graphs, and its line in the list.
-  function pointAt(key) {
-    const isIt = node => key !== null && featureKey(node) === key;
-    for (const {cgSel} of sides) cgSel.selectAll('text.node').classed('pointed', isIt);
-    d3.selectAll('.compared tbody tr').classed('pointed', feature => feature.key === key);
+  const pointAt = key => mark('pointed', key);
+
+  // Give this class to a feature's shapes in both graphs and to its line, and to no others.
+  function mark(name, key) {
+    for (const marked of document.querySelectorAll(`text.${name}, tr.${name}`))
+      marked.classList.remove(name);
+    for (const {shapes} of sides)
+      for (const shape of shapes.get(key) ?? []) shape.classList.add(name);
+    lines.get(key)?.classList.add(name);
   }
 
   // A click in one graph clicks the same feature in the other, at the token that is nearest in
@@ -217,12 +233,8 @@
       shownList = list;
       drawLists();
     }
-    for (const {cgSel} of sides)
-      cgSel.selectAll('text.node').classed('selected', n => selected && featureKey(n) === selected);
-    const lines = d3.selectAll('.compared tbody tr').classed('selected', f => f.key === selected);
-    lines.filter(f => f.key === selected).each(function () {
-      this.scrollIntoView({block: 'nearest'});
-    });
+    mark('selected', selected);
+    lines.get(selected)?.scrollIntoView({block: 'nearest'});
   }
 
   function drawLists() {
@@ -237,6 +249,7 @@
         .on('click', () => {
           shownList = name;
           drawLists();
+          d3.select('.tabs [aria-selected=true]').node().focus();
         });
     const listed = features.filter(LISTS.find(([name]) => name === shownList)[2]);
     const table = place.append('div').attr('class', 'list').append('table');
@@ -248,7 +261,12 @@
     for (const words of ['feature', 'what it does', ...columns])
       head.append('th').text(words).classed('places', words.endsWith(' at'));
     const body = table.append('tbody');
-    for (const feature of listed.slice(0, MOST_ROWS)) drawLine(body, feature, present);
+    lines = new Map(
+      listed
+        .slice(0, MOST_ROWS)
+        .map(feature => [feature.key, drawLine(body, feature, present).node()]),
+    );
+    mark('selected', selected);
     const more = listed.length - MOST_ROWS;
     if (more > 0) place.append('p').attr('class', 'more').text(`and ${more} weaker ones`);
   }
@@ -263,7 +281,7 @@
       line.append('td').text(side.activation.toFixed(2));
       line.append('td').attr('class', 'places').text(placesOf(side, i));
     }
-    line
+    return line
       .on('mouseenter focus', () => pointAt(feature.key))
       .on('mouseleave blur', () => pointAt(null))
       .on('click', () => select(feature))

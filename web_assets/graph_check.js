@@ -18,12 +18,12 @@
   const orAbsent = check => value => isAbsent(value) || check(value);
 
   // Each field: what it must be, and a check. A null is as absent.
-  const METADATA = {
+  const METADATA = Object.entries({
     prompt_tokens: ['a list of texts', isTexts],
     schema_version: ['a number', orAbsent(isNumber)],
     node_threshold: ['a number', orAbsent(isNumber)],
-  };
-  const Q_PARAMS = {
+  });
+  const Q_PARAMS = Object.entries({
     pinnedIds: ['ids', orAbsent(value => isText(value) || isTexts(value))],
     hiddenIds: ['ids', orAbsent(value => isText(value) || isTexts(value))],
     supernodes: [
@@ -35,25 +35,25 @@
     sg_pos: ['a text', orAbsent(isText)],
     gridsnap: ['a text', orAbsent(isText)],
     clerps: ['pairs of a feature and a label, as JSON', orAbsent(isLabels)],
-  };
+  });
   const isPart = ids => value =>
     Array.isArray(value) &&
     value.length === ids + 1 &&
     isTexts(value.slice(0, ids)) &&
     isNumber(value[ids]);
   const isParts = ids => value => Array.isArray(value) && value.every(isPart(ids));
-  const TRACING = {
+  const TRACING = Object.entries({
     pair_wise_contributors: ['triples of two ids and a number', isParts(2)],
     top_q_marginal_contributors: ['pairs of an id and a number', isParts(1)],
     top_k_marginal_contributors: ['pairs of an id and a number', isParts(1)],
-  };
+  });
   // What a node has that only traces name.
-  const OUTSIDE = {
+  const OUTSIDE = Object.entries({
     layer: [`E or a number below ${MOST_LAYERS}`, isLayer],
     feature_type: ['a text', isText],
     clerp: ['a text', orAbsent(isText)],
-  };
-  const NODE = {
+  });
+  const NODE = Object.entries({
     node_id: ['a text', isText],
     layer: [`E or a number below ${MOST_LAYERS}`, isLayer],
     feature_type: ['a text', isText],
@@ -65,12 +65,12 @@
     bottom_logit_effects: ['a list of texts', orAbsent(isTexts)],
     top_embedding_effects: ['a list of texts', orAbsent(isTexts)],
     bottom_embedding_effects: ['a list of texts', orAbsent(isTexts)],
-  };
-  const LINK = {
+  });
+  const LINK = Object.entries({
     source: ['a text', isText],
     target: ['a text', isText],
     weight: ['a number', isNumber],
-  };
+  });
 
   function isLabels(value) {
     try {
@@ -88,7 +88,7 @@
 
   function check(where, value, fields) {
     if (!isObject(value)) refuse(where, 'an object', value);
-    for (const [name, [wanted, isRight]] of Object.entries(fields))
+    for (const [name, [wanted, isRight]] of fields)
       if (!isRight(value[name])) refuse(`${where}.${name}`, wanted, value[name]);
   }
 
@@ -101,7 +101,7 @@
 
   // Throw an Error with a sentence about the first field that the page can't draw.
   window.checkGraph = graph => {
-    check('the file', graph, {});
+    check('the file', graph, []);
     check('metadata', graph.metadata, METADATA);
     check('qParams', graph.qParams, Q_PARAMS);
     for (const name of ['nodes', 'links'])
@@ -120,7 +120,7 @@
       ids.add(node.node_id);
     });
     if (!graph.nodes.length) refuse('nodes', 'a list with nodes', []);
-    if (!isAbsent(graph.qk_only_nodes)) check('qk_only_nodes', graph.qk_only_nodes, {});
+    if (!isAbsent(graph.qk_only_nodes)) check('qk_only_nodes', graph.qk_only_nodes, []);
     for (const [id, node] of Object.entries(graph.qk_only_nodes ?? {})) {
       const where = `qk_only_nodes[${JSON.stringify(id.slice(0, 100))}]`;
       check(where, node, OUTSIDE);

@@ -16,22 +16,42 @@
   };
 
   const GRAPHS = './graph_data/';
-  const prepared = new WeakMap(); // once: `getFile` keeps what it has read
+  const prepared = new WeakSet(); // once: `getFile` keeps what it has read
+  let drawing = null; // the last call that draws a graph
   const getFile = util.getFile;
   util.getFile = async (path, ...options) => {
     if (!path.startsWith(GRAPHS)) return getFile(path, ...options);
-    const name = path.slice(GRAPHS.length, -'.json'.length);
-    const graph = await getFile(path, ...options);
-    if (!prepared.has(graph)) prepared.set(graph, prepare(graph, name));
-    const document = await prepared.get(graph);
+    const asking = drawing;
+    const document = await prepare(path);
+    // Another graph was chosen meanwhile: the call that asked would draw this one over it.
+    if (asking !== drawing) return new Promise(() => {});
     // The page writes the user's pins and groups into these, and another visit begins anew.
     return {...document, qParams: structuredClone(document.qParams)};
   };
 
-  async function prepare(graph, name) {
+  async function prepare(path) {
+    const name = path.slice(GRAPHS.length, -'.json'.length);
+    const graph = await read(path);
+    const kinds = await read(`./features_of/${name}.json`);
+    if (prepared.has(graph)) return graph;
     graph.qParams ??= {};
     checkGraph(graph);
-    return describeFeatures(graph, name, await getFile(`./features_of/${name}.json`));
+    prepared.add(graph);
+    return describeFeatures(graph, name, kinds);
+  }
+
+  const unread = new Set(); // paths that the next visit asks for again, past every cache
+
+  async function read(path) {
+    try {
+      const content = await getFile(path, !unread.has(path));
+      unread.delete(path);
+      return content;
+    } catch (error) {
+      unread.add(path);
+      if (error instanceof TypeError) throw new Error('the viewer has ended; start it again');
+      throw new Error('its file is gone, or is no JSON');
+    }
   }
 
   // Of fields that circuit-tracer's page gives no name, for those who hear the page.
@@ -43,10 +63,11 @@
   const initCg = window.initCg;
   window.initCg = async (...options) => {
     for (const [field, name] of Object.entries(NAMES)) d3.select(field).attr('aria-label', name);
+    const own = (drawing = {});
     try {
       return await initCg(...options);
     } catch (error) {
-      return sayWhatIsWrong(error.message);
+      return own === drawing && sayWhatIsWrong(error.message);
     }
   };
 

@@ -13,6 +13,11 @@
     value: ['set to …', number => ({value: number})],
   };
   const HAS_NUMBER = new Set(['scale', 'value']);
+  const BUTTONS = {
+    intervene: ['Intervene', 'the next token, without generating'],
+    steer: ['Steer', 'the text that follows'],
+  };
+  const MOST_TOKENS = 1000; // to generate; viewer/worker_jobs.py has the same number
   const TOKENS_SHOWN = 8;
   const HOW_TO_CONNECT = [
     'To change what is pinned, start the viewer with a worker that has the graph’s model:',
@@ -23,15 +28,15 @@
   // They last while the page does, whatever is drawn anew.
   const chosen = new Map(); // by row: {choice, number}
   let isOpen = false;
-  let outcome = null; // of the last question: {slug, shares: by row, draw}
-  let running = null; // AbortController of the question that is at work
+  const outcomes = new Map(); // of the last question about each graph: {action, shares: by row, draw}
+  let running = null; // the question that is at work: {slug, words, controller}
+  let shown = null; // the graph that is on the page: {slug, draw}
   let nTokens = 10;
 
   const initSubgraph = window.initCgSubgraph;
   window.initCgSubgraph = page => {
     initSubgraph(page);
     const item = name => d3.select(page.cgSel.select(name).node().parentNode);
-    if (outcome?.slug !== page.visState.slug) outcome = null;
     const open = item('.subgraph').append('button').attr('class', 'worker-open');
     const panel = item('.feature-detail').append('div').attr('class', 'worker-panel');
     const toggle = () => {
@@ -45,6 +50,7 @@
       writeShares(page);
       if (isOpen) drawPanel(panel, page, draw, toggle);
     };
+    shown = {slug: page.visState.slug, draw};
     open.text('Intervene and steer').on('click', toggle);
     // The subgraph is drawn anew whenever pins, groups or their names change.
     new MutationObserver(draw).observe(page.cgSel.select('.subgraph').node(), {childList: true});
@@ -91,13 +97,17 @@
     title.append('button').attr('class', 'worker-close').text('Close').on('click', close);
     const rows = rowsOf(page);
     const body = panel.append('div').attr('class', 'worker-body');
+    const outcome = outcomes.get(page.visState.slug);
     connectedWorker().then(
       ({name}) => {
         if (name === null) return drawHowToConnect(body);
         drawRows(body, page, rows, redraw);
-        drawButtons(body, page, rows, name, redraw);
-        if (outcome) outcome.draw(body.append('div').attr('class', 'worker-outcome'));
-        restore(panel, state);
+        drawButtons(body, page, rows, name);
+        if (outcome) {
+          const place = body.append('div').attr('class', 'worker-outcome');
+          outcome.draw(place.classed('is-stale', Boolean(outcome.isStale)));
+        }
+        restore(panel, state, outcome);
       },
       () => body.append('p').text('The viewer has ended. Start it again and reload the page.'),
     );
@@ -111,11 +121,15 @@
     return {scrolled: panel.select('.worker-rows').node()?.scrollTop ?? 0, focused};
   }
 
-  function restore(panel, {scrolled, focused}) {
+  // A button that asked is off while its question is at work: then the focus is on Cancel, which is
+  // gone at the end.
+  function restore(panel, {scrolled, focused}, outcome) {
     panel.select('.worker-rows').property('scrollTop', scrolled);
     if (!focused) return;
-    const fields = panel.selectAll('button, select, input').nodes();
-    fields.find(field => nameOfField(field) === focused)?.focus({preventScroll: true});
+    const fields = panel.selectAll('button, select, input').filter(':enabled').nodes();
+    const named = name => fields.find(field => nameOfField(field) === name);
+    const next = named(focused) ?? named('Cancel') ?? named(BUTTONS[outcome?.action]?.[0]);
+    next?.focus({preventScroll: true});
   }
 
   const nameOfField = field => field.getAttribute('aria-label') ?? field.textContent;
@@ -135,8 +149,8 @@
       const name = line.append('div').attr('class', 'worker-name');
       name.append('span').text(row.label).attr('title', row.label);
       name.append('span').attr('class', 'worker-place').text(` ${placeOf(row, page.data)}`);
-      drawChoice(line, row, redraw);
-      const share = outcome?.shares?.get(row.key);
+      drawChoice(line, row, page.visState.slug, redraw);
+      const share = outcomes.get(page.visState.slug)?.shares?.get(row.key);
       line.append('div').attr('class', 'worker-share-cell').text(inPercent(share));
     }
     const notes = [];
@@ -157,11 +171,11 @@
     return `${nameOf(node)} at “${data.metadata.prompt_tokens[node.ctx_idx]}”`;
   }
 
-  function drawChoice(line, row, redraw) {
+  function drawChoice(line, row, slug, redraw) {
     const now = chosen.get(row.key) ?? {choice: 'same', number: undefined};
     const change = next => {
       chosen.set(row.key, {...now, ...next});
-      if (outcome) outcome.isStale = true;
+      if (outcomes.has(slug)) outcomes.get(slug).isStale = true;
       redraw();
     };
     const menu = line.append('select').attr('aria-label', `set ${row.label}`);
@@ -179,35 +193,41 @@
       .on('keydown keyup', event => event.stopPropagation()); // the page has keys of its own
   }
 
-  function drawButtons(body, page, rows, name, redraw) {
+  function drawButtons(body, page, rows, name) {
     const offered = rows.filter(row => row.features.length);
     const isChanged = offered.some(row => Object.keys(changeOf(row)).length);
     const bar = body.append('div').attr('class', 'worker-buttons');
     const state = body.append('div').attr('class', 'worker-state').attr('role', 'status');
-    const button = (words, action) =>
+    for (const [action, [words, title]] of Object.entries(BUTTONS))
       bar
         .append('button')
         .text(words)
+        .attr('title', title)
         .property('disabled', Boolean(running) || !isChanged)
-        .on('click', () => ask(action, page, offered, redraw));
-    button('Intervene', 'intervene').attr('title', 'the next token, without generating');
-    button('Steer', 'steer').attr('title', 'the text that follows');
+        .on('click', () => ask(action, page, offered));
     bar
       .append('input')
       .attr('type', 'number')
       .attr('min', 1)
-      .attr('max', 1000)
+      .attr('max', MOST_TOKENS)
       .attr('aria-label', 'tokens to generate')
       .property('value', nTokens)
-      .on('change', event => (nTokens = event.target.valueAsNumber || 10))
+      .on('change', ({target}) => {
+        nTokens = d3.clamp(1, Math.round(target.valueAsNumber) || 10, MOST_TOKENS);
+        target.value = nTokens;
+      })
       .on('keydown keyup', event => event.stopPropagation());
     bar.append('span').text('tokens');
-    if (running) bar.append('button').text('Cancel').on('click', () => running?.abort());
+    if (running) bar.append('button').text('Cancel').on('click', () => running?.controller.abort());
     const idle = isChanged ? `Worker: ${name}` : `Worker: ${name}. Choose what to change above.`;
-    state.text(running ? running.words : idle);
+    state.text(running ? wordsOfRunning() : idle);
   }
 
-  async function ask(action, page, rows, redraw) {
+  function wordsOfRunning() {
+    return running.slug === shown.slug ? running.words : `about another graph: ${running.words}`;
+  }
+
+  async function ask(action, page, rows) {
     if (running) return;
     const slug = page.visState.slug;
     const asked = inOrder(rows.map(row => ({...row, ...changeOf(row)})));
@@ -221,28 +241,27 @@
         value,
       })),
     };
-    running = new AbortController();
-    running.words = 'asking …';
-    outcome = null;
-    redraw();
+    const controller = new AbortController();
+    running = {slug, words: 'asking …', controller};
+    outcomes.delete(slug);
+    shown.draw();
     const onState = words => {
       running.words = words;
-      d3.selectAll('.worker-state').text(words);
+      d3.selectAll('.worker-state').text(wordsOfRunning());
     };
     try {
-      const answer = await askWorker(action, question, onState, running.signal);
+      const answer = await askWorker(action, question, onState, controller.signal);
       const shares = new Map((answer.shares ?? []).map((share, i) => [asked[i].key, share]));
       const draw = {intervene: drawPredictions, steer: drawTexts}[action];
-      outcome = {slug, shares, draw: place => markStale(draw(place, answer))};
+      outcomes.set(slug, {action, shares, draw: place => draw(place, answer)});
     } catch (error) {
       const words = error.name === 'AbortError' ? 'Stopped.' : error.message;
-      outcome = {slug, draw: place => place.append('p').attr('class', 'worker-error').text(words)};
+      const draw = place => place.append('p').attr('class', 'worker-error').text(words);
+      outcomes.set(slug, {action, draw});
     }
     running = null;
-    redraw();
+    shown.draw(); // by now another graph may be on the page
   }
-
-  const markStale = place => place.classed('is-stale', Boolean(outcome.isStale));
 
   // The likeliest next tokens as the model is, and changed.
   function drawPredictions(place, {baseline, changed}) {
@@ -263,7 +282,6 @@
       .append('p')
       .attr('class', 'worker-note')
       .text('In the rows and in the subgraph: activation, in per cent of what it is unchanged.');
-    return place;
   }
 
   // A token that isn't among the likeliest has less than the last of those.
@@ -288,7 +306,6 @@
         .append('p')
         .attr('class', 'worker-note')
         .text(`At the leading special token nothing can be changed: ${answer.ignored} left alone.`);
-    return place;
   }
 
   // Null where there was no activation to begin with.
@@ -300,6 +317,7 @@
   // Onto the subgraph's nodes, what is left of their activation.
   function writeShares({cgSel, visState}) {
     cgSel.selectAll('.subgraph .worker-share').remove();
+    const outcome = outcomes.get(visState.slug);
     if (!outcome?.shares?.size) return;
     cgSel.selectAll('.subgraph .supernode-container').each(function ({node}) {
       const share = outcome.shares.get(keyOf(visState.slug, node));

@@ -1,5 +1,7 @@
 """What tests ask the viewer's page in a browser."""
 
+from urllib.parse import urlencode
+
 _ELEMENTS = (
     *("html", "head", "body", "meta", "link", "title", "script", "div", "span", "select", "option"),
     *("button", "input", "label", "a", "b", "svg", "g", "path", "rect", "text", "circle", "line"),
@@ -50,3 +52,49 @@ def hover(page, box):
     page.mouse.move(5, 5)
     page.mouse.move(box["x"], box["y"], steps=3)
     page.locator(".tooltip:not(.tooltip-hidden)").wait_for(state="attached")
+
+
+def open_graph(page, url, **query):
+    """Open the viewer's page, and wait until a graph is there, or why there is none."""
+    page.goto(f"{url}?{urlencode(query)}")
+    page.locator(".link-graph text.node, p.no-graph").first.wait_for()
+
+
+def click_node(page, node_id):
+    """Click where the node is drawn."""
+    x, y = page.evaluate(
+        """id => {
+            const node = d3.selectAll('.link-graph text.node').filter(d => d.node_id === id).node();
+            const box = node.getBoundingClientRect();
+            return [box.x + box.width / 2, box.y + box.height / 2];
+        }""",
+        node_id,
+    )
+    page.mouse.click(x, y)
+
+
+def clicked(page):
+    """The ids of the nodes that are clicked."""
+    return page.evaluate("d3.selectAll('.link-graph text.node.clicked').data().map(d => d.node_id)")
+
+
+def hint(page):
+    """What the subgraph says to do, as its style sheet has it."""
+    return page.evaluate("getComputedStyle(document.querySelector('.subgraph'), '::after').content")
+
+
+def boxes_of(page, selector):
+    """Where each element is that the selector finds and the page shows."""
+    return page.evaluate(
+        """selector => [...document.querySelectorAll(selector)]
+            .filter(element => element.getClientRects().length)
+            .map(element => element.getBoundingClientRect().toJSON())""",
+        selector,
+    )
+
+
+def overlap(one, other):
+    """Whether two boxes cover one another by more than a point."""
+    width = min(one["right"], other["right"]) - max(one["left"], other["left"])
+    height = min(one["bottom"], other["bottom"]) - max(one["top"], other["top"])
+    return width > 1 and height > 1

@@ -2,13 +2,14 @@
 
 import json
 from collections import Counter
-from urllib.parse import urlencode
 
 import pytest
 
-from tests.support.browser import chromium, keep_screenshot, needs_chromium, watched_page
+from tests.support.browser import keep_screenshot, needs_chromium, watched_page
+from tests.support.demo_in_the_viewer import PROMPTS
 from tests.support.demo_worker import ask
-from tests.support.viewer_server import showing
+from tests.support.viewer_page import click_node, clicked, open_graph
+from tests.support.viewer_server import showing_graphs
 
 pytestmark = [pytest.mark.browser, needs_chromium]
 
@@ -18,7 +19,6 @@ SYMBOLS = {
     "embedding": "■",
     "logit": "■",
 }
-PROMPTS = {"french": "Michael Jordan joue au", "spanish": "Michael Jordan juega al"}
 
 COUNT_LINES = """
 for (const [name, count] of [['clearRect', () => 0], ['lineTo', lines => (lines ?? 0) + 1]]) {
@@ -56,19 +56,8 @@ def graphs():
 
 @pytest.fixture(scope="module")
 def url(graphs, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("graphs")
-    paths = []
-    for slug, graph in graphs.items():
-        paths.append(directory / f"{slug}.json")
-        paths[-1].write_text(json.dumps(graph))
-    with showing(paths) as address:
+    with showing_graphs(tmp_path_factory.mktemp("graphs"), *graphs.values()) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture
@@ -80,30 +69,8 @@ def page(browser):
         yield opened
 
 
-def show(page, url, **query):
-    page.goto(f"{url}?{urlencode(query)}")
-    nodes(page).first.wait_for()
-
-
 def nodes(page):
     return page.locator(".link-graph text.node")
-
-
-def click_node(page, node_id):
-    """Click where the node is drawn."""
-    x, y = page.evaluate(
-        """id => {
-            const node = d3.selectAll('.link-graph text.node').filter(d => d.node_id === id).node();
-            const box = node.getBoundingClientRect();
-            return [box.x + box.width / 2, box.y + box.height / 2];
-        }""",
-        node_id,
-    )
-    page.mouse.click(x, y)
-
-
-def clicked(page):
-    return page.evaluate("d3.selectAll('.link-graph text.node.clicked').data().map(d => d.node_id)")
 
 
 def drawn_links(page):
@@ -120,14 +87,14 @@ def rows(page, side):
 
 @pytest.mark.parametrize("slug", PROMPTS)
 def test_every_node_of_the_graph_is_drawn_as_its_kind(page, url, graphs, slug):
-    show(page, url, slug=slug)
+    open_graph(page, url, slug=slug)
     wanted = [SYMBOLS[node["feature_type"]] for node in graphs[slug]["nodes"]]
     assert "◆" in wanted
     assert Counter(nodes(page).all_text_contents()) == Counter(wanted)
 
 
 def test_tokens_and_predictions_stand_at_the_axes(page, url, graphs):
-    show(page, url, slug="french")
+    open_graph(page, url, slug="french")
     tokens = page.locator(".prompt-token text").all_text_contents()
     assert tokens == graphs["french"]["metadata"]["prompt_tokens"]
     drawn = page.locator(".link-graph svg").first.text_content()
@@ -139,7 +106,7 @@ def test_each_clicked_node_shows_its_links_and_no_others(page, url, graphs):
     graph = graphs["french"]
     into = Counter(link["target"] for link in graph["links"])
     out_of = Counter(link["source"] for link in graph["links"])
-    show(page, url, slug="french")
+    open_graph(page, url, slug="french")
     for node in graph["nodes"]:
         if clicked(page) != [node["node_id"]]:  # the page opens with the likeliest token clicked
             click_node(page, node["node_id"])
@@ -151,7 +118,7 @@ def test_each_clicked_node_shows_its_links_and_no_others(page, url, graphs):
 
 
 def test_the_page_opens_with_the_likeliest_token_clicked_and_a_click_lets_go(page, url):
-    show(page, url, slug="french")
+    open_graph(page, url, slug="french")
     assert clicked(page) == ["5_484_4"]
     click_node(page, "5_484_4")
     assert clicked(page) == []
@@ -159,7 +126,7 @@ def test_the_page_opens_with_the_likeliest_token_clicked_and_a_click_lets_go(pag
 
 
 def test_a_clicked_feature_s_panel_says_what_it_fires_on(page, url, graphs):
-    show(page, url, slug="french")
+    open_graph(page, url, slug="french")
     click_node(page, CLICKED)
     panel = page.locator(".feature-detail")
     panel.get_by_text("Fires in 44 of the corpus's 744 texts: sport in French 37").wait_for()
@@ -171,7 +138,7 @@ def test_a_clicked_feature_s_panel_says_what_it_fires_on(page, url, graphs):
 
 
 def test_the_selector_changes_the_graph(page, url, graphs):
-    show(page, url)
+    open_graph(page, url)
     chooser = page.locator(".graph-prompt-select")
     assert chooser.locator("option").count() == len(graphs)
     assert nodes(page).count() == len(graphs["french"]["nodes"])
@@ -182,7 +149,7 @@ def test_the_selector_changes_the_graph(page, url, graphs):
 
 
 def test_a_lower_pruning_threshold_shows_fewer_nodes(page, url, graphs):
-    show(page, url, slug="french", pruningThreshold=0.5)
+    open_graph(page, url, slug="french", pruningThreshold=0.5)
     wanted = [
         node for node in graphs["french"]["nodes"]
         if node["feature_type"] in {"embedding", "logit"} or node["influence"] <= 0.5
@@ -193,7 +160,7 @@ def test_a_lower_pruning_threshold_shows_fewer_nodes(page, url, graphs):
 def test_pins_are_kept_in_the_address_and_no_save_is_offered(page, url, graphs):
     wanted = {node["node_id"] for node in graphs["french"]["nodes"]}
     assert wanted.issuperset(PINNED), "the demo model has changed: choose the picture's nodes anew"
-    show(
+    open_graph(
         page,
         url,
         slug="french",
@@ -210,25 +177,22 @@ def test_pins_are_kept_in_the_address_and_no_save_is_offered(page, url, graphs):
     assert not page.locator(".save-button").is_visible()
 
 
-def test_automatic_groups_and_a_feature_are_seen_together(page, tmp_path):
+def test_automatic_groups_and_a_feature_are_seen_together(page, show):
     """The README's picture."""
     job = {"action": "generate-graph", "prompt": PROMPTS["french"], "slug_identifier": "auto"}
     graph = ask({**job, "max_n_logits": 5, "desired_logit_prob": 0.999, "supernodes": "auto"})
-    path = tmp_path / "auto.json"
-    path.write_text(json.dumps(graph))
-    with showing([path]) as url:
-        show(page, url, clickedId=CLICKED)
-        page.get_by_text("Fires in 44").wait_for()
-        subgraph = page.locator(".subgraph")
-        for label, *_ in graph["qParams"]["supernodes"]:
-            subgraph.get_by_text(label, exact=True).wait_for()
-        page.mouse.move(5, 5)
-        page.locator(".tooltip-hidden").wait_for(state="attached")
-        keep_screenshot(page, "graph")
+    show(graph, clickedId=CLICKED)
+    page.get_by_text("Fires in 44").wait_for()
+    subgraph = page.locator(".subgraph")
+    for label, *_ in graph["qParams"]["supernodes"]:
+        subgraph.get_by_text(label, exact=True).wait_for()
+    page.mouse.move(5, 5)
+    page.locator(".tooltip-hidden").wait_for(state="attached")
+    keep_screenshot(page, "graph")
 
 
 def test_a_ctrl_click_pins_g_groups_and_a_reload_keeps_both(page, url):
-    show(page, url, slug="spanish", clickedId="2_146_4")
+    open_graph(page, url, slug="spanish", clickedId="2_146_4")
     subgraph = page.locator(".subgraph")
     page.keyboard.down("Control")
     for node_id in ("2_146_4", "5_486_4"):
@@ -247,7 +211,7 @@ def test_a_ctrl_click_pins_g_groups_and_a_reload_keeps_both(page, url):
 
 
 def test_a_label_given_to_a_feature_is_kept(page, url):
-    show(page, url, slug="spanish", clickedId="2_146_4")
+    open_graph(page, url, slug="spanish", clickedId="2_146_4")
     page.locator(".edit-clerp-button").click()
     page.locator(".clerp-edit input").fill("say baloncesto")
     page.keyboard.press("Tab")
@@ -269,14 +233,12 @@ def another_models(graphs, tmp_path_factory):
         "feature_details": {"neuronpedia_source_set": "gemmascope-transcoder-16k"},
     }
     graph["nodes"][-1]["clerp"] = 'Output "<img src=x onerror=window.ran=1>" (p=0.001)'
-    path = tmp_path_factory.mktemp("gemma") / "gemma.json"
-    path.write_text(json.dumps(graph))
-    with showing([path]) as address:
+    with showing_graphs(tmp_path_factory.mktemp("gemma"), graph) as address:
         yield address
 
 
 def test_another_model_s_panel_points_to_neuronpedia_and_asks_it_nothing(page, another_models):
-    show(page, another_models)
+    open_graph(page, another_models)
     click_node(page, CLICKED)
     address = "https://www.neuronpedia.org/gemma-2-2b/2-gemmascope-transcoder-16k/157"
     page.get_by_text(f"No examples of this feature here. With the internet: {address}").wait_for()
@@ -287,7 +249,7 @@ def test_another_model_s_panel_points_to_neuronpedia_and_asks_it_nothing(page, a
 
 
 def test_a_token_that_is_a_script_is_shown_and_does_not_run(page, another_models, graphs):
-    show(page, another_models)
+    open_graph(page, another_models)
     last = graphs["french"]["nodes"][-1]["node_id"]
     page.evaluate("id => utilCg.showTooltip({}, {ppClerp: d3.selectAll('.link-graph text.node')"
                   ".filter(d => d.node_id === id).datum().clerp})", last)  # fmt: skip

@@ -7,17 +7,17 @@ from urllib.parse import urlencode
 import pytest
 
 from remote.offline.compare import compare
-from tests.support.browser import chromium, keep_screenshot, needs_chromium, watched_page
+from tests.support.browser import keep_screenshot, needs_chromium, watched_page
 from tests.support.complete_viewer_graphs import complete, marked_up_complete
+from tests.support.demo_in_the_viewer import PROMPTS
 from tests.support.demo_worker import ask
 from tests.support.hostile_graphs import MARKUP, marked_up
 from tests.support.large_graphs import large_graph
-from tests.support.viewer_page import assert_only_its_own_elements, boxes, hover
+from tests.support.viewer_page import assert_only_its_own_elements, boxes, boxes_of, hover
 from tests.support.viewer_server import showing
 
 pytestmark = [pytest.mark.browser, needs_chromium]
 
-PROMPTS = {"french": "Michael Jordan joue au", "spanish": "Michael Jordan juega al"}
 LISTS = ("In both", "Only in A", "Only in B")
 TABLE = ("table", "thead", "tbody", "tr", "th", "td")
 SIZES = [(1280, 800), (1920, 1080)]
@@ -38,19 +38,7 @@ def url(paths):
         yield address
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture
-def page(browser):
-    with watched_page(browser, viewport={"width": 1280, "height": 800}) as opened:
-        yield opened
-
-
-def show(page, url, **query):
+def compare_graphs(page, url, **query):
     page.goto(f"{url}compare?{urlencode(query)}")
     page.locator("[data-side=B] text.node").first.wait_for()
 
@@ -101,7 +89,7 @@ def middle(page, side, name):
 
 def test_the_lists_have_the_features_and_numbers_of_the_client_s_comparison(page, url, paths):
     comparison = compare(paths)
-    show(page, url, a="french", b="spanish")
+    compare_graphs(page, url, a="french", b="spanish")
     only_a, only_b = (
         [feature for feature in comparison.differing if feature.graphs[i]] for i in (0, 1)
     )
@@ -124,7 +112,7 @@ def test_the_lists_have_the_features_and_numbers_of_the_client_s_comparison(page
 def test_shared_features_and_those_of_one_graph_are_told_apart(browser, url, paths, width, height):
     comparison = compare(paths)
     with watched_page(browser, viewport={"width": width, "height": height}) as page:
-        show(page, url, a="french", b="spanish")
+        compare_graphs(page, url, a="french", b="spanish")
         common = {f"L{feature.key.layer}/{feature.key.index}" for feature in comparison.common}
         for i, side in enumerate("AB"):
             differing = {
@@ -144,7 +132,7 @@ def test_shared_features_and_those_of_one_graph_are_told_apart(browser, url, pat
 
 def test_a_feature_pointed_at_in_one_is_marked_in_the_other_and_in_the_list(page, url, paths):
     name = written(compare(paths).common[0])[0]
-    show(page, url, a="french", b="spanish")
+    compare_graphs(page, url, a="french", b="spanish")
     page.mouse.move(*middle(page, "A", name), steps=3)
     page.locator("[data-side=B] .node.pointed").first.wait_for()
     assert set(names(page, "B", "pointed")) == set(names(page, "A", "pointed")) == {name}
@@ -157,7 +145,7 @@ def test_a_feature_pointed_at_in_one_is_marked_in_the_other_and_in_the_list(page
 
 def test_a_click_in_one_clicks_the_feature_in_the_other_and_a_second_lets_go(page, url, paths):
     name = written(compare(paths).common[0])[0]
-    show(page, url, a="french", b="spanish")
+    compare_graphs(page, url, a="french", b="spanish")
     page.mouse.click(*middle(page, "B", name))
     assert names(page, "A", "clicked") == names(page, "B", "clicked") == [name]
     assert page.locator(".compared tr.selected td").first.inner_text() == name
@@ -172,7 +160,7 @@ def test_a_click_in_one_clicks_the_feature_in_the_other_and_a_second_lets_go(pag
 def test_a_click_on_what_only_one_has_opens_its_list_and_clears_the_other(page, url, paths):
     feature = next(feature for feature in compare(paths).differing if feature.graphs[1])
     name = written(feature)[0]
-    show(page, url, a="french", b="spanish")
+    compare_graphs(page, url, a="french", b="spanish")
     page.locator(".compared tbody tr").first.press("Enter")
     assert names(page, "A", "clicked") == names(page, "B", "clicked") != []
     page.mouse.click(*middle(page, "B", name))
@@ -195,7 +183,7 @@ def test_the_graph_s_page_leads_there_and_back_and_the_choice_changes_a_side(pag
 
 
 def test_the_two_are_told_apart_without_colour(page, url):
-    show(page, url, a="french", b="spanish")
+    compare_graphs(page, url, a="french", b="spanish")
     style = """css => {
         const {fill, strokeWidth} = getComputedStyle(document.querySelector(`text.node.${css}`));
         return [d3.hsl(fill).l > 0.9, parseFloat(strokeWidth) > 1];
@@ -206,19 +194,11 @@ def test_the_two_are_told_apart_without_colour(page, url):
     assert legend == ["● feature in both", "● only here", "■ token, prediction", "◆ error"]
 
 
-def test_the_names_at_the_axes_of_two_large_graphs_cover_nothing(page, tmp_path):
-    path = tmp_path / "large.json"
-    path.write_text(json.dumps(large_graph()))
-    with showing([path]) as url:
-        show(page, url)
-        keep_screenshot(page, "compare-large")
-        found = page.evaluate(
-            """() => ['.tabs button', '.graph-choice', '.side .axis text, .side .prompt-token text']
-                .map(css => [...document.querySelectorAll(css)]
-                    .filter(element => element.getClientRects().length)
-                    .map(element => element.getBoundingClientRect().toJSON()))"""
-        )
-    tabs, choosers, names = found
+def test_the_names_at_the_axes_of_two_large_graphs_cover_nothing(page, serve):
+    compare_graphs(page, serve(large_graph()))
+    keep_screenshot(page, "compare-large")
+    tabs, choosers = boxes_of(page, ".tabs button"), boxes_of(page, ".graph-choice")
+    names = boxes_of(page, ".side .axis text, .side .prompt-token text")
     assert len(names) > 40
     assert max(name["bottom"] for name in names) <= min(tab["top"] for tab in tabs)
     assert min(name["top"] for name in names) >= max(box["bottom"] for box in choosers)
@@ -238,7 +218,7 @@ def test_a_single_graph_has_no_link_to_compare_it_and_is_compared_with_itself(pa
         page.locator(".link-graph text.node").first.wait_for()
         page.wait_for_timeout(300)
         assert page.locator(".compare-link").count() == 0
-        show(page, url)
+        compare_graphs(page, url)
         page.get_by_role("tab", name="Only in A: 0").wait_for()
 
 
@@ -250,46 +230,71 @@ def test_a_single_graph_has_no_link_to_compare_it_and_is_compared_with_itself(pa
         ({"prompt_tokens": [1]}, "metadata.prompt_tokens must be a list of texts"),
     ],
 )
-def test_graphs_that_can_t_be_compared_are_said_in_a_sentence(
-    page, paths, tmp_path, changed, words
-):
+def test_graphs_that_can_t_be_compared_are_said_in_a_sentence(page, paths, serve, changed, words):
     other = json.loads(paths[1].read_text())
     other["metadata"] |= changed
-    (tmp_path / "other.json").write_text(json.dumps(other))
-    with showing([paths[0], tmp_path / "other.json"]) as url:
-        page.goto(f"{url}compare")
-        page.locator(".no-graph").wait_for()
-        assert words in page.locator(".no-graph").inner_text()
+    page.goto(f"{serve(json.loads(paths[0].read_text()), other)}compare")
+    page.locator(".no-graph").wait_for()
+    assert words in page.locator(".no-graph").inner_text()
 
 
-def test_an_mlp_s_and_an_attention_s_feature_of_one_number_are_two(page, tmp_path):
+def test_an_mlp_s_and_an_attention_s_feature_of_one_number_are_two(page, serve):
     other = complete()
     other["nodes"] = [node for node in other["nodes"] if node["node_id"] != "1_lor_7_3"]
     other["links"] = [link for link in other["links"] if "1_lor_7_3" not in link.values()]
-    paths = [tmp_path / "a.json", tmp_path / "b.json"]
-    for path, graph in zip(paths, (complete(), other), strict=True):
-        path.write_text(json.dumps(graph))
-    with showing(paths) as url:
-        show(page, url)
-        assert "L1/7" in [line[0] for line in lines(page, "In both")]
-        assert [line[0] for line in lines(page, "Only in A")] == ["L1/7 (Lorsa)"]
+    compare_graphs(page, serve(complete(), other))
+    assert "L1/7" in [line[0] for line in lines(page, "In both")]
+    assert [line[0] for line in lines(page, "Only in A")] == ["L1/7 (Lorsa)"]
 
 
 @pytest.mark.parametrize("number", [0, 2, 25])
 @pytest.mark.parametrize("graph_of", [marked_up, marked_up_complete])
-def test_markup_in_every_text_of_both_graphs_is_text(page, tmp_path, number, graph_of):
+def test_markup_in_every_text_of_both_graphs_is_text(page, serve, number, graph_of):
     markup = MARKUP[number]
-    paths = [tmp_path / "a.json", tmp_path / "b.json"]
-    for path in paths:
-        path.write_text(json.dumps(graph_of(markup)))
-    with showing(paths) as url:
-        show(page, url)
-        if graph_of is marked_up:
-            assert markup in page.locator(".graph-choice option").first.text_content()
-        assert markup in page.locator("[data-side=A] .link-graph").text_content()
-        assert markup in page.locator(".compared").text_content()
-        for box in boxes(page)[:3]:
-            hover(page, box)
-            page.mouse.click(box["x"], box["y"])
-        assert_only_its_own_elements(page, url, TABLE)
-        assert page.evaluate("window.ran") is None
+    url = serve(graph_of(markup), graph_of(markup))
+    compare_graphs(page, url)
+    if graph_of is marked_up:
+        assert markup in page.locator(".graph-choice option").first.text_content()
+    assert markup in page.locator("[data-side=A] .link-graph").text_content()
+    assert markup in page.locator(".compared").text_content()
+    for box in boxes(page)[:3]:
+        hover(page, box)
+        page.mouse.click(box["x"], box["y"])
+    assert_only_its_own_elements(page, url, TABLE)
+    assert page.evaluate("window.ran") is None
+
+
+def test_graphs_of_one_prompt_are_told_apart_by_their_files_in_the_lists(page, serve):
+    url = serve(complete(), complete())
+    compare_graphs(page, url)
+    shown = page.locator(".graph-choice").first.locator("option").all_text_contents()
+    assert [words.split(" — ")[-1] for words in shown] == ["graph-0.json", "graph-1.json"]
+
+
+def test_an_address_of_a_graph_that_is_not_there_is_said_and_any_can_be_chosen(page, serve):
+    page.goto(f"{serve(complete())}compare?a=elsewhere")
+    words = page.locator(".no-graph").inner_text()
+    assert words == "The address is one of “elsewhere”, which is none of the graphs in the lists."
+    assert page.locator(".graph-choice").count() == 2
+
+
+def test_a_list_that_is_opened_by_keys_keeps_the_focus_and_marks_what_is_selected(page, url):
+    compare_graphs(page, url)
+    line = page.locator(".compared tbody tr").first
+    line.focus()
+    page.keyboard.press("Enter")
+    page.locator(".compared tr.selected").wait_for()
+    name = line.locator("td").first.inner_text()
+    for words in ("Only in A", "In both"):
+        tab = page.get_by_role("tab", name=words)
+        tab.focus()
+        page.keyboard.press("Enter")
+        page.get_by_role("tab", name=words, selected=True).wait_for()
+        assert tab.evaluate("tab => tab === document.activeElement")
+    assert page.locator(".compared tr.selected td").first.inner_text() == name
+
+
+def test_the_errors_of_mlp_and_attention_have_a_name_each(page, serve):
+    compare_graphs(page, serve(complete()))
+    names = page.locator(".legend > span").all_text_contents()
+    assert {"◆ error", "◇ attention error"} <= set(names)

@@ -1,18 +1,14 @@
 """Complete graphs in the viewer, in a real browser: attention's features, errors and traces."""
 
-import json
 from collections import Counter
-from contextlib import ExitStack
-from urllib.parse import urlencode
 
 import pytest
 
-from tests.support.browser import chromium, keep_screenshot, needs_chromium, watched_page
+from tests.support.browser import keep_screenshot, needs_chromium
 from tests.support.complete_viewer_graphs import complete, marked_up_complete
 from tests.support.hostile_graphs import MARKUP, sound
 from tests.support.traced_demo import complete_graph, serving_complete_demo
-from tests.support.viewer_page import assert_only_its_own_elements, boxes, hover
-from tests.support.viewer_server import showing
+from tests.support.viewer_page import assert_only_its_own_elements, boxes, clicked, hover
 
 pytestmark = [pytest.mark.browser, needs_chromium]
 
@@ -31,41 +27,9 @@ PAGE = "https://www.neuronpedia.org/gemma-2-2b/1-"
 
 
 @pytest.fixture(scope="module")
-def browser():
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture
-def page(browser):
-    with watched_page(browser, viewport={"width": 1280, "height": 800}) as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
 def demo():
     with serving_complete_demo() as settings:
         return complete_graph("Michael Jordan joue au", settings)
-
-
-@pytest.fixture
-def show(page, tmp_path):
-    """Serve a graph, open the page on it, and give the page's address."""
-    with ExitStack() as servers:
-
-        def open_it(graph, **query):
-            path = tmp_path / "graph.json"
-            path.write_text(json.dumps(graph))
-            url = servers.enter_context(showing([path]))
-            page.goto(f"{url}?{urlencode(query)}")
-            page.locator(".link-graph text.node, p.no-graph").first.wait_for()
-            return url
-
-        yield open_it
-
-
-def clicked(page):
-    return page.evaluate("d3.selectAll('.link-graph text.node.clicked').data().map(d => d.node_id)")
 
 
 def entries(page, name):

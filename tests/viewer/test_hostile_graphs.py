@@ -1,40 +1,22 @@
 """No text of a graph becomes markup in the viewer, and each is shown as it is written."""
 
 import json
-from urllib.parse import urlencode
 
 import pytest
 
-from tests.support.browser import chromium, keep_screenshot, needs_chromium, watched_page
+from tests.support.browser import keep_screenshot, needs_chromium
 from tests.support.hostile_graphs import MARKUP, marked_up, renamed
-from tests.support.viewer_page import assert_only_its_own_elements, boxes, hover
-from tests.support.viewer_server import showing
+from tests.support.viewer_page import assert_only_its_own_elements, boxes, hover, open_graph
+from tests.support.viewer_server import showing_graphs
 
 pytestmark = [pytest.mark.browser, needs_chromium]
 
 
 @pytest.fixture(scope="module")
-def browser():
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def url(tmp_path_factory):
     """The address of a page with a graph for each of MARKUP, under graph-N."""
-    directory = tmp_path_factory.mktemp("hostile")
-    paths = []
-    for i, markup in enumerate(MARKUP):
-        paths.append(directory / f"{i}.json")
-        paths[-1].write_text(json.dumps(marked_up(markup)))
-    with showing(paths) as address:
+    with showing_graphs(tmp_path_factory.mktemp("hostile"), *map(marked_up, MARKUP)) as address:
         yield address
-
-
-@pytest.fixture
-def page(browser):
-    with watched_page(browser, viewport={"width": 1280, "height": 760}) as opened:
-        yield opened
 
 
 def names(page, url):
@@ -43,16 +25,14 @@ def names(page, url):
     return [graph["slug"] for graph in listing["graphs"]]
 
 
-def show(page, url, number, **query):
-    query = {"slug": names(page, url)[number], **query}
-    page.goto(f"{url}?{urlencode(query)}")
-    page.locator(".link-graph text.node").first.wait_for()
+def show_number(page, url, number, **query):
+    open_graph(page, url, **{"slug": names(page, url)[number], **query})
 
 
 @pytest.mark.parametrize("number", range(len(MARKUP)))
 def test_markup_in_every_text_of_a_graph_is_shown_as_text_wherever_it_is_shown(page, url, number):
     markup, tooltip = MARKUP[number], page.locator(".tooltip")
-    show(page, url, number)
+    show_number(page, url, number)
     option = f'.graph-prompt-select option[value="{names(page, url)[number]}"]'
     shown = page.locator(option).text_content()
     assert shown == f"{markup} {markup} — {markup}"
@@ -74,7 +54,7 @@ def test_markup_in_every_text_of_a_graph_is_shown_as_text_wherever_it_is_shown(p
 
 @pytest.mark.parametrize("number", [0, 2, 20, 25])
 def test_with_the_meta_key_every_field_of_a_node_is_shown_as_text(page, url, number):
-    show(page, url, number)
+    show_number(page, url, number)
     page.keyboard.down("Meta")
     hover(page, boxes(page)[0])
     page.keyboard.up("Meta")
@@ -89,7 +69,7 @@ def test_markup_of_a_label_of_a_group_and_of_the_address_is_text(page, url, numb
     markup = MARKUP[number]
     group = [f"group {markup}", "0_3_1", "1_7_2"]
     clerps = [["7", f"label {markup}"]]
-    show(page, url, number, supernodes=json.dumps([group]), clerps=json.dumps(clerps),
+    show_number(page, url, number, supernodes=json.dumps([group]), clerps=json.dumps(clerps),
          clickedId="1_7_2")  # fmt: skip
     page.locator(".subgraph").get_by_text(f"group {markup}", exact=True).wait_for()
     assert f"label {markup}" in page.locator(".feature-detail .pp-clerp").text_content()
@@ -103,21 +83,18 @@ def test_markup_of_a_label_of_a_group_and_of_the_address_is_text(page, url, numb
     keep_screenshot(page, f"markup-{number}")
 
 
-def test_ids_of_nodes_that_are_markup_are_ids(page, tmp_path):
-    path = tmp_path / "ids.json"
-    path.write_text(json.dumps(renamed(marked_up(MARKUP[2]), MARKUP)))
-    with showing([path]) as url:
-        show(page, url, 0)
-        for box in boxes(page):
-            page.mouse.click(box["x"], box["y"])
-            hover(page, box)
-            assert_only_its_own_elements(page, url)
+def test_ids_of_nodes_that_are_markup_are_ids(page, show):
+    url = show(renamed(marked_up(MARKUP[2]), MARKUP))
+    for box in boxes(page):
+        page.mouse.click(box["x"], box["y"])
+        hover(page, box)
+        assert_only_its_own_elements(page, url)
 
 
 def test_the_browser_itself_refuses_text_as_markup_should_a_script_try_it(browser, url):
     context = browser.new_context()
     page = context.new_page()
-    show(page, url, 0)
+    show_number(page, url, 0)
     for program in (
         "document.body.innerHTML = '<b>x</b>'",
         "document.body.insertAdjacentHTML('beforeend', '<b>x</b>')",

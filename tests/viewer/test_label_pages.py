@@ -1,35 +1,21 @@
 """Neuronpedia's labels and examples in the viewer, in a real browser, and the link to its page."""
 
 import json
-from urllib.parse import urlencode
 
 import pytest
 
-from tests.support.browser import chromium, keep_screenshot, needs_chromium, watched_page
+from tests.support.browser import keep_screenshot, needs_chromium
 from tests.support.complete_viewer_graphs import complete
 from tests.support.demo_worker import ask
 from tests.support.hostile_graphs import MARKUP
 from tests.support.neuronpedia import MODEL, SOURCE_SET, labels_from, neuronpedia
-from tests.support.viewer_page import assert_only_its_own_elements, boxes, hover
-from tests.support.viewer_server import showing
+from tests.support.viewer_page import assert_only_its_own_elements, boxes, hover, open_graph
 
 pytestmark = [pytest.mark.browser, needs_chromium]
 
 CLICKED = "2_157_4"
 NAMES = """d3.selectAll('.link-graph text.node').data()
     .filter(node => isFeature(node)).map(node => [node.node_id, node.ppClerp])"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture
-def page(browser):
-    with watched_page(browser, viewport={"width": 1280, "height": 800}) as opened:
-        yield opened
 
 
 @pytest.fixture
@@ -48,23 +34,15 @@ def graph():
 
 
 @pytest.fixture
-def show(page, site, tmp_path):
+def show(page, serve, site, tmp_path):
     """Serve a graph with Neuronpedia's labels, open the page on it, and give the address."""
-    servers = []
 
     def open_it(graph, *, asks=True, **query):
-        path = tmp_path / "graph.json"
-        path.write_text(json.dumps(graph))
-        serving = showing([path], labels_from(site.url, tmp_path) if asks else None)
-        url = serving.__enter__()
-        servers.append(serving)
-        page.goto(f"{url}?{urlencode(query)}")
-        page.locator(".link-graph text.node").first.wait_for()
+        url = serve(graph, descriptions=labels_from(site.url, tmp_path) if asks else None)
+        open_graph(page, url, **query)
         return url
 
-    yield open_it
-    for serving in servers:
-        serving.__exit__(None, None, None)
+    return open_it
 
 
 def features(graph):

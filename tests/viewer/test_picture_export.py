@@ -5,51 +5,21 @@ import math
 import re
 import struct
 from collections import Counter
-from contextlib import ExitStack
 from pathlib import Path
-from urllib.parse import urlencode
 from xml.etree import ElementTree
 
 import pytest
 
 from client import main
-from tests.support.browser import chromium, keep_screenshot, needs_chromium, watched_page
+from tests.support.browser import keep_screenshot, needs_chromium, watched_page
 from tests.support.complete_viewer_graphs import complete
 from tests.support.hostile_graphs import MARKUP, marked_up, sound
 from tests.support.large_graphs import large_graph, strongest
-from tests.support.viewer_server import showing
 
 pytestmark = [pytest.mark.browser, needs_chromium]
 
 SVG = "{http://www.w3.org/2000/svg}"
 HARMLESS = {"svg", "g", "title", "rect", "path", "line", "circle", "text"}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture
-def page(browser):
-    with watched_page(browser, viewport={"width": 1280, "height": 800}) as opened:
-        yield opened
-
-
-@pytest.fixture
-def show(page, tmp_path):
-    """Serve a graph and open the page on it."""
-    with ExitStack() as servers:
-
-        def open_it(graph, **query):
-            path = tmp_path / "graph.json"
-            path.write_text(json.dumps(graph))
-            url = servers.enter_context(showing([path]))
-            page.goto(f"{url}?{urlencode(query)}")
-            page.locator(".link-graph text.node").first.wait_for()
-
-        yield open_it
 
 
 def saved(page, form):

@@ -1,71 +1,22 @@
 """The viewer for people: what to do, what it means, and names that can be read, at 1280 by 800."""
 
 import json
-from contextlib import ExitStack
 from itertools import combinations, pairwise
-from urllib.parse import urlencode
 
 import pytest
 
-from tests.support.browser import chromium, keep_screenshot, needs_chromium, watched_page
+from tests.support.browser import keep_screenshot, needs_chromium, watched_page
 from tests.support.hostile_graphs import sound
 from tests.support.large_graphs import TOKENS, large_graph, strongest
+from tests.support.viewer_page import boxes_of, hint, overlap
 from tests.support.viewer_server import showing
 
 pytestmark = [pytest.mark.browser, needs_chromium]
 
 
 @pytest.fixture(scope="module")
-def browser():
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture
-def page(browser):
-    with watched_page(browser, viewport={"width": 1280, "height": 800}) as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
 def large():
     return large_graph()
-
-
-@pytest.fixture
-def show(page, tmp_path):
-    """Serve graphs, open the page on the first, and give the page's address."""
-    with ExitStack() as servers:
-
-        def open_it(*graphs, **query):
-            paths = [tmp_path / f"graph-{number}.json" for number in range(len(graphs))]
-            for path, graph in zip(paths, graphs, strict=True):
-                path.write_text(json.dumps(graph))
-            url = servers.enter_context(showing(paths))
-            page.goto(f"{url}?{urlencode(query)}")
-            page.locator(".link-graph text.node").first.wait_for()
-            return url
-
-        yield open_it
-
-
-def hint(page):
-    return page.evaluate("getComputedStyle(document.querySelector('.subgraph'), '::after').content")
-
-
-def overlap(one, other):
-    width = min(one["right"], other["right"]) - max(one["left"], other["left"])
-    height = min(one["bottom"], other["bottom"]) - max(one["top"], other["top"])
-    return width > 1 and height > 1
-
-
-def boxes_of(page, selector):
-    return page.evaluate(
-        """selector => [...document.querySelectorAll(selector)]
-            .filter(element => element.getClientRects().length)
-            .map(element => element.getBoundingClientRect().toJSON())""",
-        selector,
-    )
 
 
 def ends_of_names(page, selector, end):
@@ -114,6 +65,19 @@ def test_the_legend_names_shapes_and_colours_and_covers_nothing(page, show, larg
         assert not overlap(one, other)
     assert not [name for box in head_boxes for name in names if overlap(box, name)]
     assert all(box["left"] >= 0 and box["right"] <= 1280 for box in head_boxes)
+
+
+def test_in_a_narrow_window_no_part_of_the_head_covers_another(page, show, large):
+    page.set_viewport_size({"width": 800, "height": 700})
+    show(large, pinnedIds=",".join(strongest(large, 3)))
+    page.locator(".unpin-all").wait_for()
+    for head in (
+        (".graph-prompt-select", ".slider-container", ".picture-export", ".legends"),
+        (".subgraph .section-title", ".unpin-all", ".checkbox-container label", ".worker-open"),
+    ):
+        found = [box for selector in head for box in boxes_of(page, selector)]
+        assert len(found) >= len(head)
+        assert not [pair for pair in combinations(found, 2) if overlap(*pair)]
 
 
 def test_the_names_at_both_axes_of_a_large_graph_stand_apart(page, show, large):

@@ -86,6 +86,15 @@ CHANGED = (
     (b"window.dagre.layout(g)", b"window.dagre.layout(g); makeRoom(g, c.width, c.height)"),
     (b"append('span').text(d => d.key)", b"append('span').text(d => subgraphChoice(d.key))"),
     (CLEAR, b"ctx.canvas.drawn = {links, strokeWidthOffset, colorOverride}; " + CLEAR),
+    (b"clickedLinks = links.filter(", b"clickedLinks = linksOf(data, visState.clickedId).filter("),
+    (b"sgLinks = links\n", b"sgLinks = linksInto(pinnedNodes)\n"),
+    (b"link.linkId = link.sourceNode.nodeId + '__' + link.targetNode.nodeId", b""),
+    (b"links.idToLink = Object.fromEntries(links.map(d => [d.linkId, d]))", b""),
+    (b"links.forEach(d => {\n    var [x1, y1]", b";[].forEach(d => {\n    var [x1, y1]"),
+    (
+        b"d.color = d3.interpolatePRGn(_linearTScale(_linearPctScale(d.pctInput)))",
+        b"d.color = d.pctInputColor",
+    ),
     (b"localStorage.", b"sessionStorage."),
 )
 

@@ -1,13 +1,14 @@
 """Keys that are typed into a text field of the viewer are the field's, and the page's elsewhere."""
 
 import json
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from tests.support.browser import chromium, needs_chromium, watched_page
+from tests.support.browser import needs_chromium
 from tests.support.hostile_graphs import sound
-from tests.support.viewer_server import showing
+from tests.support.viewer_page import open_graph
+from tests.support.viewer_server import showing_graphs
 
 pytestmark = [pytest.mark.browser, needs_chromium]
 
@@ -17,31 +18,14 @@ GROUP = ["a group", "0_3_1", "1_7_2"]
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("graphs")
-    paths = [directory / "one.json", directory / "other.json"]
     graph = sound()
     graph["qParams"]["pinnedIds"] = PINNED.split(",")
-    for path in paths:
-        path.write_text(json.dumps(graph))
-    with showing(paths) as address:
+    with showing_graphs(tmp_path_factory.mktemp("graphs"), graph, graph) as address:
         yield address
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture
-def page(browser):
-    with watched_page(browser, viewport={"width": 1280, "height": 800}) as opened:
-        yield opened
-
-
-def show(page, url, **query):
-    page.goto(f"{url}?{urlencode({'pinnedIds': PINNED, **query})}")
-    page.locator(".link-graph text.node").first.wait_for()
+def show_pinned(page, url, **query):
+    open_graph(page, url, pinnedIds=PINNED, **query)
 
 
 def groups(page):
@@ -50,7 +34,7 @@ def groups(page):
 
 @pytest.mark.parametrize("name", ["gagging Gg", "say a Spanish sport's name", "g"])
 def test_a_group_gets_the_name_that_is_typed_whatever_letters_it_has(page, url, name):
-    show(page, url, supernodes=json.dumps([GROUP]))
+    show_pinned(page, url, supernodes=json.dumps([GROUP]))
     page.locator(".node-text-container span").get_by_text("a group", exact=True).click()
     page.keyboard.press("Control+A")
     page.keyboard.type(name)
@@ -62,7 +46,7 @@ def test_a_group_gets_the_name_that_is_typed_whatever_letters_it_has(page, url, 
 
 
 def test_a_label_is_typed_without_grouping_and_escape_leaves_what_is_clicked(page, url):
-    show(page, url, clickedId="1_7_2")
+    show_pinned(page, url, clickedId="1_7_2")
     page.locator(".edit-clerp-button").click()
     field = page.locator(".clerp-edit input")
     field.press("g")
@@ -75,7 +59,7 @@ def test_a_label_is_typed_without_grouping_and_escape_leaves_what_is_clicked(pag
 
 
 def test_grouping_ends_with_the_key_though_a_field_has_the_focus_by_then(page, url):
-    show(page, url, clickedId="1_7_2")
+    show_pinned(page, url, clickedId="1_7_2")
     page.locator(".edit-clerp-button").click()
     page.evaluate("document.activeElement.blur()")
     page.keyboard.down("g")
@@ -87,7 +71,7 @@ def test_grouping_ends_with_the_key_though_a_field_has_the_focus_by_then(page, u
 
 
 def test_a_graph_that_was_left_hears_no_keys(page, url):
-    show(page, url)
+    show_pinned(page, url)
     page.locator(".graph-prompt-select").select_option("small-2")
     page.locator(".link-graph text.node").first.wait_for()
     listeners = "d3.select('body').on('keydown.groupingsmall')"

@@ -1,12 +1,11 @@
 """What a graph's file pins can be let go at once, and comes back when the page begins anew."""
 
-import json
-
 import pytest
 
-from tests.support.browser import chromium, keep_screenshot, needs_chromium, watched_page
+from tests.support.browser import keep_screenshot, needs_chromium
 from tests.support.hostile_graphs import sound
-from tests.support.viewer_server import showing
+from tests.support.viewer_page import hint
+from tests.support.viewer_server import showing_graphs
 
 pytestmark = [pytest.mark.browser, needs_chromium]
 
@@ -19,36 +18,21 @@ def url(tmp_path_factory):
     first, second = sound(), sound()
     first["qParams"] |= {"pinnedIds": PINNED, "supernodes": [GROUP]}
     second["metadata"]["slug"] = "second"
-    directory = tmp_path_factory.mktemp("graphs")
-    paths = [directory / "first.json", directory / "second.json"]
-    for path, graph in zip(paths, (first, second), strict=True):
-        path.write_text(json.dumps(graph))
-    with showing(paths) as address:
+    with showing_graphs(tmp_path_factory.mktemp("graphs"), first, second) as address:
         yield address
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as running:
-        yield running
-
-
 @pytest.fixture
-def page(browser, url):
-    with watched_page(browser, viewport={"width": 1280, "height": 800}) as opened:
-        opened.goto(url)
-        opened.locator(".supernode-container").first.wait_for()
-        yield opened
+def page(page, url):
+    page.goto(url)
+    page.locator(".supernode-container").first.wait_for()
+    return page
 
 
 def assert_as_in_the_file(page):
     page.locator(".subgraph").get_by_text("both", exact=True).wait_for()
     assert page.locator(".supernode-container").count() == 2
     assert page.locator(".member-circle").count() == 3
-
-
-def hint(page):
-    return page.evaluate("getComputedStyle(document.querySelector('.subgraph'), '::after').content")
 
 
 def unpin_all(page):

@@ -9,20 +9,15 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.support.browser import chromium, keep_screenshot, needs_chromium, watched_page
+from tests.support.browser import keep_screenshot, needs_chromium, watched_page
 from tests.support.demo_in_the_viewer import complete_demo, plain_demo
+from tests.support.viewer_page import boxes_of, open_graph, overlap
 
 pytestmark = [pytest.mark.browser, needs_chromium]
 
 SIZES = [(1280, 800), (1920, 1080)]
 CLICKED = {"plain": "2_157_4", "complete": "0_lor_140_4"}
 HEAD = (".subgraph .section-title", ".subgraph .checkbox-container > *", ".worker-open")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture(scope="module", params=["plain", "complete"])
@@ -44,25 +39,9 @@ def page(request, browser):
         yield opened
 
 
-def show(page, url, query=""):
-    page.goto(f"{url}?slug=french{query}")
-    page.locator(".link-graph text.node").first.wait_for()
+def show_french(page, url, **query):
+    open_graph(page, url, slug="french", **query)
     page.locator(".supernode-container").first.wait_for()
-
-
-def boxes_of(page, selector):
-    return page.evaluate(
-        """selector => [...document.querySelectorAll(selector)]
-            .filter(element => element.getClientRects().length)
-            .map(element => element.getBoundingClientRect().toJSON())""",
-        selector,
-    )
-
-
-def overlap(one, other):
-    width = min(one["right"], other["right"]) - max(one["left"], other["left"])
-    height = min(one["bottom"], other["bottom"]) - max(one["top"], other["top"])
-    return width > 1 and height > 1
 
 
 def open_panel(page):
@@ -71,7 +50,7 @@ def open_panel(page):
 
 
 def test_the_line_above_the_subgraph_covers_nothing_and_is_covered_by_nothing(page, url, demo):
-    show(page, url)
+    show_french(page, url)
     head = [box for selector in HEAD for box in boxes_of(page, selector)]
     assert len(head) == 5  # the heading, two choices and two buttons
     circles = boxes_of(page, ".subgraph .member-circles")
@@ -82,7 +61,7 @@ def test_the_line_above_the_subgraph_covers_nothing_and_is_covered_by_nothing(pa
 
 
 def test_names_and_nodes_of_automatic_groups_cover_one_another_nowhere(page, url):
-    show(page, url)
+    show_french(page, url)
     names = boxes_of(page, ".subgraph .node-text-container > span")
     circles = boxes_of(page, ".subgraph .member-circles")
     [subgraph] = boxes_of(page, ".subgraph")
@@ -92,14 +71,14 @@ def test_names_and_nodes_of_automatic_groups_cover_one_another_nowhere(page, url
 
 
 def test_the_list_of_graphs_is_wide_enough_to_tell_graphs_apart(page, url):
-    show(page, url)
+    show_french(page, url)
     [chooser] = boxes_of(page, ".graph-prompt-select")
     assert chooser["right"] - chooser["left"] > 240
     assert page.evaluate("document.documentElement.scrollHeight") <= page.viewport_size["height"]
 
 
 def test_the_panel_lies_over_the_details_of_a_clicked_feature(page, url, demo):
-    show(page, url, f"&clickedId={CLICKED[demo]}")
+    show_french(page, url, clickedId=CLICKED[demo])
     page.get_by_text("Fires in").wait_for()
     open_panel(page)
     assert page.evaluate(
@@ -120,7 +99,7 @@ def test_the_panel_lies_over_the_details_of_a_clicked_feature(page, url, demo):
 
 
 def test_the_answer_is_seen_however_many_rows_there_are(page, url):
-    show(page, url)
+    show_french(page, url)
     open_panel(page)
     rows = page.locator(".worker-row")
     rows.last.locator("select").select_option("double")
@@ -135,7 +114,7 @@ def test_the_answer_is_seen_however_many_rows_there_are(page, url):
 
 
 def test_each_group_has_what_is_left_of_its_activation_beside_its_nodes(page, url, demo):
-    show(page, url)
+    show_french(page, url)
     open_panel(page)
     page.locator(".worker-row select").nth(1).select_option("off")
     page.get_by_role("button", name="Intervene", exact=True).click()
@@ -153,7 +132,7 @@ def test_each_group_has_what_is_left_of_its_activation_beside_its_nodes(page, ur
 
 
 def test_the_name_of_a_group_is_edited_in_a_field_that_shows_all_of_it(page, url):
-    show(page, url)
+    show_french(page, url)
     group = page.locator(".supernode-container:has(.ungroup-btn)").first
     group.locator(".node-text-container span").click()
     field = page.locator(".temp-edit")
@@ -167,7 +146,7 @@ def test_the_name_of_a_group_is_edited_in_a_field_that_shows_all_of_it(page, url
 
 
 def test_the_picture_has_what_is_left_of_each_group(page, url):
-    show(page, url)
+    show_french(page, url)
     open_panel(page)
     page.locator(".worker-row select").first.select_option("off")
     page.get_by_role("button", name="Intervene", exact=True).click()
@@ -182,7 +161,7 @@ def test_the_picture_has_what_is_left_of_each_group(page, url):
 
 def test_attention_s_features_are_seen_in_the_subgraph(page, url, demo):
     """A triangle has a dark edge, whatever colour its link to the clicked node gives it."""
-    show(page, url)
+    show_french(page, url)
     lorsas = page.locator(".subgraph .lorsa.member-circle")
     assert (lorsas.count() > 0) == (demo == "complete")
     for lorsa in lorsas.all():
@@ -201,7 +180,7 @@ def test_attention_s_features_are_seen_in_the_subgraph(page, url, demo):
 
 
 def test_each_field_and_button_has_a_name_for_those_who_hear_the_page(page, url):
-    show(page, url)
+    show_french(page, url)
     open_panel(page)
     fields = page.locator("select:visible, input:visible, button:visible")
     assert fields.count() >= 15

@@ -21,7 +21,7 @@ from tests.support.http_server import SECRET, serving
 from tests.support.polling import until
 from tests.support.programs import ROOT
 from tests.support.traced_demo import complete_graph, serving_complete_demo
-from tests.support.viewer_server import showing
+from tests.support.viewer_server import showing, showing_graphs
 from viewer.worker_door import TOKEN_HEADER, Worker
 
 PROMPT = "Michael Jordan joue au"
@@ -31,34 +31,22 @@ ANSWER = {"layer": 3, "index": 338, "position": 4, "kind": "transcoder"}
 
 
 @pytest.fixture(scope="module")
-def graph():
-    return ask({"prompt": PROMPT, "slug_identifier": "french"})
-
-
-@pytest.fixture(scope="module")
-def file(graph, tmp_path_factory):
-    path = tmp_path_factory.mktemp("graphs") / "french.json"
-    path.write_text(json.dumps(graph))
-    return path
-
-
-@pytest.fixture(scope="module")
 def worker():
     with serving(secret=SECRET) as server, Client.to_url(server.url, SECRET) as client:
         yield worker_of(client)
 
 
 @pytest.fixture(scope="module")
-def url(file, worker):
-    with showing([file], worker=worker) as address:
+def url(french_file, worker):
+    with showing([french_file], worker=worker) as address:
         yield address
 
 
 @pytest.fixture(scope="module")
-def activations(graph):
+def activations(french):
     return {
         node["node_id"]: node["activation"]
-        for node in graph["nodes"]
+        for node in french["nodes"]
         if node["feature_type"] == "cross layer transcoder"
     }
 
@@ -176,19 +164,18 @@ def test_what_the_worker_refuses_is_its_sentence(url):
     ],
 )
 def test_another_model_set_or_tokens_than_the_graph_s_are_said(
-    graph, worker, tmp_path, changed, words
+    french, worker, tmp_path, changed, words
 ):
-    path = tmp_path / "other.json"
-    path.write_text(json.dumps(graph | {"metadata": graph["metadata"] | changed}))
-    with showing([path], worker=worker) as url:
+    other = french | {"metadata": french["metadata"] | changed}
+    with showing_graphs(tmp_path, other, worker=worker) as url:
         body = {"graph": "french", "rows": [row("x", FRENCH, scale=0)]}
         assert words in events(post(url, "intervene", body))[-1]["error"]
 
 
-def test_a_worker_that_is_gone_is_a_sentence(file):
+def test_a_worker_that_is_gone_is_a_sentence(french_file):
     with serving() as server:
         client = Client.to_url(server.url)
-    with client, showing([file], worker=worker_of(client)) as url:
+    with client, showing([french_file], worker=worker_of(client)) as url:
         body = {"graph": "french", "rows": [row("x", FRENCH, scale=0)]}
         assert (
             "nothing takes connections there" in events(post(url, "intervene", body))[-1]["error"]
@@ -207,10 +194,10 @@ def test_a_worker_that_is_gone_is_a_sentence(file):
         {TOKEN_HEADER: "é"},
     ],
 )
-def test_another_page_and_a_program_without_the_token_may_not_ask(file, headers):
+def test_another_page_and_a_program_without_the_token_may_not_ask(french_file, headers):
     asked = []
     worker = Worker("w", lambda *given: asked.append(given), lambda: asked.append("set"))
-    with showing([file], worker=worker) as url:
+    with showing([french_file], worker=worker) as url:
         body = {"graph": "french", "rows": [row("x", FRENCH, scale=0)]}
         encoded = {name: value and value.encode() for name, value in headers.items()}
         response = post(url, "intervene", body, **encoded)
@@ -258,8 +245,8 @@ def test_other_actions_and_graphs_are_not_found_and_a_large_question_is_refused(
     assert requests.get(f"{url}worker/steer", timeout=60).status_code == 404
 
 
-def test_without_a_worker_the_page_is_told_how_to_connect_one(file):
-    with showing([file]) as url:
+def test_without_a_worker_the_page_is_told_how_to_connect_one(french_file):
+    with showing([french_file]) as url:
         assert requests.get(f"{url}worker.json", timeout=60).json() == {"name": None, "token": None}
         body = {"graph": "french", "rows": [row("x", FRENCH, scale=0)]}
         response = post(url, "steer", body)
@@ -279,9 +266,9 @@ def waiting_worker(began, ended):
     return Worker("waiting", run, lambda: None)
 
 
-def test_a_page_that_goes_away_stops_its_job_and_meanwhile_a_second_question_waits(file):
+def test_a_page_that_goes_away_stops_its_job_and_meanwhile_a_second_question_waits(french_file):
     began, ended = [], []
-    with showing([file], worker=waiting_worker(began, ended)) as url:
+    with showing([french_file], worker=waiting_worker(began, ended)) as url:
         body = {"graph": "french", "rows": [row("x", FRENCH, scale=0)]}
         content = json.dumps(body).encode()
         connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
@@ -293,9 +280,9 @@ def test_a_page_that_goes_away_stops_its_job_and_meanwhile_a_second_question_wai
     assert began == ended == ["forward-pass"]
 
 
-def test_the_viewer_s_end_stops_the_job_that_runs(file):
+def test_the_viewer_s_end_stops_the_job_that_runs(french_file):
     began, ended = [], []
-    with showing([file], worker=waiting_worker(began, ended)) as url:
+    with showing([french_file], worker=waiting_worker(began, ended)) as url:
         body = {"graph": "french", "rows": [row("x", FRENCH, scale=0)]}
         asking = threading.Thread(target=lambda: quietly(post, url, "intervene", body))
         asking.start()
@@ -310,14 +297,14 @@ def quietly(function, *given):
         function(*given)
 
 
-def test_a_steer_is_cancelled_on_the_worker_when_the_page_goes_away(file):
+def test_a_steer_is_cancelled_on_the_worker_when_the_page_goes_away(french_file):
     model = get_model(demo_settings()).model
     feature = FRENCH | {"activation": 1.0}
     body = {"graph": "french", "rows": [row("x", feature, scale=0)], "n_tokens": 50}
     with (
         serving() as server,
         Client.to_url(server.url) as client,
-        showing([file], worker=worker_of(client)) as url,
+        showing([french_file], worker=worker_of(client)) as url,
     ):
         handle = model.blocks[0].register_forward_pre_hook(lambda *_: time.sleep(0.3))
         try:
@@ -334,15 +321,15 @@ def test_a_steer_is_cancelled_on_the_worker_when_the_page_goes_away(file):
             handle.remove()
 
 
-def test_a_viewer_that_is_to_ask_a_worker_that_isn_t_there_says_so(file, capsys):
+def test_a_viewer_that_is_to_ask_a_worker_that_isn_t_there_says_so(french_file, capsys):
     with serving() as server:
         gone = server.url
-    assert main(["view", str(file), "--no-browser", "--url", gone]) == 3
+    assert main(["view", str(french_file), "--no-browser", "--url", gone]) == 3
     assert "nothing takes connections there" in capsys.readouterr().err
 
 
-def test_the_program_names_its_worker_and_ends_cleanly_at_ctrl_c(file):
-    program = [sys.executable, "client.py", "view", str(file), "--no-browser", "--url"]
+def test_the_program_names_its_worker_and_ends_cleanly_at_ctrl_c(french_file):
+    program = [sys.executable, "client.py", "view", str(french_file), "--no-browser", "--url"]
     with (
         serving() as server,
         subprocess.Popen(

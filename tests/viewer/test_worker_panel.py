@@ -3,19 +3,18 @@
 import json
 import re
 import time
-from urllib.parse import urlencode
 
 import pytest
 
 from client import Client
 from model_loader import get_model
 from remote.viewer_worker import worker_of
-from tests.support.browser import chromium, keep_screenshot, needs_chromium, watched_page
+from tests.support.browser import keep_screenshot, needs_chromium, watched_page
 from tests.support.demo_worker import ask, demo_settings
 from tests.support.hostile_graphs import MARKUP
 from tests.support.http_server import serving
-from tests.support.viewer_page import assert_only_its_own_elements
-from tests.support.viewer_server import showing
+from tests.support.viewer_page import assert_only_its_own_elements, open_graph
+from tests.support.viewer_server import showing, showing_graphs
 from viewer.worker_door import NoAnswer, Worker
 
 pytestmark = [pytest.mark.browser, needs_chromium]
@@ -33,45 +32,20 @@ SIZES = [(1280, 800), (1920, 1080)]
 
 
 @pytest.fixture(scope="module")
-def graph():
-    return ask({"prompt": "Michael Jordan joue au", "slug_identifier": "french"})
-
-
-@pytest.fixture(scope="module")
-def file(graph, tmp_path_factory):
-    path = tmp_path_factory.mktemp("graphs") / "french.json"
-    path.write_text(json.dumps(graph))
-    return path
-
-
-@pytest.fixture(scope="module")
 def worker():
     with serving() as server, Client.to_url(server.url) as client:
         yield worker_of(client)
 
 
 @pytest.fixture(scope="module")
-def url(file, worker):
-    with showing([file], worker=worker) as address:
+def url(french_file, worker):
+    with showing([french_file], worker=worker) as address:
         yield address
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture
-def page(browser):
-    with watched_page(browser, viewport={"width": 1280, "height": 800}) as opened:
-        yield opened
-
-
-def show(page, url, pinned=PINNED, groups=GROUPS):
+def show_panel(page, url, pinned=PINNED, groups=GROUPS):
     query = {"slug": "french", "pinnedIds": ",".join(pinned), "supernodes": json.dumps(groups)}
-    page.goto(f"{url}?{urlencode(query)}")
-    page.locator(".link-graph text.node").first.wait_for()
+    open_graph(page, url, **query)
     page.get_by_role("button", name="Intervene and steer").click()
     page.locator(".worker-body > *").first.wait_for(state="attached")
     return page.locator(".worker-panel")
@@ -97,8 +71,8 @@ def predictions(page):
     }
 
 
-def test_a_group_off_shows_both_predictions_and_what_becomes_of_the_others(page, url, graph):
-    show(page, url)
+def test_a_group_off_shows_both_predictions_and_what_becomes_of_the_others(page, url, french):
+    show_panel(page, url)
     choose(page, "sport, French", "off")
     page.get_by_role("button", name="Intervene", exact=True).click()
     shown = predictions(page)
@@ -128,7 +102,7 @@ def test_a_group_off_shows_both_predictions_and_what_becomes_of_the_others(page,
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_all_of_an_intervention_is_seen(browser, url, width, height):
     with watched_page(browser, viewport={"width": width, "height": height}) as page:
-        panel = show(page, url)
+        panel = show_panel(page, url)
         choose(page, "say basket", "scale", -2)
         page.get_by_role("button", name="Intervene", exact=True).click()
         predictions(page)
@@ -143,7 +117,7 @@ def test_all_of_an_intervention_is_seen(browser, url, width, height):
 
 
 def test_a_steer_shows_both_texts(page, url):
-    show(page, url)
+    show_panel(page, url)
     choose(page, "say basket", "scale", -14)
     choose(page, "L3/214", "value", 0)
     choose(page, "L2/125", "double")
@@ -158,7 +132,7 @@ def test_a_steer_shows_both_texts(page, url):
 
 
 def test_only_features_are_offered_and_nothing_is_asked_before_one_is_changed(page, url):
-    panel = show(page, url)
+    panel = show_panel(page, url)
     assert page.locator(".worker-row").count() == 4
     assert row(page, "Michael Jordan").count() == 0
     assert "Tokens, predictions and errors can’t be changed: 3 pinned." in panel.inner_text()
@@ -168,7 +142,7 @@ def test_only_features_are_offered_and_nothing_is_asked_before_one_is_changed(pa
 
 
 def test_rows_follow_the_subgraph_and_keep_what_was_chosen(page, url):
-    show(page, url)
+    show_panel(page, url)
     choose(page, "L2/125", "double")
     page.keyboard.down("g")
     for label in ("L2/125", "L3/214"):
@@ -187,7 +161,7 @@ def test_rows_follow_the_subgraph_and_keep_what_was_chosen(page, url):
 
 
 def test_a_changed_choice_pales_the_last_answer(page, url):
-    show(page, url)
+    show_panel(page, url)
     choose(page, "say basket", "off")
     page.get_by_role("button", name="Intervene", exact=True).click()
     predictions(page)
@@ -199,7 +173,7 @@ def test_a_changed_choice_pales_the_last_answer(page, url):
 
 def test_a_choice_made_by_keys_keeps_the_focus_and_the_place_in_the_list(page, url):
     page.set_viewport_size({"width": 1280, "height": 500})
-    show(page, url, groups=())
+    show_panel(page, url, groups=())
     rows = page.locator(".worker-rows")
     menu = page.locator(".worker-row select").last
     menu.focus()
@@ -221,33 +195,30 @@ def test_a_choice_made_by_keys_keeps_the_focus_and_the_place_in_the_list(page, u
     assert opener.get_attribute("aria-expanded") == "false"
 
 
-def test_features_at_the_leading_token_are_not_offered(page, graph, worker, tmp_path):
-    graph = json.loads(json.dumps(graph))
+def test_features_at_the_leading_token_are_not_offered(page, french, worker, tmp_path):
+    graph = json.loads(json.dumps(french))
     node = next(node for node in graph["nodes"] if node["node_id"] == "2_157_4")
     graph["nodes"].append(node | {"node_id": "2_157_0", "jsNodeId": "2_157_0", "ctx_idx": 0})
-    path = tmp_path / "graph.json"
-    path.write_text(json.dumps(graph))
-    with showing([path], worker=worker) as url:
-        panel = show(page, url, (*PINNED, "2_157_0"), ())
+    with showing_graphs(tmp_path, graph, worker=worker) as url:
+        panel = show_panel(page, url, (*PINNED, "2_157_0"), ())
         assert "Features at the leading token (position 0) can’t be changed: 1 pinned." in (
             panel.inner_text()
         )
         assert page.locator(".worker-row").count() == 6
 
 
-def test_without_a_worker_the_panel_says_how_to_connect_one(page, file):
-    with showing([file]) as url:
-        panel = show(page, url)
+def test_without_a_worker_the_panel_says_how_to_connect_one(page, french_file):
+    with showing([french_file]) as url:
+        panel = show_panel(page, url)
         panel.get_by_text("client.py view FILE --worker").wait_for()
         assert page.get_by_role("button", name="Intervene", exact=True).count() == 0
         keep_screenshot(page, "no-worker")
 
 
-def test_what_the_worker_refuses_is_a_sentence_in_the_page(browser, graph, worker, tmp_path):
-    path = tmp_path / "other.json"
-    path.write_text(json.dumps(graph | {"metadata": graph["metadata"] | {"scan": "gemma-2-2b"}}))
-    with showing([path], worker=worker) as url, watched_page(browser) as page:
-        show(page, url)
+def test_what_the_worker_refuses_is_a_sentence_in_the_page(browser, french, worker, tmp_path):
+    other = french | {"metadata": french["metadata"] | {"scan": "gemma-2-2b"}}
+    with showing_graphs(tmp_path, other, worker=worker) as url, watched_page(browser) as page:
+        show_panel(page, url)
         choose(page, "say basket", "off")
         page.get_by_role("button", name="Intervene", exact=True).click()
         words = page.locator(".worker-error")
@@ -255,11 +226,11 @@ def test_what_the_worker_refuses_is_a_sentence_in_the_page(browser, graph, worke
         assert words.inner_text().startswith("model_not_loaded: model_id 'gemma-2-2b'")
 
 
-def test_a_viewer_that_has_ended_is_said_in_the_page(browser, file, worker):
+def test_a_viewer_that_has_ended_is_said_in_the_page(browser, french_file, worker):
     page = browser.new_page()
     try:
-        with showing([file], worker=worker) as url:
-            show(page, url)
+        with showing([french_file], worker=worker) as url:
+            show_panel(page, url)
             choose(page, "say basket", "off")
         page.get_by_role("button", name="Intervene", exact=True).click()
         words = page.locator(".worker-error")
@@ -271,7 +242,7 @@ def test_a_viewer_that_has_ended_is_said_in_the_page(browser, file, worker):
 
 def test_a_question_says_how_far_it_is_and_can_be_cancelled(page, url):
     model = get_model(demo_settings()).model
-    show(page, url)
+    show_panel(page, url)
     choose(page, "L2/125", "off")
     handle = model.blocks[0].register_forward_pre_hook(lambda *_: time.sleep(2))
     try:
@@ -286,9 +257,9 @@ def test_a_question_says_how_far_it_is_and_can_be_cancelled(page, url):
 
 
 @pytest.mark.parametrize("markup", [MARKUP[0], MARKUP[25]])
-def test_markup_of_a_worker_is_text(page, graph, file, markup):
+def test_markup_of_a_worker_is_text(page, french, french_file, markup):
     """Its name, what it reports, tokens, texts and errors."""
-    tokens = graph["metadata"]["prompt_tokens"]
+    tokens = french["metadata"]["prompt_tokens"]
     forward = {"prompt": "", "input_tokens": tokens, "salient_logits": [],
                "total_salient_tokens": 0, "cumulative_probability": 0.0}  # fmt: skip
     top = {"top": [{"token": markup, "token_id": 1, "probability": 0.5}], "targets": []}
@@ -308,8 +279,8 @@ def test_markup_of_a_worker_is_text(page, graph, file, markup):
             raise NoAnswer(markup)
         return answers[job["action"]]
 
-    with showing([file], worker=Worker(markup, run, lambda: None)) as url:
-        panel = show(page, url, groups=[[markup, "2_157_4", "3_338_4"]])
+    with showing([french_file], worker=Worker(markup, run, lambda: None)) as url:
+        panel = show_panel(page, url, groups=[[markup, "2_157_4", "3_338_4"]])
         choose(page, "L2/125", "off")
         page.get_by_role("button", name="Intervene", exact=True).click()
         page.locator(".worker-predictions td").get_by_text(markup).first.wait_for()
@@ -322,3 +293,23 @@ def test_markup_of_a_worker_is_text(page, graph, file, markup):
         assert markup in panel.text_content()
         assert_only_its_own_elements(page, url, ("table", "tr", "th", "td"))
         assert page.evaluate("window.ran") is None
+
+
+def test_who_asks_by_keys_is_at_the_same_button_when_the_answer_is_there(page, url):
+    show_panel(page, url)
+    choose(page, "say basket", "off")
+    button = page.get_by_role("button", name="Intervene", exact=True)
+    button.press("Enter")
+    page.locator(".worker-predictions").wait_for()
+    assert button.evaluate("button => button === document.activeElement")
+
+
+@pytest.mark.parametrize(
+    ("typed", "kept"), [("0", "10"), ("-3", "1"), ("2.4", "2"), ("5000", "1000")]
+)
+def test_a_number_of_tokens_that_can_not_be_asked_for_is_seen_as_what_is(page, url, typed, kept):
+    show_panel(page, url)
+    field = page.get_by_label("tokens to generate")
+    field.fill(typed)
+    field.press("Tab")
+    assert field.input_value() == kept
