@@ -98,7 +98,7 @@ def _answer(
         nonlocal output
         output = _encoded(response, settings.max_output_bytes)
 
-    def job_ended(code: str, event: Mapping[str, Any], error: Exception | None) -> None:
+    def job_ended(code: str, event: Mapping[str, Any], error: BaseException | None) -> None:
         if error is not None:
             error_reports.report(settings, error, code, event["action"])
 

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 Response = BaseModel | Spooled
 # Called when a job has ended, with `done` or the error's code, its log line's fields and the
 # exception that ended it.
-OnEnd = Callable[[str, Mapping[str, Any], Exception | None], None]
+OnEnd = Callable[[str, Mapping[str, Any], BaseException | None], None]
 
 ACTIONS: dict[type[schemas.Request], Callable[[Any, LoadedModel, Job], Response]] = {
     schemas.GenerateGraphRequest: generate_graph.run,
@@ -92,7 +92,10 @@ def answer(
         response = ACTIONS[type(request)](request, loaded, job)
         if on_response is not None:
             on_response(response)
-    except Exception as error:
+    except BaseException as error:
+        # A panic of a library in Rust is no Exception, and is one job's fault as others are.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         failure = _as_worker_error(error, event, loaded)
         # The log gets the traceback of an error that nobody foresaw. Its message, which may quote
         # the prompt or a signed URL, is left out by logs.py.
@@ -107,7 +110,9 @@ def answer(
     return response
 
 
-def _as_worker_error(error: Exception, event: dict[str, Any], loaded: LoadedModel) -> WorkerError:
+def _as_worker_error(
+    error: BaseException, event: dict[str, Any], loaded: LoadedModel
+) -> WorkerError:
     """The error that the caller gets."""
     if isinstance(error, WorkerError):
         return error
@@ -129,7 +134,7 @@ def _log(
     job: Job,
     loaded: LoadedModel,
     started: float,
-    unforeseen: Exception | None = None,
+    unforeseen: BaseException | None = None,
 ) -> None:
     """Log a job's sizes and times, and never its prompt, a URL or an error's sentence."""
     event |= job.counts

@@ -8,6 +8,7 @@ have. Importing this module imports no torch.
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Sequence
 
 MOST_LAYERS = 1000
 MOST_FEATURES = 1 << 26  # of a layer of transcoders
@@ -40,3 +41,11 @@ def brief(value: object) -> str:
     if isinstance(value, int) and value.bit_length() > 1000:  # too long a number to print
         return "a number of hundreds of digits"
     return _briefly.repr(value)
+
+
+def brief_list(names: Sequence[str]) -> str:
+    """The first few of a file's fields, for a message."""
+    more = len(names) - 3
+    return ", ".join(brief(name).strip("'") for name in names[:3]) + (
+        f" and {more} more" if more > 0 else ""
+    )

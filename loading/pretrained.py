@@ -25,11 +25,18 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from loading import UnsupportedArchitectureError, WeightsError
-from loading.bounds import TOKENIZER_BYTES
+from loading.bounds import TOKENIZER_BYTES, brief_list
 from loading.json_files import check_file, read_json
 from loading.model_folder import read_model_config
-from prompting import template_grammar
+from prompting import template_grammar, tokenizer_parts
 from prompting.template_process import TemplateTooCostly
+from prompting.tokenizer_process import (
+    BOUNDS,
+    Bounds,
+    TokenizerProcess,
+    TokenizerTooCostly,
+    rehearse_all,
+)
 
 # Settings that change what a model computes and that neither engine follows, each with the one
 # value that is served.
@@ -49,6 +56,11 @@ _SCALING = {
 # Where transformers looks for chat templates, the one that wins first.
 _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 _TOKENIZER_SUFFIXES = (".json", ".jinja", ".txt", ".model")
+# Runs on which patterns go back, and what ends them.
+_RUNS = (" ", "a", "A", "1", "!", "é", "中", "\n", "a ", " \n", "a1", "aA")
+_HARD_TEXTS = [
+    "".join(run * (1000 // len(run)) + end for end in ("", "\0", "\n!", "b")) for run in _RUNS
+]
 _ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
@@ -203,15 +215,61 @@ def _no_name(what: str, where: str) -> UnsupportedArchitectureError:
     )
 
 
-def read_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+def read_tokenizer(directory: Path, bounds: Bounds = BOUNDS) -> PreTrainedTokenizerBase:
     """The tokenizer of a model's directory. No code of the model's is run.
+
+    Args:
+        bounds: of a tokenizer that isn't known to be quick, for each text.
 
     Raises:
         WeightsError: transformers 5 saved it in a form that version 4 can't read; a file is too
-            large.
+            large, or takes too much time or memory for a text.
         Exception: whatever transformers raises for files that are unreadable.
     """
     _check_tokenizer_files(directory)
+    for file in sorted(directory.glob("tokenizer*.json")):
+        if file.name != "tokenizer_config.json":
+            _check_parts(file, bounds)
+    tokenizer = _read_tokenizer(directory)
+    if tokenizer.is_fast and tokenizer_parts.unknown_parts(
+        tokenizer_parts.state_of(tokenizer.backend_tokenizer)
+    ):
+        rehearse_all(tokenizer, bounds)
+    return tokenizer
+
+
+def _check_parts(file: Path, bounds: Bounds) -> None:
+    """Raise WeightsError for a tokenizer.json that takes too much for a text, or may decode so."""
+    try:
+        content = file.read_bytes()
+        state = tokenizer_parts.state_in(content)
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{file} is no JSON that can be read: replace it ({error})") from None
+    if fields := tokenizer_parts.unknown_decoders(state):
+        raise WeightsError(
+            f"{file} is not served: {brief_list(fields)} can make its decoder take time without "
+            "end; replace it with a pattern without repetition, and with no longer text"
+        )
+    fields = tokenizer_parts.unknown_parts(state)
+    if not fields:
+        return
+    process = TokenizerProcess(content.decode("utf-8", "replace"), bounds)
+    try:
+        for text in _HARD_TEXTS:
+            process.rehearse([text])
+    except TokenizerTooCostly:
+        raise WeightsError(
+            f"{file} is not served: with its {brief_list(fields)} reading it, or a text of "
+            f"{len(text)} characters, takes more than {bounds.cpu_s:g} s or "
+            f"{bounds.memory_bytes >> 20} MiB; replace it with the file of a published model"
+        ) from None
+    except ValueError:
+        pass  # transformers says what is wrong with it
+    finally:
+        process.close()
+
+
+def _read_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     file = directory / "tokenizer_config.json"
     saved = read_json(file) if file.is_file() else {}
     special = {}

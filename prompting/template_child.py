@@ -2,29 +2,25 @@
 
 A template is a program that comes with the weights. Jinja's sandbox keeps it from the machine, and
 bounds neither its time nor its memory: one expression can build gigabytes within C code that no
-Python check interrupts. So the system's own limits are set here, in a process that can end.
+Python check interrupts. So it runs in a process that can end, with limits of the system's.
 
-It reads requests from its input and writes answers to its output, a line of JSON each. It uses
-nothing of the worker's and no transformers: its environment is the one that transformers renders
-with, so that texts are the same.
+It uses no transformers: its environment is the one that transformers renders with, so that texts
+are the same.
 """
 
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import jinja2
 
-# Of requests and answers: surrogates pass in both directions as they are.
-ENCODING = ("utf-8", "surrogatepass")
 _SENTENCE_CHARACTERS = 500
 
 
@@ -92,34 +88,17 @@ def answer(request: dict[str, Any], most_characters: int) -> dict[str, str]:
     return {"text": text} if len(text) <= most_characters else {"excess": "text"}
 
 
-def _limit_memory(n_bytes: int) -> None:
-    try:
-        import resource
-    except ImportError:  # Windows has none
-        return
-    with suppress(OSError, ValueError):  # macOS refuses the limit
-        resource.setrlimit(resource.RLIMIT_AS, (n_bytes, n_bytes))
-
-
 def main(memory_bytes: int, cpu_s: float, most_characters: int) -> None:
     """Answer requests until the input ends, or a limit ends the process."""
-    _limit_memory(memory_bytes)
-    _compiled("")  # imports jinja before the first request
-    for line in sys.stdin.buffer:
-        request = json.loads(line.decode(*ENCODING))
-        # The signal ends the process, whatever code it is in.
-        signal.setitimer(signal.ITIMER_PROF, cpu_s)
-        try:
-            answered = answer(request, most_characters)
-            out = json.dumps(answered, ensure_ascii=False).encode(*ENCODING)
-        except MemoryError:
-            answered, out = {"excess": "memory"}, b'{"excess": "memory"}'
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        sys.stdout.buffer.write(out + b"\n")
-        sys.stdout.buffer.flush()
-        if answered.get("excess") == "memory":
-            return  # what it holds may be in pieces; the next one starts anew
+    from prompting.child_loop import Answer, serve
+
+    def prepare() -> Answer:
+        _compiled("")  # imports jinja before the first request
+        return lambda request: answer(request, most_characters)
+
+    serve(prepare, memory_bytes, cpu_s)
 
 
 if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).parents[1]))  # an isolated Python has not even its own
     main(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))

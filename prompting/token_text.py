@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _BYTES = re.compile(r"(?:<0x[0-9A-F]{2}>)+")
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _REPLACEMENT = "\ufffd"
+_KEPT_IDS = 10_000
 
 
 def joined(token_strings: Iterable[str]) -> str:
@@ -46,6 +47,8 @@ class TokenText:
         self._head = self._decode(self._anchor)
         self._tail = self._decode(self._anchor * 2).removeprefix(self._head)
         self._bytes = cache(self._text_bytes)
+        # A request may name the same tokens a thousand times.
+        self._ids = lru_cache(_KEPT_IDS)(self._find)
 
     def single(self, token_id: int) -> str:
         """The string of a token that comes after others."""
@@ -70,6 +73,13 @@ class TokenText:
         alone or within a line, and if it gives none the first. Text comes before bytes: where
         "<0xF0>" itself is one token, it is meant.
         """
+        return self._ids(string)
+
+    def read_as(self, text: str) -> list[str]:
+        """The strings of the tokens that the tokenizer reads a text as."""
+        return self.singles(self._encode(text))
+
+    def _find(self, string: str) -> int | None:
         read = self._encode(string)
         for ids in (read, self._encode_within(string)):
             if len(ids) == 1 and self.single(ids[0]) == string:
@@ -80,10 +90,6 @@ class TokenText:
         if byte is not None and self._bytes(byte) == _bytes_of(string):
             return byte
         return read[0] if len(read) == 1 and not self._is_unknown(read[0], string) else None
-
-    def read_as(self, text: str) -> list[str]:
-        """The strings of the tokens that the tokenizer reads a text as."""
-        return self.singles(self._encode(text))
 
     def _parts(self, token_ids: Sequence[int]) -> list[bytes]:
         """What each token of a text, from its beginning, adds to it."""

@@ -166,7 +166,7 @@ class Door:
                 await asyncio.wait({work})
             work.exception()  # else asyncio logs it where nobody awaits the result
 
-    def _job_ended(self, code: str, event: Mapping[str, Any], error: Exception | None) -> None:
+    def _job_ended(self, code: str, event: Mapping[str, Any], error: BaseException | None) -> None:
         self.metrics.count_job(code, event)
         if error is not None:
             error_reports.report(self.settings, error, code, event["action"])

@@ -71,6 +71,8 @@ _CHANGES = (
     (_MEMBERS, _MEMBERS + b".classed('lorsa', d => d.feature_type == 'lorsa')"),
     # The document's groups are shown as its pins are, where the address has none of its own.
     (b"if (urlSupernodes) visState", b"if (util.params.get('supernodes')) visState"),
+    # A group's name is its id in the subgraph, and an empty one is none.
+    (b"nodeIdToNode[label] ?", b"!label || nodeIdToNode[label] ?"),
     # Of links, the one of the largest weight comes first, negative or not.
     (b"d.tmpClickedSourceLink?.pctInput", b"Math.abs(d.tmpClickedSourceLink.weight)"),
     (b"d.tmpClickedTargetLink?.pctInput", b"Math.abs(d.tmpClickedTargetLink.weight)"),

@@ -13,10 +13,9 @@ import secrets
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
-from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -38,6 +37,7 @@ _SPACE = re.compile(r"[\s⏎↵→⇥]+")
 logger = logging.getLogger(__name__)
 
 Report = Callable[[str], None]
+Read = TypeVar("Read")
 
 
 class NoAnswer(Exception):
@@ -181,8 +181,6 @@ class WorkerDoor:
             return {"output": work.answer(report, stopped)}
         except NoAnswer as error:
             return {"error": str(error)}
-        except ValidationError:
-            return {"error": f"{work.worker.name} answered with something else than was asked for"}
         except Exception:
             logger.exception("a question to the worker failed")
             return {"error": "the viewer failed, see its terminal"}
@@ -218,7 +216,7 @@ class _Work:
             )
         job = of_prompt("forward-pass", metadata, max_n_logits=1)
         output = worker.run(job, lambda _: None, stopped)
-        tokens = schemas.ForwardPassResponse.model_validate(output).input_tokens
+        tokens = self._read(lambda: schemas.ForwardPassResponse.model_validate(output).input_tokens)
         shown = metadata["prompt_tokens"]
         if len(tokens) != len(shown) or any(
             _bare(token) != _bare(str(other)) for token, other in zip(tokens, shown, strict=True)
@@ -232,7 +230,16 @@ class _Work:
     def answer(self, report: Report, stopped: threading.Event) -> dict[str, Any]:
         report(f"asking {self.worker.name}")
         output = self.worker.run(self.job, report, stopped)
-        return ACTIONS[self.action][1](output, self.question)
+        return self._read(lambda: ACTIONS[self.action][1](output, self.question))
+
+    def _read(self, reading: Callable[[], Read]) -> Read:
+        """What is read of an answer; NoAnswer where it isn't of the form that was asked for."""
+        try:
+            return reading()
+        except (ValueError, LookupError, TypeError):  # pydantic's are ValueErrors
+            raise NoAnswer(
+                f"{self.worker.name} answered with something else than was asked for"
+            ) from None
 
 
 def _bare(token: str) -> str:

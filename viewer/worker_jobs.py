@@ -4,6 +4,7 @@ A question has a row for each pinned feature and each group (supernode): its fea
 are set to. The prompt and the model are the graph's own.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
@@ -141,7 +142,10 @@ def _steered(feature: _Feature, row: _Row) -> dict[str, Any]:
         )
     if value is None:
         value = feature.activation * (row.scale or 0)
-    return {**place, "delta": value - feature.activation}
+    delta = value - feature.activation
+    if not math.isfinite(delta):
+        raise InvalidInput(f"{feature} would be set beyond all finite numbers; give a smaller one")
+    return {**place, "delta": delta}
 
 
 def steer_answer(output: Mapping[str, Any], _: Question) -> dict[str, Any]:

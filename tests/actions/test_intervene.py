@@ -2,15 +2,17 @@
 
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
 import model_loader
+from actions import intervene
 from actions.answer import answer
 from errors import Cancelled, DeadlineExceeded, InvalidInput, NotFinite
-from schemas import parse_request
+from schemas import GroupChange, parse_request
 from tests.support.demo_worker import PROMPT, ask, demo_settings
 
 GROUPS: dict[str, list[dict[str, Any]]] = {
@@ -186,3 +188,19 @@ def test_a_range_of_layers_survives_the_client_s_check() -> None:
     for asked in ("all", [0, 2], None):
         request = parse_request({**BODY, "constrained_layers": asked})
         assert request.model_dump(mode="json")["constrained_layers"] == asked
+
+
+def test_a_group_that_an_experiment_changes_often_is_set_once():
+    class Counted(list[int]):
+        runs = 0
+
+        def __iter__(self) -> Iterator[int]:
+            self.runs += 1
+            return super().__iter__()
+
+    columns = {"a": Counted([0, 1]), "b": Counted([1])}
+    changes = [GroupChange(group="a", value=v) for v in (1.0, 2.0)]
+    changes = [*changes, GroupChange(group="b", value=3.0), GroupChange(group="b", scale=2.0)]
+    values = intervene._experiment(changes, columns, [(0, 1, 5), (0, 1, 6)], [7.0, 8.0])
+    assert values == {(0, 1, 5): 2.0, (0, 1, 6): 16.0}
+    assert (columns["a"].runs, columns["b"].runs) == (1, 1)

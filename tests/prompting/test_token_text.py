@@ -49,6 +49,15 @@ def vocabulary(tokenizer) -> list[int]:
 # What is shown
 
 
+def test_a_token_that_is_named_again_is_not_looked_for_again(monkeypatch):
+    tokenizer, asked = TOKENIZERS["WordPiece"], []
+    text = TokenText(tokenizer)
+    encode = text._encode
+    monkeypatch.setattr(text, "_encode", lambda string: asked.append(string) or encode(string))
+    assert [text.id_of("the") for _ in range(100)] == [tokenizer.get_vocab()["the"]] * 100
+    assert asked.count("the") == 1
+
+
 @pytest.mark.parametrize("kind", EVERY)
 @settings(max_examples=60)
 @given(text=TEXT)

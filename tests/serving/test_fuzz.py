@@ -1,5 +1,6 @@
 """Malformed and borderline requests of every action: an answer, or an error with its code, soon."""
 
+import copy
 import json
 import math
 import time
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 import schemas
 from errors import WorkerError
 from tests.support.demo_worker import FORWARD, GRAPH, PARSE, ask, comparable, forget_graphs
-from tests.support.sdk_jobs import FEATURE, GOOD, STEER
+from tests.support.sdk_jobs import CONTRAST, FEATURE, GOOD, INTERVENE, STEER
 
 # What the caller of a request that validation refuses may wait for it, of this thread's time.
 REFUSED_WITHIN_S = 0.05
@@ -24,6 +25,10 @@ def nested(value, wrap, depth):
         value = wrap(value)
     return value
 
+
+PLACE = {"layer": 2, "index": 5, "position": 4}
+CHANGED = {"group": "a", "scale": 2}
+DIFFERENCE = {"plus": [" basket"] * 1_000, "minus": [" tennis"]}
 
 # Values that cost whoever looks at all of them.
 HUGE = {
@@ -43,6 +48,16 @@ HUGE = {
     "features, the last bad": [FEATURE] * (schemas.MAX_FEATURES - 1) + [{}],
     "features, the last of no layer": [FEATURE] * (schemas.MAX_FEATURES - 1)
     + [{**FEATURE, "layer": 9}],
+    "groups": {str(i): [PLACE] * 200 for i in range(50)},
+    "groups, the last bad": {"a": [PLACE] * 9_999 + [{}]},
+    "a group's name": {"n" * MILLION: [PLACE]},
+    "a group's name of marks": {"\x1b[2J<b>\u202e" * 20: [PLACE]},
+    "experiments": [[CHANGED] * 100] * 64,
+    "experiments, the last bad": [[CHANGED] * 100] * 63 + [[{"group": "b" * MILLION, "scale": 0}]],
+    "many experiments": [[CHANGED]] * 100_000,
+    "differences": [DIFFERENCE] * 1_000,
+    "targets of features": [{**PLACE, "index": i} for i in range(1_000)],
+    "a layer range": [0, 2**53],
     "messages": [{"role": "user", "content": "a"}] * schemas.MAX_ITEMS,
     "messages, the last bad": [{"role": "user", "content": "a"}] * (schemas.MAX_ITEMS - 1) + [{}],
     "a message": [{"role": "user", "content": "a" * 10 * MILLION}],
@@ -94,6 +109,7 @@ ANY_FEATURE = st.fixed_dictionaries(
         "steer_generated_tokens": st.booleans(),
         "ablate": st.booleans(),
         "delta": NUMBER,
+        "kind": st.sampled_from(["transcoder", "lorsa", ""]),
     },
 )
 GROUP = st.lists(
@@ -128,6 +144,12 @@ BORDERLINE = st.one_of(
             "edge_threshold": UNIT,
             "max_feature_nodes": NUMBER,
             "attribution_targets": st.lists(TARGET, max_size=3),
+            "supernodes": st.sampled_from(["none", "auto", "", "AUTO"]),
+            "format": st.sampled_from(["json", "pt", "", "pth"]),
+            "compress": st.booleans(),
+            "signed_headers": st.dictionaries(TEXT, TEXT, max_size=2),
+            "enable_qk_tracing": st.booleans(),
+            "qk_topk": NUMBER,
             "slug_identifier": TEXT,
             "user_id": TEXT,
             "signed_url": TEXT | REFUSED_URLS,
@@ -144,6 +166,7 @@ BORDERLINE = st.one_of(
             "seed": NUMBER,
             "freeze_attention": st.booleans(),
             "steered_output_only": st.booleans(),
+            "stream": st.booleans(),
             "logits_format": st.sampled_from(["pairs", "objects"]),
         },
     ),
@@ -200,19 +223,37 @@ NAMES = st.one_of(
 )
 
 
+# With the parts that only some requests have.
+WHOLE = [
+    *GOOD,
+    {**GRAPH, "supernodes": "auto", "attribution_targets": [" basket", {**PLACE, "index": 157}]},
+    {**GRAPH, "attribution_targets": [{"plus": [" basket"], "minus": [" tennis", " golf"]}]},
+    {**INTERVENE, "targets": [" basket"], "constrained_layers": "all"},
+    {**CONTRAST, "position": 4, "other_position": 4, "top_k": 5, "n_steer": 2},
+]
+
+
 @st.composite
 def malformed(draw):
-    """A good request in which something is replaced, added or taken out."""
-    body = dict(draw(st.sampled_from(GOOD)))
-    for _ in range(draw(st.integers(1, 2))):
-        if draw(st.booleans()) and "features" in body:
-            name = draw(st.sampled_from(list(schemas.SteerFeature.model_fields)) | NAMES)
-            body["features"] = [{**FEATURE, name: draw(JUNK)}]
-        elif draw(st.booleans()):
-            body[draw(NAMES)] = draw(JUNK)
+    """A good request in which something is replaced, added or taken out, at any depth."""
+    body = copy.deepcopy(draw(st.sampled_from(WHOLE)))
+    found = list(parts(body))  # before any is changed: what is put in belongs to all tests
+    for part in draw(st.lists(st.sampled_from(found), min_size=1, max_size=2)):
+        if isinstance(part, list):
+            part[draw(st.integers(0, len(part) - 1))] = draw(JUNK)
+        elif not part or draw(st.booleans()):
+            part[draw(st.sampled_from([*part, "a"]) | NAMES)] = draw(JUNK)
         else:
-            body.pop(draw(st.sampled_from(list(body))), None)
+            part.pop(draw(st.sampled_from(list(part))))
     return body
+
+
+def parts(value):
+    """The objects and lists in a request that have something in them."""
+    if isinstance(value, dict | list) and value:
+        yield value
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from parts(inner)
 
 
 REQUESTS = st.one_of(BORDERLINE, malformed(), malformed(), JUNK)
@@ -259,7 +300,11 @@ def assert_answered_or_refused_soon(body, model_runs):
     raise AssertionError(f"refused after {min(spent):.3f} s of work")
 
 
-@pytest.mark.parametrize("action", [GRAPH, STEER, FORWARD, PARSE], ids=lambda body: body["action"])
+@pytest.mark.parametrize(
+    "action",
+    [GRAPH, STEER, FORWARD, PARSE, INTERVENE, CONTRAST],
+    ids=lambda body: body["action"],
+)
 @pytest.mark.parametrize("value", list(HUGE.values()), ids=list(HUGE))
 def test_a_huge_value_in_any_field_is_refused_soon(action, value, model_runs):
     for name in {*schemas.REQUESTS[action["action"]].model_fields, "action", "other"}:

@@ -3,7 +3,9 @@
 import gzip
 import json
 import random
+from functools import partial
 
+from tests.support.complete_viewer_graphs import complete, marked_up_complete
 from tests.support.hostile_graphs import MARKUP, marked_up, sound
 
 _DEEP = "[" * 5_000 + "]" * 5_000
@@ -26,7 +28,13 @@ def odd_graph(number: int) -> bytes:
     chance = random.Random(number)
     if chance.random() < 0.05:
         return chance.choice(_RAW)
-    graph = marked_up(chance.choice(MARKUP)) if chance.random() < 0.5 else sound()
+    markup = chance.choice(MARKUP)
+    kinds = (
+        sound,
+        complete,
+        *(partial(f, markup) for f in (marked_up, marked_up_complete, _grouped)),
+    )
+    graph = chance.choice(kinds)()
     for _ in range(chance.randint(1, 3)):
         _change(graph, chance)
     if chance.random() < 0.1:
@@ -39,6 +47,21 @@ def odd_graph(number: int) -> bytes:
         if chance.random() < 0.5:
             content = content[: chance.randrange(len(content))]
     return content
+
+
+def _grouped(markup):
+    """A graph that opens with groups: of odd names, of features that it has and hasn't, and of the
+    same ones twice."""
+    graph = sound()
+    ids = [node["node_id"] for node in graph["nodes"]]
+    names = (markup, "a" * 10_000, "\x1b[2J\u202e", "", "same", "same", "__proto__")
+    graph["qParams"] |= {
+        "pinnedIds": [*ids, *ids, "9_9_9"],
+        "supernodes": [
+            [name, ids[n % 3], ids[(n + 1) % 3], "9_9_9"] for n, name in enumerate(names)
+        ],
+    }
+    return graph
 
 
 _SPELLINGS = (

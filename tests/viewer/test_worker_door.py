@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -243,6 +244,59 @@ def test_other_actions_and_graphs_are_not_found_and_a_large_question_is_refused(
     assert post(url, "steer", body | {"graph": "other"}).status_code == 404
     assert post(url, "steer", b" " * 4_000_001).status_code == 413
     assert requests.get(f"{url}worker/steer", timeout=60).status_code == 404
+
+
+TOKEN = {"token": "a", "token_id": 1, "probability": 0.5}
+OUTCOME = {"top": [TOKEN], "targets": [], "groups": {"x": 0.0}}
+STEERED = {"DEFAULT_GENERATION": "a", "STEERED_GENERATION": "b"}
+ENTRIES: list[list[Any]] = [
+    [{}],
+    [{"token": "a", "top_logits": []}],
+    [["a"]],
+    [[1, 2]],
+    [[[], [1]]],
+    [1],
+]
+
+
+@pytest.mark.parametrize(
+    ("action", "answer"),
+    [
+        ("intervene", {}),
+        ("intervene", {"baseline": OUTCOME, "experiments": []}),
+        ("intervene", {"baseline": OUTCOME, "experiments": [OUTCOME] * 2}),
+        *(
+            ("steer", {**STEERED, "DEFAULT_LOGITS_BY_TOKEN": e, "STEERED_LOGITS_BY_TOKEN": e})
+            for e in ENTRIES
+        ),
+    ],
+)
+def test_a_worker_that_answers_with_something_else_is_a_sentence(
+    french, french_file, caplog, action, answer
+):
+    forward = {
+        "prompt": PROMPT,
+        "input_tokens": french["metadata"]["prompt_tokens"],
+        "salient_logits": [],
+        "total_salient_tokens": 0,
+        "cumulative_probability": 0.0,
+    }
+    worker = Worker(
+        "w", lambda job, *_: forward if job["action"] == "forward-pass" else answer, lambda: None
+    )
+    with showing([french_file], worker=worker) as url:
+        body = {"graph": "french", "rows": [row("x", FRENCH, scale=0)]}
+        last = events(post(url, action, body))[-1]
+    assert last == {"error": "w answered with something else than was asked for"}
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("change", [{"scale": 1e308}, {"value": 1e308}])
+def test_a_value_beyond_all_finite_numbers_is_refused(url, change):
+    feature = FRENCH | {"activation": -1e308}
+    response = post(url, "steer", {"graph": "french", "rows": [row("x", feature, **change)]})
+    assert response.status_code == 422
+    assert "L2/157 at position 4" in response.json()["error"]
 
 
 def test_without_a_worker_the_page_is_told_how_to_connect_one(french_file):
