@@ -9,7 +9,7 @@ import steering
 from actions.bounds import check_position, check_top_k
 from actions.job import Job, prepare_prompt
 from actions.tokens import token_ids
-from attribution.salient_logits import probabilities_of
+from attribution.salient_logits import likeliest, probabilities_of
 from loading.loaded_model import LoadedModel
 from prompting.prompts import Prompt
 from schemas import (
@@ -167,13 +167,12 @@ def _sums(activations: torch.Tensor, columns: _Columns) -> torch.Tensor:
 
 
 def _top(logits: torch.Tensor, top_k: int, loaded: LoadedModel) -> list[list[SalientLogit]]:
-    top = probabilities_of(logits).topk(top_k)
     return [
         [
             SalientLogit(token=loaded.token_text.single(n), token_id=n, probability=p)
-            for n, p in zip(ids, probabilities, strict=True)
+            for p, n in zip(*(top.tolist() for top in likeliest(row, top_k)), strict=True)
         ]
-        for ids, probabilities in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        for row in logits
     ]
 
 
