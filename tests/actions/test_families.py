@@ -166,6 +166,60 @@ def test_all_four_actions_agree_on_positions_and_predictions(family, loaded, cap
 
 
 @of_families([name for name in FAMILIES if name not in ALIKE])
+def test_in_bfloat16_the_newer_options_agree_on_what_comes_next(family, loaded):
+    model, chosen = loaded(model_dtype="bfloat16")
+    text = asked(model)
+
+    def answered(action, **fields):
+        return ask({"action": action, **text, **fields}, chosen)
+
+    salient = answered("forward-pass", desired_logit_prob=1.0)["salient_logits"]
+    tokens, ids = ([logit[key] for logit in salient] for key in ("token", "token_id"))
+
+    graph = answered("generate-graph", supernodes="auto")
+    best = strongest_feature(graph)
+    site = {"position": best.pop("token_active_position"), **best}
+    targets = [{"plus": [tokens[0]], "minus": [tokens[1]]}, site, tokens[0]]
+    explained = answered("generate-graph", attribution_targets=targets)["nodes"]
+    logits = [node["feature"] for node in explained if node["feature_type"] == "logit"]
+    assert logits == [model.d_vocab, model.d_vocab + 1, ids[0]]  # what is no token comes after all
+
+    named = graph["qParams"]["supernodes"]
+    groups = {name: [place(member) for member in members] for name, *members in named}
+    off = [{"group": named[0][0], "scale": 0}]
+    for held in (None, "all"):
+        how = {"groups": groups, "experiments": [off], "constrained_layers": held}
+        output = answered("intervene", top_k=10, **how)
+        assert [top["token_id"] for top in output["baseline"]["top"]] == ids
+        assert output["experiments"][0]["groups"][named[0][0]] == 0
+
+    if family.model == "openai-community/gpt2":
+        return  # it predicts one token whatever it reads
+    contrast = answered("contrast", **other_of(text, tokens[0], chosen))
+    assert contrast["prediction"]["token_id"] == ids[0]
+    steer = answered("steer", n_tokens=1, top_k=10, features=contrast["steer"])
+    assert steer["ignored_features"] == []
+    *_, (_, default), (taken, _) = steer["DEFAULT_LOGITS_BY_TOKEN"]
+    assert [token for token, _ in default] == tokens
+    assert taken == tokens[0]
+
+
+def place(node_id):
+    layer, index, position = map(int, node_id.split("_"))
+    return {"layer": layer, "index": index, "position": position}
+
+
+def other_of(body, likeliest, chosen):
+    """A prompt of the same form, after which the model predicts something else."""
+    start = {"action": "forward-pass", "max_n_logits": 1}
+    for words in ("The", "a b c", "Paris", "1 2 3", "is of the", "capital", "France of"):
+        other = {"messages": [user(words)]} if "messages" in body else {"prompt": words}
+        if ask({**start, **other}, chosen)["salient_logits"][0]["token"] != likeliest:
+            return {f"other_{name}": value for name, value in other.items()}
+    raise AssertionError("it predicts one token whatever it reads")
+
+
+@of_families([name for name in FAMILIES if name not in ALIKE])
 def test_lazy_and_eager_loading_give_the_same_graph(loaded):
     graphs = []
     for lazy in (True, False):
