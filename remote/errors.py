@@ -75,3 +75,5 @@ class RowsFailed(RemoteError):
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C during a wait for a job. The message says what happens to the job."""
+
+    exit_code = 130  # that shells use for SIGINT

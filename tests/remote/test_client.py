@@ -30,7 +30,8 @@ def workplace(tmp_path, monkeypatch):
 
 def test_importing_it_needs_no_torch_and_none_of_the_worker_s_servers():
     heavy = ("torch", "transformers", "runpod", "fastapi", "uvicorn", "settings", "actions")
-    assert not imported_by("import client", *heavy)
+    program = "from client import Client, download; import remote.commands.program"
+    assert not imported_by(program, *heavy)
 
 
 COMMANDS = [
