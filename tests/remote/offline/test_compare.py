@@ -103,6 +103,35 @@ def test_the_demo_s_graphs_of_one_fact_in_two_languages_share_features(tmp_path,
     assert 0.5 < sum(shares) < 2
 
 
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("n_graphs", [2, 3, 4, 5, 6])
+def test_no_heading_and_no_number_is_cut_on_a_narrow_terminal(
+    width, n_graphs, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", str(width))
+    nodes = [
+        feature("0_error_1", 0.25, None, "mlp reconstruction error"),
+        {**feature("12_16383_2", 0.75, 153.25), "clerp": "a label of more than 20 letters"},
+        {**feature("25_1_1", 0.875, 7.5), "clerp": "short"},
+    ]
+    paths = [graph(tmp_path, f"g{n}", nodes[: 3 - n % 2]) for n in range(n_graphs)]
+    assert main(["compare", *map(str, paths)]) == 0
+    said = capsys.readouterr().out
+    [row, *_] = [text for text in said.splitlines() if text.startswith("12:16383 ")]
+    [heading, *_] = [text for text in said.splitlines() if text.startswith("feature ")]
+    assert len(row) <= width
+    assert "…" not in heading
+    if n_graphs > 4:
+        assert heading.split() == ["feature", "graphs", "influence", "activation"]
+        assert row.split()[1:5] == [str(n_graphs), "(100%)", "50.00%", "153.25"]
+        return
+    assert heading.split() == ["feature", *"ABCDEF"[:n_graphs]]
+    fits = (width, n_graphs) not in {(60, 3), (60, 4)}
+    cells = ["50.00%", "153.25"] if fits else ["50.00%"]
+    assert row.split()[1 : 1 + n_graphs * len(cells)] == cells * n_graphs
+    assert ("activations need a wider terminal" in " ".join(said.split())) is not fits
+
+
 def test_many_graphs_are_shown_as_what_recurs(three, tmp_path, capsys):
     more = [tmp_path / "runs", *three[:2]]
     assert main(["compare", *map(str, more)]) == 0
