@@ -119,7 +119,6 @@ _GROUPS = [
         "--groups-of",
         "take the groups of this graph, as the viewer or the worker made them",
         type=written.groups_of_file,
-        default={},
         metavar="FILE",
     ),
     _option(

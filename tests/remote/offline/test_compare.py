@@ -169,6 +169,35 @@ def test_graphs_of_different_models_are_not_compared(three, tmp_path):
         compare(paths)
 
 
+def of_sets(folder, *names):
+    """Graphs with what they say of their sets: the worker's name, and Neuronpedia's."""
+    return [
+        graph(
+            folder,
+            f"graph-{n}",
+            [],
+            info={"transcoder_set": own},
+            feature_details={"neuronpedia_source_set": source_set},
+        )
+        for n, (own, source_set) in enumerate(names)
+    ]
+
+
+@pytest.mark.parametrize(
+    "names", [[(None, "x"), (None, "y")], [("set", "x"), (None, "y")], [("set", None), (None, "y")]]
+)
+def test_sets_that_only_neuronpedia_names_are_told_apart_too(names, tmp_path):
+    with pytest.raises(WrongFile, match="'demo' with 'y'"):
+        compare(of_sets(tmp_path, *names))
+
+
+@pytest.mark.parametrize(
+    "names", [[("set", "x"), ("set", None)], [("set", "x"), (None, "x")], [(None, None)] * 2]
+)
+def test_a_set_that_one_of_its_names_shows_to_be_the_same_is_compared(names, tmp_path):
+    assert len(compare(of_sets(tmp_path, *names)).graphs) == 2
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
