@@ -7,7 +7,7 @@ from attribution import FeatureTarget, LogitDifference
 from errors import InvalidInput
 from loading.loaded_model import LoadedModel
 from prompting.prompts import Prompt
-from schemas import AttributionTarget, TargetDifference, TargetFeature
+from schemas import AttributionTarget, RequestedDifference, RequestedFeature
 
 Target = int | LogitDifference | FeatureTarget  # a token by its id
 
@@ -33,9 +33,9 @@ def read_targets(
     for i, target in enumerate(requested):
         check()
         name = f"attribution_targets[{i}]"
-        if isinstance(target, TargetDifference):
+        if isinstance(target, RequestedDifference):
             read: Target = _difference(name, target, loaded)
-        elif isinstance(target, TargetFeature):
+        elif isinstance(target, RequestedFeature):
             read = _feature(name, target, loaded, prompt)
         else:
             read = token_id(name, target, loaded)
@@ -46,7 +46,7 @@ def read_targets(
     return list(targets)
 
 
-def _difference(name: str, target: TargetDifference, loaded: LoadedModel) -> LogitDifference:
+def _difference(name: str, target: RequestedDifference, loaded: LoadedModel) -> LogitDifference:
     ids: dict[int, None] = {}
     for side in ("plus", "minus"):
         for i, token in enumerate(getattr(target, side)):
@@ -72,7 +72,7 @@ def _mean(token_ids: Sequence[int], loaded: LoadedModel) -> str:
 
 
 def _feature(
-    name: str, target: TargetFeature, loaded: LoadedModel, prompt: Prompt
+    name: str, target: RequestedFeature, loaded: LoadedModel, prompt: Prompt
 ) -> FeatureTarget:
     if target.kind == "lorsa" and not loaded.is_complete:
         raise InvalidInput(
