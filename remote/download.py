@@ -1,7 +1,7 @@
 """Download an uploaded graph. The file is in place only once it is what the worker uploaded."""
 
 import hashlib
-import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,7 +118,8 @@ def _part_name(name: str) -> str:
     # Of a long name the digest, since the longest that a file may have leaves no room.
     if len(name.encode(errors="surrogateescape")) > _LONGEST_NAME:
         name = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()
-    return f".{name}.{os.getpid()}.part"
+    # Two clients may write one file: on two machines with the same process id too.
+    return f".{name}.{secrets.token_hex(8)}.part"
 
 
 @contextmanager

@@ -116,6 +116,14 @@ def test_json_is_the_output_alone(server, workplace, capfdbinary):
     assert not list(workplace.iterdir())
 
 
+@pytest.mark.parametrize(("slug", "name"), [("NUL", "graph-NUL"), ("com1-a", "com1-a")])
+def test_a_graph_that_is_called_as_a_device_of_windows_gets_another_file_name(
+    slug, name, server, workplace
+):
+    assert main(["graph", PROMPT, "--slug-identifier", slug, "--url", server.url]) == 0
+    assert [path.name for path in (workplace / "out").iterdir()] == [f"{name}.json"]
+
+
 def test_view_serves_a_graph_until_ctrl_c(server, workplace):
     assert main(["graph", PROMPT, "-o", "graph.json", "--url", server.url]) == 0
     process = subprocess.Popen(

@@ -5,7 +5,7 @@ import hashlib
 
 import pytest
 
-from remote.download import download
+from remote.download import download, replacing
 from remote.errors import NotAllowed, NotTheGraph, Unreachable
 from remote.retries import Patience
 from schemas import UploadReceipt
@@ -121,3 +121,14 @@ def test_a_store_s_refusal_is_final_and_shows_none_of_the_url_s_query(path, stat
         fetch(path, reply(status))
     assert "Signature" not in str(caught.value)
     assert_untouched(path)
+
+
+def test_of_two_that_write_one_file_at_once_each_puts_its_own_whole_in_place(path):
+    with replacing(path) as first:
+        first.write(b"the first ")
+        with replacing(path) as second:
+            second.write(b"the second")
+        assert path.read_bytes() == b"the second"
+        first.write(b"whole")
+    assert path.read_bytes() == b"the first whole"
+    assert list(path.parent.iterdir()) == [path]
