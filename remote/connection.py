@@ -274,8 +274,16 @@ def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 # The first of these that an error, or its cause, is an instance of says why there was no answer.
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
-    (SSLError, "its certificate is not to be trusted"),
-    (ProxyError, "the proxy of HTTP_PROXY or HTTPS_PROXY did not let the request through"),
+    (
+        SSLError,
+        "its certificate is not to be trusted; REQUESTS_CA_BUNDLE names a file of authorities "
+        "that are",
+    ),
+    (
+        ProxyError,
+        "the proxy of HTTP_PROXY or HTTPS_PROXY did not let the request through; NO_PROXY names "
+        "hosts that need none",
+    ),
     (ConnectTimeout, f"no connection within {_CONNECT_TIMEOUT_S:.0f} s"),
     (Timeout, "no answer in time"),
     (NameResolutionError, "no address is known for this name"),

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from remote.offline.compare import Comparison, Feature, InGraph
-from remote.terminal.text import TABLE_STYLE, cut, line, quoted
+from remote.terminal.text import TABLE_STYLE, cut, end_of, line, quoted
 
 _MOST_COLUMNS = 4  # graphs; of more the table says in how many a feature is
 _LONGEST_PROMPT = 60
@@ -32,8 +32,8 @@ def print_comparison(console: Console, comparison: Comparison, top: int) -> None
         return
     console.print()
     for letter, graph in zip(_letters(len(graphs)), graphs, strict=True):
-        prompt = graph.prompt[:_LONGEST_PROMPT]
-        words = f"{letter}  {quoted(prompt)}  {line(str(graph.path))}"
+        prompt = quoted(end_of(graph.prompt, _LONGEST_PROMPT))
+        words = f"{letter}  {prompt}  {line(str(graph.path))}"
         console.print(words, soft_wrap=True)
     lists = {"In all of them": comparison.common, "Not in all of them": comparison.differing}
     shown = [feature for features in lists.values() for feature in features[:top]]

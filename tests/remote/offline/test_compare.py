@@ -132,6 +132,17 @@ def test_no_heading_and_no_number_is_cut_on_a_narrow_terminal(
     assert ("activations need a wider terminal" in " ".join(said.split())) is not fits
 
 
+def test_long_prompts_that_differ_at_their_ends_are_told_apart(tmp_path, capsys):
+    common = "the same words before that " * 10
+    paths = [
+        graph(tmp_path, name, [], prompt=f"{common}the {name} word") for name in ("first", "other")
+    ]
+    assert main(["compare", *map(str, paths)]) == 0
+    said = capsys.readouterr().out
+    assert 'the first word"' in said
+    assert 'the other word"' in said
+
+
 def test_many_graphs_are_shown_as_what_recurs(three, tmp_path, capsys):
     more = [tmp_path / "runs", *three[:2]]
     assert main(["compare", *map(str, more)]) == 0
