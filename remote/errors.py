@@ -6,6 +6,7 @@
      ├── NotAllowed        2  the key or secret is missing or wrong
      ├── WrongFile         2  a file that was named is not what the command reads
      ├── Unreachable       3  no usable answer came within the patience
+     │    └── NobodyThere     nothing takes connections at the address
      ├── JobEnded          4  the job has no result
      │    ├── JobCancelled    someone cancelled it
      │    ├── JobTimedOut     Runpod's or the caller's own time limit passed
@@ -47,6 +48,10 @@ class WrongFile(RemoteError):
 
 class Unreachable(RemoteError):
     exit_code = 3
+
+
+class NobodyThere(Unreachable):
+    pass
 
 
 class JobEnded(RemoteError):

@@ -13,7 +13,7 @@ from rich.console import Console
 from errors import WorkerError
 from remote.command_line.arguments import parse
 from remote.commands import action, batch, circuit, compare, export, jobs, view
-from remote.errors import Interrupted, RemoteError, Unreachable, WorkerFailure
+from remote.errors import Interrupted, NobodyThere, RemoteError, Unreachable, WorkerFailure
 from remote.terminal.text import line
 
 # An output of another form than this client knows, or nested deeper than it can be written.
@@ -84,7 +84,7 @@ def _sentence(error: Exception, args: Namespace) -> str:
         return "the output is not what this version of the client knows; see it with --json"
     if isinstance(error, OSError):
         return f"{error.filename or 'the output'}: {error.strerror or type(error).__name__}"
-    if isinstance(error, Unreachable) and args.url is None and args.endpoint is None:
+    if isinstance(error, NobodyThere) and args.url is None and args.endpoint is None:
         return f"{error}; start one with `python start.py`, or say where with --url or --endpoint"
     if isinstance(error, WorkerFailure) and error.code == "output_too_large":
         return f"{error} (--signed-url, --node-threshold, --edge-threshold)"

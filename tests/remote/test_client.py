@@ -12,8 +12,10 @@ import requests
 
 from client import main
 from remote.command_line.arguments import parse
+from remote.commands import connecting
 from tests.support.demo_worker import PROMPT
-from tests.support.programs import ROOT, imported_by
+from tests.support.programs import ROOT, free_port, imported_by
+from tests.support.raw_server import RawServer
 from tools.documents import read
 
 PAGE = read("docs/client.md")
@@ -98,6 +100,22 @@ def test_what_goes_wrong_is_one_sentence_and_an_exit_code(
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error  ")
     assert words in error
+
+
+def refusing(connection, _request):
+    connection.sendall(b"HTTP/1.1 500 X\r\nContent-Length: 0\r\n\r\n")
+
+
+def test_only_where_nobody_is_there_is_one_told_to_start_a_worker(workplace, monkeypatch, capsys):
+    monkeypatch.setattr(connecting, "DEFAULT_URL", f"http://127.0.0.1:{free_port()}")
+    assert main(["forward-pass", PROMPT]) == 3
+    assert "start one with `python start.py`" in capsys.readouterr().err
+    with RawServer([refusing]) as server:
+        monkeypatch.setattr(connecting, "DEFAULT_URL", f"http://127.0.0.1:{server.port}")
+        assert main(["forward-pass", PROMPT, "--server", "http"]) == 3
+    said = capsys.readouterr().err
+    assert "answered 500" in said
+    assert "start one" not in said
 
 
 def test_the_key_stays_out_of_what_is_said(workplace, monkeypatch, capsys):
