@@ -95,22 +95,6 @@ def test_each_prompt_s_graph_is_the_worker_s_own_and_the_index_says_what_is_in_i
     assert "model   demo with demo/transcoders\n" in said
 
 
-def test_a_folder_with_graphs_of_another_model_or_of_no_row_is_said_to_have_them(
-    batch, server, tmp_path
-):
-    """As after a run against another worker, and a change of the file of prompts."""
-    assert batch(PROMPTS, "--url", server.url)[0] == 0
-    record = tmp_path / "runs" / "rows" / f"{names_of(tmp_path)[1]}.json"
-    fields = json.loads(record.read_bytes())
-    fields["summary"] |= {"model": "gemma-2-2b", "transcoders": "gemma"}
-    record.write_text(json.dumps(fields))
-    code, said = batch(PROMPTS[:2], "--url", server.url)
-    assert code == 0
-    assert "models  demo with demo/transcoders (1), gemma-2-2b with gemma (1)" in said
-    assert "1 graph in graphs/ is of no row of this file" in said
-    assert "of no row" not in batch(PROMPTS, "--url", server.url)[1]
-
-
 def test_the_parquet_index_says_what_the_csv_one_says(batch, server, tmp_path):
     assert batch([PROMPTS[0], TOO_LONG], "--url", server.url)[0] == 1
     table = pyarrow.parquet.read_table(tmp_path / "runs" / "index.parquet").to_pylist()
