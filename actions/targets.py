@@ -9,7 +9,7 @@ from attribution import FeatureTarget, LogitDifference
 from errors import InvalidInput
 from loading.loaded_model import LoadedModel
 from prompting.prompts import Prompt
-from schemas import AttributionTarget, TargetDifference, TargetFeature
+from schemas import AttributionTarget, RequestedDifference, RequestedFeature
 
 Target = int | LogitDifference | FeatureTarget  # a token by its id
 
@@ -35,9 +35,9 @@ def read_targets(
     for i, target in enumerate(requested):
         check()
         name = f"attribution_targets[{i}]"
-        if isinstance(target, TargetDifference):
+        if isinstance(target, RequestedDifference):
             read: Target = _difference(name, target, loaded)
-        elif isinstance(target, TargetFeature):
+        elif isinstance(target, RequestedFeature):
             read = _feature(name, target, loaded, prompt)
         else:
             read = token_id(name, target, loaded)
@@ -48,7 +48,7 @@ def read_targets(
     return list(targets)
 
 
-def _difference(name: str, target: TargetDifference, loaded: LoadedModel) -> LogitDifference:
+def _difference(name: str, target: RequestedDifference, loaded: LoadedModel) -> LogitDifference:
     ids: dict[int, None] = {}
     for side in ("plus", "minus"):
         for i, token in enumerate(getattr(target, side)):
@@ -74,7 +74,7 @@ def _mean(token_ids: Sequence[int], loaded: LoadedModel) -> str:
 
 
 def _feature(
-    name: str, target: TargetFeature, loaded: LoadedModel, prompt: Prompt
+    name: str, target: RequestedFeature, loaded: LoadedModel, prompt: Prompt
 ) -> FeatureTarget:
     steering.layers_meant(loaded.model, target.layer, target.index, target.kind, name)
     check_position(f"{name}.position", target.position, len(prompt.ids))

@@ -15,14 +15,14 @@ Side = Annotated[
 ]
 
 
-class TargetDifference(Schema):
+class RequestedDifference(Schema):
     """A difference of logits: the mean logit of some tokens less the mean of others."""
 
     plus: Side = Field(examples=[[" basket"]])
     minus: Side = Field(examples=[[" tennis"]])
 
 
-class TargetFeature(Schema):
+class RequestedFeature(Schema):
     """A feature that is active at a position of the prompt: what made it fire."""
 
     layer: Whole = Field(ge=0)
@@ -47,14 +47,14 @@ def _kind_of_target(target: object) -> str | None:
 
 
 TARGET_MODELS: dict[str, type[BaseModel]] = {
-    "difference": TargetDifference,
-    "feature": TargetFeature,
+    "difference": RequestedDifference,
+    "feature": RequestedFeature,
 }
 
 AttributionTarget = Annotated[
     Annotated[NonEmpty, Tag("token")]
-    | Annotated[TargetDifference, Tag("difference")]
-    | Annotated[TargetFeature, Tag("feature")],
+    | Annotated[RequestedDifference, Tag("difference")]
+    | Annotated[RequestedFeature, Tag("feature")],
     Discriminator(
         _kind_of_target,
         custom_error_type="no_target",

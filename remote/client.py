@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 import schemas
 from remote.connection import Connection, OnPart
-from remote.errors import Interrupted, RemoteError, Unreachable, WrongTarget
+from remote.errors import Interrupted, Unreachable, WrongTarget
 from remote.jobs import JobStatus, OnProgress, ignore_progress
 from remote.retries import Patience
 from remote.servers import HttpDoor, RunpodEndpoint, SdkApi, Server, find_server
@@ -274,11 +274,16 @@ class Client:
         return self.server.health()
 
     def transcoders(self) -> str | None:
-        """The name of the set that the server has, where it says so: `start.py` does."""
-        try:
-            name = self.health().get("transcoders")
-        except RemoteError:
-            return None
+        """The name of the set that the server has, where it says so: `start.py` does.
+
+        Raises:
+            RemoteError: it can't be asked.
+        """
+        if not isinstance(self.server, HttpDoor):
+            return None  # the others report jobs and workers alone
+        # A user waits for it, so a lost connection is said at once.
+        answer = self.server.connection.ask("GET", "/health", is_repeatable=False)
+        name = answer.body.get("transcoders") if isinstance(answer.body, dict) else None
         return name if isinstance(name, str) else None
 
     @property

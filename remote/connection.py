@@ -25,7 +25,7 @@ from urllib3.exceptions import (
 )
 from urllib3.util import Retry
 
-from remote.errors import Unreachable, WrongTarget
+from remote.errors import NobodyThere, Unreachable, WrongTarget
 from remote.retries import FOREVER, OnRetry, Patience, TemporaryFailure
 from remote.unpacking import Damaged, TooLarge, bounded, unpacked
 from remote.wire import Limits, limited, new_session
@@ -168,7 +168,7 @@ def send(
 
     Raises:
         TemporaryFailure: the request may be made again.
-        Unreachable: there was no answer, and the request must not be made again.
+        NobodyThere, Unreachable: there was no answer, and the request must not be made again.
         WrongTarget: the URL is not valid.
     """
     timeout = (_CONNECT_TIMEOUT_S, read_timeout_s)
@@ -183,7 +183,8 @@ def send(
             raise WrongTarget(f"{name}: its URL can't be used ({problem})") from None
         if is_repeatable and not isinstance(error, SSLError):
             raise TemporaryFailure(_reason(error)) from None
-        raise Unreachable(f"{name}: {_reason(error)}") from None
+        kind = NobodyThere if isinstance(_cause(error), NewConnectionError) else Unreachable
+        raise kind(f"{name}: {_reason(error)}") from None
     retry_after = response.headers.get("Retry-After")
     status = response.status_code
     is_busy = status == 429 or (status == 503 and retry_after is not None)
@@ -274,8 +275,16 @@ def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 # The first of these that an error, or its cause, is an instance of says why there was no answer.
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
-    (SSLError, "its certificate is not to be trusted"),
-    (ProxyError, "the proxy of HTTP_PROXY or HTTPS_PROXY did not let the request through"),
+    (
+        SSLError,
+        "its certificate is not to be trusted; REQUESTS_CA_BUNDLE names a file of authorities "
+        "that are",
+    ),
+    (
+        ProxyError,
+        "the proxy of HTTP_PROXY or HTTPS_PROXY did not let the request through; NO_PROXY names "
+        "hosts that need none",
+    ),
     (ConnectTimeout, f"no connection within {_CONNECT_TIMEOUT_S:.0f} s"),
     (Timeout, "no answer in time"),
     (NameResolutionError, "no address is known for this name"),
@@ -285,12 +294,17 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
 
 def _reason(error: requests.RequestException) -> str:
     """Why a request had no answer, without any of its URL."""
-    cause = error.args[0] if error.args else None
-    cause = getattr(cause, "reason", cause)
+    cause = _cause(error)
     found = (
         words for kind, words in _REASONS if isinstance(error, kind) or isinstance(cause, kind)
     )
     return next(found, "the connection was lost")
+
+
+def _cause(error: requests.RequestException) -> object:
+    """What urllib3 says of it."""
+    cause = error.args[0] if error.args else None
+    return getattr(cause, "reason", cause)
 
 
 def _json(response: requests.Response, most: int) -> Any:

@@ -1,7 +1,9 @@
 """Download an uploaded graph. The file is in place only once it is what the worker uploaded."""
 
+import functools
 import hashlib
-import os
+import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +22,9 @@ from remote.wire import Limits, new_session
 from schemas import UploadReceipt
 
 _READ_TIMEOUT_S = 60.0
-_PIECE_BYTES = 1024 * 1024
+_PIECE_BYTES = 65_536
+# A connection that brings so much and breaks is slow; one that brings less may never end.
+_FURTHER_BYTES = 1_000_000
 # A graph's JSON packs to a tenth. What becomes a hundred times as large is made to fill a disk.
 _LARGEST_RATIO = 100
 _SMALL_BYTES = 1_000_000
@@ -50,25 +54,103 @@ def download(
         WrongTarget: the URL is not valid.
         OSError: `path` can't be written.
     """
-    # Without this, stores may decompress the object, and proxies may compress it.
-    headers = {"Accept-Encoding": "gzip" if receipt.compressed else "identity"}
+    transfer = functools.partial(_Transfer, receipt, url, on_progress)
+    with replacing(path) as file:
+        if not receipt.compressed:
+            transfer(file).run(patience or Patience())
+            return
+        with tempfile.TemporaryFile(dir=path.parent) as stored:
+            transfer(stored).run(patience or Patience())
+            stored.seek(0)
+            _unpack(stored, receipt, file)
 
-    def attempt() -> None:
-        with _get(session, url, Limits(receipt.bytes), headers=headers) as response:
-            if response.status_code != 200:
-                raise NotAllowed(
-                    f"the store answered {response.status_code} to the download: the URL has "
-                    "expired, is of another object, or allows no GET; the graph is at "
-                    f"{receipt.url}"
-                )
-            _write(response, receipt, file, on_progress)
 
-    with new_session({}) as session, replacing(path) as file:
-        (patience or Patience()).retry(
-            attempt,
-            "the store",
-            on_retry=lambda sentence: on_progress(Progress("download", sentence)),
-        )
+class _Transfer:
+    """The stored bytes on their way into a file. What has come stays when a connection breaks."""
+
+    def __init__(
+        self, receipt: UploadReceipt, url: str, on_progress: OnProgress, file: IO[bytes]
+    ) -> None:
+        self._receipt = receipt
+        self._url = url
+        self._on_progress = on_progress
+        self._file = file
+        self._size = 0
+        self._digest = hashlib.sha256()
+        self._furthest = 0  # the size at which the patience last began anew
+
+    def run(self, patience: Patience) -> None:
+        """Get all of them, and check them."""
+        with new_session({}) as session:
+            patience.retry(
+                lambda: self._attempt(session),
+                "the store",
+                on_retry=lambda sentence: self._on_progress(Progress("download", sentence)),
+            )
+        self._check()
+
+    def _attempt(self, session: requests.Session) -> None:
+        # Without this, stores may decompress the object, and proxies may compress it.
+        headers = {"Accept-Encoding": "gzip" if self._receipt.compressed else "identity"}
+        if self._size:
+            headers["Range"] = f"bytes={self._size}-"
+        with _get(session, self._url, Limits(self._receipt.bytes), headers=headers) as response:
+            if not self._goes_on(response):
+                self._begin_again()
+                if response.status_code != 200:  # it has no range of the object
+                    raise TemporaryFailure("the store did not go on where the download broke off")
+            try:
+                for piece in response.raw.stream(_PIECE_BYTES, decode_content=False):
+                    self._take(piece)
+            except HTTPError:
+                came_further = self._size >= self._furthest + _FURTHER_BYTES
+                if came_further:
+                    self._furthest = self._size
+                raise TemporaryFailure(
+                    f"the download broke off after {self._size} of {self._receipt.bytes} bytes",
+                    came_further=came_further,
+                ) from None
+
+    def _goes_on(self, response: requests.Response) -> bool:
+        """Whether the answer has the bytes after those that have come.
+
+        Raises:
+            NotAllowed: the store refuses the URL.
+        """
+        status = response.status_code
+        asked_for_a_range = self._size > 0
+        if status != 200 and not (asked_for_a_range and status in {206, 416}):
+            raise NotAllowed(
+                f"the store answered {status} to the download: the URL has expired, is of another "
+                f"object, or allows no GET; the graph is at {self._receipt.url}"
+            )
+        begins = f"bytes {self._size}-"
+        return status == 206 and response.headers.get("Content-Range", "").startswith(begins)
+
+    def _begin_again(self) -> None:
+        self._file.seek(0)
+        self._file.truncate()
+        self._size, self._digest = 0, hashlib.sha256()
+
+    def _take(self, piece: bytes) -> None:
+        self._size += len(piece)
+        whole = self._receipt.bytes
+        if self._size > whole:
+            raise NotTheGraph(f"the object is larger than the graph's {whole} bytes")
+        self._digest.update(piece)
+        self._file.write(piece)
+        megabytes = f"{self._size / 1e6:.1f} of {whole / 1e6:.1f} MB"
+        self._on_progress(Progress("download", megabytes, self._size / whole))
+
+    def _check(self) -> None:
+        receipt, found = self._receipt, self._digest.hexdigest()
+        if self._size != receipt.bytes:
+            raise NotTheGraph(f"the object has {self._size} bytes, the graph has {receipt.bytes}")
+        if found != receipt.sha256:
+            raise NotTheGraph(
+                f"the object's SHA-256 is {found[:16]}..., the graph's is "
+                f"{receipt.sha256[:16]}...: something else was stored there, or it was damaged"
+            )
 
 
 def _get(session: requests.Session, url: str, limits: Limits, **options: Any) -> requests.Response:
@@ -118,7 +200,8 @@ def _part_name(name: str) -> str:
     # Of a long name the digest, since the longest that a file may have leaves no room.
     if len(name.encode(errors="surrogateescape")) > _LONGEST_NAME:
         name = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()
-    return f".{name}.{os.getpid()}.part"
+    # Two clients may write one file: on two machines with the same process id too.
+    return f".{name}.{secrets.token_hex(8)}.part"
 
 
 @contextmanager
@@ -130,41 +213,12 @@ def _naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
-def _write(
-    response: requests.Response, receipt: UploadReceipt, file: IO[bytes], on_progress: OnProgress
-) -> None:
-    file.seek(0)
-    file.truncate()
-    digest = hashlib.sha256()
-    size = 0
-
-    def stored() -> Iterator[bytes]:
-        nonlocal size
-        for piece in response.raw.stream(_PIECE_BYTES, decode_content=False):
-            digest.update(piece)
-            size += len(piece)
-            if size > receipt.bytes:
-                raise NotTheGraph(f"the object is larger than the graph's {receipt.bytes} bytes")
-            yield piece
-            megabytes = f"{size / 1e6:.1f} of {receipt.bytes / 1e6:.1f} MB"
-            on_progress(Progress("download", megabytes, size / receipt.bytes))
-
+def _unpack(stored: IO[bytes], receipt: UploadReceipt, file: IO[bytes]) -> None:
     most = max(receipt.bytes * _LARGEST_RATIO, _SMALL_BYTES)
     try:
-        for content in unpacked(stored(), most=most) if receipt.compressed else stored():
+        for content in unpacked(iter(lambda: stored.read(_PIECE_BYTES), b""), most=most):
             file.write(content)
     except TooLarge as error:
         raise NotTheGraph(f"the object has {error} when it is unpacked: it is no graph") from None
     except Damaged as error:
         raise NotTheGraph(f"the object can't be unpacked, the graph was gzipped: {error}") from None
-    except HTTPError:
-        raise TemporaryFailure(
-            f"the download broke off after {size} of {receipt.bytes} bytes"
-        ) from None
-    if size != receipt.bytes:
-        raise NotTheGraph(f"the object has {size} bytes, the graph has {receipt.bytes}")
-    if digest.hexdigest() != receipt.sha256:
-        raise NotTheGraph(
-            f"the object's SHA-256 is {digest.hexdigest()[:16]}..., the graph's is "
-            f"{receipt.sha256[:16]}...: something else was stored there, or it was damaged"
-        )

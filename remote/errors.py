@@ -6,6 +6,7 @@
      ├── NotAllowed        2  the key or secret is missing or wrong
      ├── WrongFile         2  a file that was named is not what the command reads
      ├── Unreachable       3  no usable answer came within the patience
+     │    └── NobodyThere     nothing takes connections at the address
      ├── JobEnded          4  the job has no result
      │    ├── JobCancelled    someone cancelled it
      │    ├── JobTimedOut     Runpod's or the caller's own time limit passed
@@ -49,6 +50,10 @@ class Unreachable(RemoteError):
     exit_code = 3
 
 
+class NobodyThere(Unreachable):
+    pass
+
+
 class JobEnded(RemoteError):
     exit_code = 4
 
@@ -75,3 +80,5 @@ class RowsFailed(RemoteError):
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C during a wait for a job. The message says what happens to the job."""
+
+    exit_code = 130  # that shells use for SIGINT

@@ -18,12 +18,24 @@ T = TypeVar("T")
 
 
 class TemporaryFailure(Exception):
-    """An attempt failed for a reason that may be gone at the next attempt."""
+    """An attempt failed for a reason that may be gone at the next attempt.
 
-    def __init__(self, reason: str, *, retry_after_s: float = 0.0, is_busy: bool = False) -> None:
+    One that `came_further` than those before it, as a download that goes on where it broke off,
+    shows that the server is there: the patience begins anew.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        retry_after_s: float = 0.0,
+        is_busy: bool = False,
+        came_further: bool = False,
+    ) -> None:
         super().__init__(reason)
         self.retry_after_s = retry_after_s
         self.is_busy = is_busy
+        self.came_further = came_further
 
 
 @dataclass(frozen=True)
@@ -58,14 +70,21 @@ class Patience:
         backoff = tenacity.wait_exponential_jitter(
             self.first_wait_s, self.longest_wait_s, jitter=self.first_wait_s
         )
+        began = time.monotonic()
 
         def wait(state: tenacity.RetryCallState) -> float:
-            requested_s = min(_failure(state).retry_after_s, _LONGEST_RETRY_AFTER_S)
-            return max(min(max(backoff(state), requested_s), until - time.monotonic()), 0.0)
+            failure = _failure(state)
+            wanted_s = self.first_wait_s if failure.came_further else backoff(state)
+            requested_s = min(failure.retry_after_s, _LONGEST_RETRY_AFTER_S)
+            return max(min(max(wanted_s, requested_s), until - time.monotonic()), 0.0)
 
         def stop(state: tenacity.RetryCallState) -> bool:
-            limit_s = self.busy_s if _failure(state).is_busy else self.outage_s
-            waited_s = (state.seconds_since_start or 0.0) + state.upcoming_sleep
+            nonlocal began
+            failure = _failure(state)
+            if failure.came_further:
+                began = time.monotonic()
+            limit_s = self.busy_s if failure.is_busy else self.outage_s
+            waited_s = time.monotonic() - began + state.upcoming_sleep
             return waited_s > limit_s or time.monotonic() >= until
 
         def report(state: tenacity.RetryCallState) -> None:
@@ -73,7 +92,7 @@ class Patience:
                 on_retry(f"{_failure(state)}; trying again in {state.upcoming_sleep:.0f} s")
 
         def give_up(state: tenacity.RetryCallState) -> NoReturn:
-            waited_s = state.seconds_since_start or 0.0
+            waited_s = time.monotonic() - began
             duration = f" for {waited_s:.0f} s" if waited_s >= 1 else ""
             what = "was busy" if _failure(state).is_busy else "gave no usable answer"
             raise Unreachable(f"{name} {what}{duration}: {_failure(state)}") from None

@@ -9,7 +9,7 @@ from errors import WorkerError
 from remote.client import Client
 from remote.errors import Interrupted, RemoteError
 from remote.jobs import Progress
-from remote.servers import HttpDoor, RunpodEndpoint
+from remote.servers import RunpodEndpoint
 from viewer.worker_door import NoAnswer, Report, Worker
 
 # A Runpod endpoint may have to start a worker and load a large model first.
@@ -47,14 +47,9 @@ def worker_of(client: Client) -> Worker:
             raise NoAnswer("stopped") from None
 
     def transcoders() -> str | None:
-        if not isinstance(server, HttpDoor):
-            return None  # the others report jobs and workers alone
         try:
-            # The user waits at the page, so a lost connection is said at once.
-            answer = server.connection.ask("GET", "/health", is_repeatable=False)
+            return client.transcoders()
         except RemoteError as error:
             raise NoAnswer(str(error)) from None
-        found = answer.body.get("transcoders") if isinstance(answer.body, dict) else None
-        return found if isinstance(found, str) else None
 
     return Worker(name, run, transcoders)

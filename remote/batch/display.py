@@ -11,7 +11,7 @@ from rich.table import Table
 
 from remote.batch.running import Event
 from remote.terminal.display import duration
-from remote.terminal.text import line, quoted
+from remote.terminal.text import end_of, line, quoted
 
 _MOST_RUNNING = 12  # rows of the table
 _BAR_WIDTH = 28
@@ -91,7 +91,7 @@ class BatchDisplay:
             progress = event.progress
             share = progress.share if progress else None
             table.add_row(
-                quoted(event.row.prompt[:_LONGEST_PROMPT]),
+                quoted(end_of(event.row.prompt, _LONGEST_PROMPT)),
                 line(progress.stage if progress else ""),
                 "" if share is None else f"{share:.0%}",
                 duration(time.monotonic() - began),

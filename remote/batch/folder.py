@@ -66,6 +66,7 @@ class Summary(_Kept):
     links: int
     tokens: int
     model: str | None = None
+    transcoders: str | None = None
     features: int | None = None
     replacement_score: float | None = None
     completeness_score: float | None = None
@@ -81,6 +82,7 @@ class Summary(_Kept):
             links=len(graph.links),
             tokens=len(graph.metadata.prompt_tokens),
             model=graph.metadata.scan[:_LONGEST_TOKEN],
+            transcoders=(graph.metadata.info.transcoder_set or "")[:_LONGEST_TOKEN] or None,
             features=len(features_of(graph.nodes)),
             replacement_score=scores.replacement_score,
             completeness_score=scores.completeness_score,
@@ -143,6 +145,11 @@ class BatchFolder:
             raise WrongFile(f"{self.path}: another client works on this batch") from None
         except OSError:  # some network file systems have no locks
             _log.debug("no lock can be taken in %s", self.path)
+
+    def other_graphs(self, names: Iterable[str]) -> int:
+        """How many graphs there are besides those of these rows, as an earlier run made them."""
+        known = {self.graph_path(name) for name in names}
+        return len(set((self.path / GRAPHS).glob("[!.]*.json")) - known)
 
     def records(self, names: Iterable[str]) -> dict[str, Record]:
         """What is known of these rows. One that is to be done from the beginning is left out."""

@@ -26,6 +26,7 @@ COLUMNS: Mapping[str, str] = {
     "file": "string",  # of the graph, in the batch's folder
     "url": "string",  # of a graph that was uploaded and not downloaded
     "model": "string",  # `scan` of the graph
+    "transcoders": "string",  # its set
     "prediction": "string",
     "probability": "double",
     "predictions": "string",  # the likeliest, as JSON: [[token, probability], …]

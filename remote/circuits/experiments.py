@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import fsum, log, log1p
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import ValidationError
 
@@ -31,11 +31,18 @@ from schemas import (
 Metric = Literal["logit-difference", "logit", "probability"]
 Strength = Literal["activation", "influence", "number"]
 
+T = TypeVar("T")
+U = TypeVar("U")
+
 # The output of a job, given as its input.
 Ask = Callable[[dict[str, Any]], dict[str, Any]]
 
 # The nearest that a float32 comes to 0 and to 1, so that the odds have a logarithm.
 _SMALLEST_PROBABILITY, _LARGEST_PROBABILITY = 2.0**-149, 1 - 2.0**-25
+
+# The names of the groups of a request. In the first request of a graph the chosen set is the first.
+_SET, _OTHERS = "set {}", "others {}"
+_CHOSEN = _SET.format(0)
 
 # A set's two groups, and its two experiments beside the one without any feature.
 _MOST_SETS = min(MAX_GROUPS // 2, (MAX_EXPERIMENTS - 1) // 2)
@@ -92,13 +99,16 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """The likeliest next token: with all features, with none, with the set alone, without it."""
+class Cases(Generic[T]):
+    """What is found with all features, with none, with the set alone, and without the set."""
 
-    full: Prediction
-    empty: Prediction
-    kept: Prediction
-    removed: Prediction
+    full: T
+    empty: T
+    kept: T
+    removed: T
+
+    def of_each(self, read: Callable[[T], U]) -> "Cases[U]":
+        return Cases(*map(read, (self.full, self.empty, self.kept, self.removed)))
 
 
 @dataclass(frozen=True)
@@ -115,7 +125,7 @@ class Measured:
     against: tuple[str, ...]
     span: Span
     outcome: Outcome
-    predictions: Predictions
+    predictions: Cases[Prediction]  # the likeliest next token
     activation_alone: float
     strength: float
     randoms: list[RandomSet]
@@ -161,17 +171,6 @@ def measure(
             "version of the worker?"
         ) from None
     return _measured(graph, sets, answers, strengths, n_missing, (target, against), options)
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """What a worker said of a set, and in the same request of all features and of none."""
-
-    full: InterventionOutcome
-    empty: InterventionOutcome
-    kept: InterventionOutcome
-    removed: InterventionOutcome
-    group: str
 
 
 def _question(
@@ -237,20 +236,20 @@ def _tried(
     ask: Ask,
     targets: Sequence[str],
     options: Options,
-) -> Iterator[_Answer]:
+) -> Iterator[Cases[InterventionOutcome]]:
     everything = range(len(graph.sites))
     groups: dict[str, list[dict[str, Any]]] = {}
     experiments: list[list[str]] = []
     for number, members in enumerate(sets):
         halves = {
-            f"set {number}": [n for n in everything if n in members],
-            f"others {number}": [n for n in everything if n not in members],
+            _SET.format(number): [n for n in everything if n in members],
+            _OTHERS.format(number): [n for n in everything if n not in members],
         }
         groups |= {
             name: [graph.sites[n].fields() for n in half] for name, half in halves.items() if half
         }
         experiments += [[name] for name in halves]
-    experiments.append(["set 0", "others 0"])
+    experiments.append([_CHOSEN, _OTHERS.format(0)])
     job = {
         "action": "intervene",
         "groups": groups,
@@ -266,7 +265,7 @@ def _tried(
     *tried, empty = _checked(response, len(experiments), len(job["targets"]))
     for number in range(len(sets)):
         removed, kept = tried[2 * number : 2 * number + 2]
-        yield _Answer(response.baseline, empty, kept, removed, f"set {number}")
+        yield Cases(response.baseline, empty, kept, removed)
 
 
 def _checked(
@@ -283,14 +282,14 @@ def _checked(
 def _measured(
     graph: CircuitGraph,
     sets: Sequence[frozenset[int]],
-    answers: Sequence[_Answer],
+    answers: Sequence[Cases[InterventionOutcome]],
     strengths: Sequence[float],
     n_missing: int,
     question: tuple[tuple[str, ...], tuple[str, ...]],
     options: Options,
 ) -> Measured:
     chosen, first = sets[0], answers[0]
-    if first.full.groups.get(first.group) is None:
+    if first.full.groups.get(_CHOSEN) is None:
         raise WrongFile(
             f"{graph.path}: none of the set's features is active on this worker; it has other "
             "transcoders than the graph"
@@ -309,8 +308,8 @@ def _measured(
         against,
         Span(value(first.full), value(first.empty)),
         outcomes[0],
-        Predictions(*map(_likeliest, (first.full, first.empty, first.kept, first.removed))),
-        first.kept.groups.get(first.group) or 0.0,
+        first.of_each(_likeliest),
+        first.kept.groups.get(_CHOSEN) or 0.0,
         fsum(strengths[n] for n in chosen),
         [
             RandomSet(members, outcome, fsum(strengths[n] for n in members), len(members & chosen))

@@ -13,7 +13,7 @@ from remote.circuits.random_sets import TOLERANCE
 from remote.circuits.sets import CircuitGraph, Selection
 from remote.circuits.worth import Chance, Outcome, Span, completeness, necessity
 from remote.errors import RowsFailed, WorkerFailure, WrongFile
-from remote.terminal.text import TABLE_STYLE, line, print_named, quoted
+from remote.terminal.text import TABLE_STYLE, end_of, line, print_named, quoted
 
 _LONGEST_PROMPT = 48
 
@@ -203,9 +203,7 @@ def _compared(one: Measured) -> str:
 
 
 def _prompt(one: Measured) -> str:
-    prompt = one.graph.metadata.prompt
-    cut = prompt if len(prompt) <= _LONGEST_PROMPT else f"…{prompt[-_LONGEST_PROMPT:]}"
-    return quoted(cut)
+    return quoted(end_of(one.graph.metadata.prompt, _LONGEST_PROMPT))
 
 
 def _add_shares(table: Table, name: str, size: str, worth: Worth) -> None:

@@ -12,6 +12,7 @@ from contract.fields import FeatureKind
 from remote.errors import WrongFile
 from remote.graphs.features import FeatureKey, Place, features_of, key_of
 from remote.graphs.groups import GraphParameters
+from remote.graphs.origin import Origin
 from remote.graphs.reading import GraphFile, Metadata, read_graph
 
 _NAME = re.compile(
@@ -72,6 +73,7 @@ class CircuitGraph:
 
     path: Path
     metadata: Metadata
+    origin: Origin
     sites: list[Site]
     places: list[Place]
     groups: dict[str, frozenset[int]]
@@ -111,7 +113,7 @@ class CircuitGraph:
             groups[name] = groups.get(name, frozenset()) | _known(ids, of_node)
         pinned = _known(parameters.pinnedIds, of_node)
         places = [found[site] for site in sites]
-        return cls(graph.path, graph.metadata, sites, places, groups, pinned)
+        return cls(graph.path, graph.metadata, graph.origin, sites, places, groups, pinned)
 
     def subgraph(self) -> frozenset[int]:
         """The features that are pinned or in a group, as the viewer shows them."""

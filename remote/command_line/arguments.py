@@ -128,7 +128,10 @@ def _job(args: Namespace) -> dict[str, Any]:
     if given.get("signed_headers") is not None:
         given["signed_headers"] = dict(args.signed_headers)
     if args.command == "intervene":
-        groups = {**args.groups_of, **dict(args.groups or [])}
+        of_graph = args.groups_of
+        groups = {**(of_graph.groups if of_graph else {}), **dict(args.groups or [])}
+        if of_graph is not None and args.model_id is None:
+            given["model_id"] = of_graph.origin.model  # a worker with another model refuses it
         off = [[{"group": name, "scale": 0.0}] for name in groups]
         given["groups"] = groups
         given["experiments"] = [*args.experiments, *(off if args.each_off else [])]

@@ -2,10 +2,10 @@
 
 from argparse import BooleanOptionalAction
 from pathlib import Path
-from typing import Any
 
 from remote.command_line import written_values as written
 from remote.command_line.circuit_arguments import CIRCUIT
+from remote.command_line.option import Option, constrained_layers, option
 
 DEFAULT_URL = "http://localhost:5004"
 
@@ -25,50 +25,42 @@ GROUP*SCALE or GROUP=VALUE, several with commas, as often as needed. 'French*0' 
 'French*-2' reverses and doubles it, 'Spanish=10.8' sets each of its features.
 """
 
-# An option: its flags, and the arguments of `add_argument`.
-Option = tuple[list[str], dict[str, Any]]
-
-
-def _option(flags: str, words: str | None = None, **settings: Any) -> Option:
-    return flags.split(), {"help": words, **settings}
-
-
 _LABELS = [
-    _option(
+    option(
         "--labels",
         "name real models' features as Neuronpedia explains them, and ask it for what isn't here",
         action=BooleanOptionalAction,
     )
 ]
 _PROMPT = [
-    _option("prompt", "the text, or --messages", metavar="PROMPT", nargs="?"),
-    _option(
+    option("prompt", "the text, or --messages", metavar="PROMPT", nargs="?"),
+    option(
         "--messages",
         "chat turns, as JSON: [{role, content}]",
         type=written.messages,
         metavar="FILE",
     ),
 ]
-_RENDERED = [_option("prompt", metavar="PROMPT")]
+_RENDERED = [option("prompt", metavar="PROMPT")]
 _FILE = [
-    _option(
+    option(
         "-o --output", "the graph's file (out/SLUG.json)", type=written.new_file, metavar="FILE"
     ),
-    _option(
+    option(
         "--download-url",
         "presigned GET of what --signed-url puts: downloads it and checks its SHA-256",
         metavar="URL",
     ),
 ]
 _TARGETS = [
-    _option(
+    option(
         "--attribution-target",
         "attribute from this token, such as ' basket', not from the likeliest",
         dest="attribution_targets",
         action="append",
         metavar="TOKEN",
     ),
-    _option(
+    option(
         "--attribution-difference",
         "attribute from a difference of logits; a side is a token, or a JSON list for their mean",
         dest="attribution_targets",
@@ -77,7 +69,7 @@ _TARGETS = [
         nargs=2,
         metavar=("PLUS", "MINUS"),
     ),
-    _option(
+    option(
         "--attribution-feature",
         "attribute from LAYER:INDEX:POSITION, a feature that is active there; one of attention "
         "ends with :lorsa",
@@ -86,7 +78,7 @@ _TARGETS = [
         type=written.target_feature,
         metavar="FEATURE",
     ),
-    _option(
+    option(
         "--signed-header",
         "a header that --signed-url was signed with",
         dest="signed_headers",
@@ -96,7 +88,7 @@ _TARGETS = [
     ),
 ]
 _FEATURES = [
-    _option(
+    option(
         "--feature",
         _FEATURE_HELP,
         dest="features",
@@ -107,7 +99,7 @@ _FEATURES = [
     )
 ]
 _GROUPS = [
-    _option(
+    option(
         "--group",
         _GROUP_HELP,
         dest="groups",
@@ -115,14 +107,13 @@ _GROUPS = [
         type=written.group,
         metavar="GROUP",
     ),
-    _option(
+    option(
         "--groups-of",
         "take the groups of this graph, as the viewer or the worker made them",
         type=written.groups_of_file,
-        default={},
         metavar="FILE",
     ),
-    _option(
+    option(
         "--experiment",
         _EXPERIMENT_HELP,
         dest="experiments",
@@ -131,87 +122,80 @@ _GROUPS = [
         default=[],
         metavar="EXPERIMENT",
     ),
-    _option(
+    option(
         "--each-off",
         "besides, an experiment for each group, in their order, with this one off",
         action="store_true",
     ),
-    _option(
+    option(
         "--target",
         "report this token's logit and probability, such as ' basket'",
         dest="targets",
         action="append",
         metavar="TOKEN",
     ),
-    _option(
-        "--constrained-layers",
-        "freeze the MLPs of these layers: FIRST-LAST, or all, which freezes norms too",
-        type=written.layers,
-        metavar="LAYERS",
-    ),
+    constrained_layers(),
 ]
 _OTHER = [
-    _option("other_prompt", "or --other-messages", metavar="OTHER_PROMPT", nargs="?"),
-    _option("--other-messages", "chat turns, as JSON", type=written.messages, metavar="FILE"),
+    option("other_prompt", "or --other-messages", metavar="OTHER_PROMPT", nargs="?"),
+    option("--other-messages", "chat turns, as JSON", type=written.messages, metavar="FILE"),
 ]
 _LIMIT = "wait no longer, and stop the job (`wait` lets it go on)"
-_TIMEOUT = [_option("--timeout", _LIMIT, type=written.seconds, metavar="SECONDS")]
-_JSON = [_option("--json", "print the output as JSON", action="store_true")]
-_ID = [_option("job_id", metavar="ID")]
+_TIMEOUT = [option("--timeout", _LIMIT, type=written.seconds, metavar="SECONDS")]
+_JSON = [option("--json", "print the output as JSON", action="store_true")]
+_ID = [option("job_id", metavar="ID")]
 _IN_FLIGHT = "jobs that are sent and not done (16 on Runpod, else 1)"
 _BATCH = [
-    _option(
+    option(
         "prompts",
         "a .csv with a column prompt and one for each field that rows set, a .jsonl with the same "
         "names, or a .txt with a prompt a line",
         type=Path,
         metavar="FILE",
     ),
-    _option("--out", "the folder of the batch", type=Path, required=True, metavar="FOLDER"),
-    _option("--in-flight", _IN_FLIGHT, type=written.count, metavar="INT"),
-    _option("--retry-failed", "do rows again that failed before", action="store_true"),
-    _option(
+    option("--out", "the folder of the batch", type=Path, required=True, metavar="FOLDER"),
+    option("--in-flight", _IN_FLIGHT, type=written.count, metavar="INT"),
+    option("--retry-failed", "do rows again that failed before", action="store_true"),
+    option(
         "--keep",
         "a column that is no field, to be copied into the index",
         action="append",
         default=[],
         metavar="COLUMN",
     ),
-    _option(
+    option(
         "--timeout",
         "give a row no longer, and stop its job",
         type=written.seconds,
         metavar="SECONDS",
     ),
-    *(option for option in _TARGETS if option[1]["dest"] == "attribution_targets"),
+    *(one for one in _TARGETS if one[1]["dest"] == "attribution_targets"),
 ]
-_TOP = _option(
-    "--top", "features in each table (20)", type=written.count, default=20, metavar="INT"
-)
+_TOP = option("--top", "features in each table (20)", type=written.count, default=20, metavar="INT")
 _COMPARE = [
-    _option("graphs", "files, or folders of batches", nargs="+", type=Path, metavar="GRAPH"),
+    option("graphs", "files, or folders of batches", nargs="+", type=Path, metavar="GRAPH"),
     _TOP,
 ]
 _EXPORT = [
-    _option("graph", type=Path, metavar="FILE"),
-    _option(
+    option("graph", type=Path, metavar="FILE"),
+    option(
         "--to",
         "the form; png and svg need Chromium or Chrome",
         choices=["graphml", "csv", "png", "svg"],
         required=True,
     ),
-    _option("-o --output", "the file; of csv the folder", type=Path, metavar="PATH"),
+    option("-o --output", "the file; of csv the folder", type=Path, metavar="PATH"),
 ]
 _VIEW = [
-    _option("files", nargs="+", type=Path, metavar="FILE"),
-    _option(
+    option("files", nargs="+", type=Path, metavar="FILE"),
+    option(
         "--port",
         "on loopback (8046, or the next free one); 0 takes a free one",
         type=written.port,
         metavar="INT",
     ),
-    _option("--no-browser", "only serve, open nothing", action="store_true"),
-    _option(
+    option("--no-browser", "only serve, open nothing", action="store_true"),
+    option(
         "--worker",
         f"let the page ask the worker at {DEFAULT_URL}; --url or --endpoint name another",
         action="store_true",

@@ -11,7 +11,7 @@ import orjson
 from contract.json_text import NotJson, read_json
 from remote.command_line import meant_values
 from remote.errors import WrongFile
-from remote.graphs.groups import groups_of
+from remote.graphs.groups import GraphGroups
 from remote.graphs.reading import content_of
 from remote.torch_file import begins_as_torch_s
 
@@ -129,9 +129,9 @@ def target_feature(text: str) -> dict[str, Any]:
     return place if found["kind"] is None else {**place, "kind": found["kind"]}
 
 
-def groups_of_file(name: str) -> dict[str, list[dict[str, Any]]]:
+def groups_of_file(name: str) -> GraphGroups:
     try:
-        return groups_of(_json_of(name))
+        return GraphGroups.of(Path(name), _json_of(name))
     except ValueError as error:
         raise ArgumentTypeError(f"{name}: {error}") from None
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from remote.client import Client
 from remote.commands.connecting import connect, labels_for
+from remote.commands.graph_groups import of_same_model, warn_of_inactive
 from remote.commands.output_files import OUTPUT_DIRECTORY, torch_file_name, write_graph
 from remote.errors import NotTheGraph, RemoteError
 from remote.labels.labels import Labels
@@ -41,9 +42,11 @@ def run(args: Namespace, out: Console, err: Console) -> None:
             output = client.wait(args.job_id, display, args.timeout)
         else:
             on_part = display.add_part if args.job.get("stream") else None
-            output = client.run(args.job, display, args.timeout, on_part)
+            with of_same_model(args, client):
+                output = client.run(args.job, display, args.timeout, on_part)
         path = write_graph(args, output, display)
         model = _model(client) if args.command == "forward-pass" and not args.json else None
+    warn_of_inactive(args, output, err)
     if args.json:
         print_json(output)
         return

@@ -1,6 +1,7 @@
 """`client.py batch`: a file of prompts in, a folder of graphs and their index out."""
 
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
@@ -70,9 +71,31 @@ def _print_index(
     done, failed = states.count("done"), states.count("failed")
     out.print(f"rows    {len(rows)}, with {len(names)} different jobs", soft_wrap=True)
     out.print(f"done    {done}, {failed} failed, {len(names) - done - failed} missing")
+    _print_models(records, out)
+    others = folder.other_graphs(names)
+    if others:
+        graphs = "1 graph in graphs/ is" if others == 1 else f"{others} graphs in graphs/ are"
+        words = f"besides {graphs} of no row of this file; compare and circuit read them too"
+        out.print(words, soft_wrap=True)
     out.print(f"index   {line(', '.join(map(str, files)))}", soft_wrap=True)
     if len(files) == 1:
         out.print(f"        no {PARQUET_NAME}: it needs `pip install pyarrow`", soft_wrap=True)
+
+
+def _print_models(records: Mapping[str, Record], out: Console) -> None:
+    """The model and the set of the graphs. There are two where two workers were asked."""
+    summaries = [record.summary for record in records.values() if record.summary is not None]
+    counts = Counter((found.model, found.transcoders) for found in summaries if found.model)
+    words = [
+        f"{model}{f' with {transcoders}' if transcoders else ''}"
+        + (f" ({count})" if len(counts) > 1 else "")
+        for (model, transcoders), count in counts.items()
+    ]
+    if words:
+        name = "model " if len(words) == 1 else "models"
+        out.print(f"{name}  {line(', '.join(words))}", soft_wrap=True)
+    if len(words) > 1:
+        out.print("        features of one are none of another's", soft_wrap=True)
 
 
 def _raise_for_failures(records: Mapping[str, Record]) -> None:

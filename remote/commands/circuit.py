@@ -12,7 +12,6 @@ from remote.circuits.experiments import Ask, Options
 from remote.circuits.report import Report, as_json, measure_all, print_report
 from remote.circuits.sets import CircuitGraph, NamedFeature, Selection
 from remote.commands.connecting import connect
-from remote.graphs.reading import check_same_model, check_worker_s_set
 from remote.terminal.display import Display
 from remote.terminal.json_output import print_json
 
@@ -60,8 +59,8 @@ def _measured(args: Namespace, ask: Ask, worker_s_set: Callable[[], str | None])
     other = None if args.set_of is None else CircuitGraph.read(args.set_of)
     first = other or graphs[0]
     for graph in graphs:
-        check_same_model(graph.path, graph.metadata, first.path, first.metadata)
-    check_worker_s_set(first.path, first.metadata, worker_s_set())
+        graph.origin.check_same(first.origin)
+    first.origin.check_worker(worker_s_set())
     if other is not None:
         selection = _everywhere(other, selection)
     return measure_all(graphs, selection, ask, options)

@@ -10,7 +10,7 @@ from rich.console import Console
 from remote.client import Client
 from remote.command_line.options import DEFAULT_URL
 from remote.commands.settings import read_settings
-from remote.errors import NotAllowed
+from remote.errors import NotAllowed, WrongTarget
 from remote.labels.labels import Labels, open_labels
 from remote.terminal.text import line
 
@@ -51,8 +51,17 @@ def labels_for(args: Namespace, err: Console) -> Iterator[Labels | None]:
     labels = open_labels(
         settings.neuronpedia_url,
         None if key is None else key.get_secret_value(),
-        settings.xdg_cache_home or Path.home() / ".cache",
+        settings.xdg_cache_home or _cache_home(),
         lambda sentence: err.print(line(sentence), style="yellow", soft_wrap=True),
     )
     with closing(labels):
         yield labels
+
+
+def _cache_home() -> Path:
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:  # as in a container, whose user has no entry in /etc/passwd
+        raise WrongTarget(
+            "no home folder is known; set XDG_CACHE_HOME to a folder in which labels are kept"
+        ) from None

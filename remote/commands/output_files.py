@@ -15,6 +15,8 @@ from schemas import UploadReceipt
 
 OUTPUT_DIRECTORY = Path("out")
 _LONGEST_NAME = 200
+# Windows takes such a name for a device, whatever its ending.
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 
 
 def write_graph(args: Namespace, output: dict[str, Any], display: Display) -> Path | None:
@@ -46,7 +48,8 @@ def write_graph(args: Namespace, output: dict[str, Any], display: Display) -> Pa
 def _file_name(text: str) -> str:
     """A name of a file in this folder, of a text that came from the worker."""
     name = re.sub(r"[^\w.-]+", "-", text).lstrip(".").encode()[:_LONGEST_NAME]
-    return name.decode(errors="ignore") or "graph"
+    plain = name.decode(errors="ignore").rstrip(".") or "graph"
+    return f"graph-{plain}" if _DEVICE.match(plain) else plain
 
 
 def torch_file_name(text: str) -> str:

@@ -28,7 +28,7 @@ def read_settings() -> ClientSettings:
     """Read and check them.
 
     Raises:
-        WrongTarget: one is not of its type.
+        WrongTarget: one is not of its type, or the `.env` file can't be read as text.
     """
     try:
         return ClientSettings()
@@ -36,3 +36,5 @@ def read_settings() -> ClientSettings:
         found = error.errors(include_url=False)[0]
         name = str(found["loc"][0]).upper()
         raise WrongTarget(f"{name} is {found['input']!r}: {found['msg']}") from None
+    except UnicodeDecodeError:
+        raise WrongTarget("the file .env is not UTF-8; save it as UTF-8") from None

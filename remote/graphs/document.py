@@ -23,6 +23,7 @@ class GraphScores(Part):
 
 class GraphInfo(Part):
     timings_ms: dict[str, float]
+    transcoder_set: str | None = None
 
 
 class GraphMetadata(Part):

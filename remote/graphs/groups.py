@@ -1,12 +1,14 @@
 """The groups of a graph document, as `intervene` takes them."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from remote.graphs.document import FEATURE, LORSA
 from remote.graphs.features import NodeId
+from remote.graphs.origin import Origin
 
 
 class _Node(BaseModel):
@@ -25,6 +27,24 @@ class GraphParameters(BaseModel):
 class _Document(BaseModel):
     nodes: list[_Node]
     qParams: GraphParameters = GraphParameters()  # noqa: N815 - the document's name
+
+
+@dataclass(frozen=True)
+class GraphGroups:
+    """The groups of a graph's file, and the model and set that their features are of."""
+
+    origin: Origin
+    groups: dict[str, list[dict[str, Any]]]
+
+    @classmethod
+    def of(cls, path: Path, document: Any) -> "GraphGroups":
+        """The groups of this file's document.
+
+        Raises:
+            ValueError: as `groups_of` does.
+        """
+        groups = groups_of(document)
+        return cls(Origin.of(path, document.get("metadata")), groups)
 
 
 def groups_of(document: Any) -> dict[str, list[dict[str, Any]]]:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from remote.errors import WrongFile
 from remote.graphs.document import GraphNode, Part
+from remote.graphs.origin import Origin
 from remote.torch_file import begins_as_torch_s
 
 # As much as the client takes from a worker. A document takes some ten times this much memory.
@@ -20,16 +21,11 @@ _LARGEST_BYTES = 500_000_000
 _GZIP = b"\x1f\x8b"
 
 
-class _Info(Part):
-    transcoder_set: str | None = None
-
-
 class Metadata(Part):
     slug: str = ""
     scan: str = ""
     prompt: str = ""
     prompt_tokens: list[str]
-    info: _Info = _Info()
     node_threshold: float | None = None
     attribution_targets: Any = None
 
@@ -63,6 +59,10 @@ class GraphFile:
     fields: list[dict[str, Any]]
     _links: list[dict[str, Any]]
     parameters: Any = None
+
+    @property
+    def origin(self) -> Origin:
+        return Origin.of(self.path, self.metadata_fields)
 
     def links(self) -> Iterator[Link]:
         for link in self._links:
@@ -113,38 +113,6 @@ def content_of(path: Path) -> bytes:
     if len(content) > _LARGEST_BYTES:
         raise WrongFile(f"{path}: it has more than {_LARGEST_BYTES / 1e6:.0f} MB")
     return content
-
-
-def check_same_model(
-    path: Path, metadata: Metadata, first_path: Path, first_metadata: Metadata
-) -> None:
-    """Raise WrongFile for two graphs of different models or sets: they share no features."""
-    found, first = _model(metadata), _model(first_metadata)
-    if found != first:
-        raise WrongFile(
-            f"{path} is of {_named(found)}, {first_path} of {_named(first)}: a feature of one is "
-            "none of the other's"
-        )
-
-
-def check_worker_s_set(path: Path, metadata: Metadata, found: str | None) -> None:
-    """Raise WrongFile for a graph of another set than the worker's, where both are known: a
-    feature's number means something else there."""
-    wanted = metadata.info.transcoder_set
-    if wanted is not None and found is not None and wanted != found:
-        raise WrongFile(
-            f"{path} is of the set {wanted!r}, and the worker has {found!r}; ask a worker with the "
-            "graph's model and set"
-        )
-
-
-def _model(metadata: Metadata) -> tuple[str, str | None]:
-    return metadata.scan, metadata.info.transcoder_set
-
-
-def _named(model: tuple[str, str | None]) -> str:
-    scan, transcoder_set = model
-    return f"{scan!r}" if transcoder_set is None else f"{scan!r} with {transcoder_set!r}"
 
 
 def _content(path: Path) -> bytes:

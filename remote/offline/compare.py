@@ -9,7 +9,8 @@ from remote.batch.folder import graph_files
 from remote.errors import WrongFile
 from remote.graphs.features import FeatureKey, Place, features_of
 from remote.graphs.node_names import feature_names
-from remote.graphs.reading import Metadata, check_same_model, read_graph
+from remote.graphs.origin import Origin
+from remote.graphs.reading import read_graph
 from remote.labels.labels import Labels
 
 
@@ -100,13 +101,13 @@ def compare(
     if len(files) < 2:
         raise WrongFile("name two graphs at least, or the folder of a batch that has them")
     graphs: list[ComparedGraph] = []
-    first: Metadata | None = None
+    first: Origin | None = None
     fields: dict[str, Any] = {}
     for file in files:
         graph = read_graph(file)
         if first is None:
-            first, fields = graph.metadata, graph.metadata_fields
-        check_same_model(file, graph.metadata, files[0], first)
+            first, fields = graph.origin, graph.metadata_fields
+        graph.origin.check_same(first)
         features = {key: InGraph.of(places) for key, places in features_of(graph.nodes).items()}
         slug, prompt = graph.metadata.slug, graph.metadata.prompt
         graphs.append(ComparedGraph(file, slug, prompt, features))

@@ -22,6 +22,7 @@ from remote.terminal.prompt_hint import DEMO, hint
 from remote.terminal.text import (
     TABLE_STYLE,
     cut,
+    end_of,
     line,
     print_hint,
     print_named,
@@ -46,6 +47,7 @@ _COUNTED_IF_COMPLETE = {
 }
 
 
+_LONGEST_PROMPT = 400
 _NAMED = 100  # strongest features, whose names the tables show where they are known
 
 
@@ -65,7 +67,8 @@ def print_graph(
     metadata = document.metadata
     wanted = [name_of(node) for _, node in strongest(document.nodes)[:_NAMED]]
     names = feature_names(graph["metadata"], wanted, labels)
-    console.print(f"\n[bold]{shown(metadata.prompt)}[/bold]  ({line(metadata.scan)})\n")
+    prompt = shown(end_of(metadata.prompt, _LONGEST_PROMPT))
+    console.print(f"\n[bold]{prompt}[/bold]  ({line(metadata.scan)})\n")
     console.print(_predictions(document))
     print_hint(console, _hint(document, graph["metadata"]))
     console.print()

@@ -14,3 +14,4 @@ def print_json(output: Any) -> None:
     text = orjson.dumps(output, option=orjson.OPT_INDENT_2).decode()
     text = _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     sys.stdout.buffer.write(text.encode() + b"\n")
+    sys.stdout.buffer.flush()  # here a reader that has gone is noticed, and not as the process ends

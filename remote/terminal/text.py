@@ -31,6 +31,11 @@ def quoted(token: str) -> str:
     return shown('"' + token.replace("\n", "\\n") + '"')
 
 
+def end_of(prompt: str, most: int) -> str:
+    """A prompt's last characters: what a model continues, and where long prompts mostly differ."""
+    return prompt if len(prompt) <= most else f"…{prompt[-most:]}"
+
+
 def cut(markup: str) -> Text:
     """A cell that is cut where its column is too narrow, and keeps to one line."""
     text = Text.from_markup(markup, emoji=False)

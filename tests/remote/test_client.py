@@ -12,8 +12,10 @@ import requests
 
 from client import main
 from remote.command_line.arguments import parse
+from remote.commands import connecting
 from tests.support.demo_worker import PROMPT
-from tests.support.programs import ROOT, imported_by
+from tests.support.programs import ROOT, free_port, imported_by
+from tests.support.raw_server import RawServer
 from tools.documents import read
 
 PAGE = read("docs/client.md")
@@ -30,7 +32,8 @@ def workplace(tmp_path, monkeypatch):
 
 def test_importing_it_needs_no_torch_and_none_of_the_worker_s_servers():
     heavy = ("torch", "transformers", "runpod", "fastapi", "uvicorn", "settings", "actions")
-    assert not imported_by("import client", *heavy)
+    program = "from client import Client, download; import remote.commands.program"
+    assert not imported_by(program, *heavy)
 
 
 COMMANDS = [
@@ -99,6 +102,22 @@ def test_what_goes_wrong_is_one_sentence_and_an_exit_code(
     assert words in error
 
 
+def refusing(connection, _request):
+    connection.sendall(b"HTTP/1.1 500 X\r\nContent-Length: 0\r\n\r\n")
+
+
+def test_only_where_nobody_is_there_is_one_told_to_start_a_worker(workplace, monkeypatch, capsys):
+    monkeypatch.setattr(connecting, "DEFAULT_URL", f"http://127.0.0.1:{free_port()}")
+    assert main(["forward-pass", PROMPT]) == 3
+    assert "start one with `python start.py`" in capsys.readouterr().err
+    with RawServer([refusing]) as server:
+        monkeypatch.setattr(connecting, "DEFAULT_URL", f"http://127.0.0.1:{server.port}")
+        assert main(["forward-pass", PROMPT, "--server", "http"]) == 3
+    said = capsys.readouterr().err
+    assert "answered 500" in said
+    assert "start one" not in said
+
+
 def test_the_key_stays_out_of_what_is_said(workplace, monkeypatch, capsys):
     monkeypatch.setenv("RUNPOD_API_KEY", "planted-key")
     monkeypatch.setenv("RUNPOD_ENDPOINT_BASE_URL", "http://planted.invalid/v2")
@@ -113,6 +132,14 @@ def test_json_is_the_output_alone(server, workplace, capfdbinary):
     assert main(["graph", PROMPT, "--json", "--url", server.url]) == 0
     assert json.loads(capfdbinary.readouterr().out)["nodes"]
     assert not list(workplace.iterdir())
+
+
+@pytest.mark.parametrize(("slug", "name"), [("NUL", "graph-NUL"), ("com1-a", "com1-a")])
+def test_a_graph_that_is_called_as_a_device_of_windows_gets_another_file_name(
+    slug, name, server, workplace
+):
+    assert main(["graph", PROMPT, "--slug-identifier", slug, "--url", server.url]) == 0
+    assert [path.name for path in (workplace / "out").iterdir()] == [f"{name}.json"]
 
 
 def test_view_serves_a_graph_until_ctrl_c(server, workplace):

@@ -5,7 +5,7 @@ import hashlib
 
 import pytest
 
-from remote.download import download
+from remote.download import download, replacing
 from remote.errors import NotAllowed, NotTheGraph, Unreachable
 from remote.retries import Patience
 from schemas import UploadReceipt
@@ -92,6 +92,59 @@ def test_one_that_always_does_is_given_up(path, act, words):
     assert_untouched(path)
 
 
+LARGE = b"[" + b"1234567, " * 500_000 + b"0]"
+A_BIT_MORE = 1_200_000  # bytes that a connection brings before it breaks
+
+
+def range_of(request):
+    """The first byte that a request asks for."""
+    asked = dict(request.headers).get("Range", "bytes=0-")
+    return int(asked.removeprefix("bytes=").removesuffix("-"))
+
+
+def breaking_store(stored):
+    """Sends a bit from the byte that is asked for, and breaks off."""
+
+    def act(connection, request):
+        first = range_of(request)
+        piece = stored[first : first + A_BIT_MORE]
+        lines = [f"HTTP/1.1 {206 if first else 200} X", f"Content-Length: {len(stored) - first}"]
+        if first:
+            lines.append(f"Content-Range: bytes {first}-{len(stored) - 1}/{len(stored)}")
+        connection.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + piece)
+
+    return act
+
+
+@pytest.mark.parametrize("compressed", [False, True], ids=["plain", "gzipped"])
+def test_on_a_connection_that_always_breaks_a_download_goes_on_where_it_was(path, compressed):
+    """Each time the patience, which is shorter than all of it, begins anew."""
+    stored = gzip.compress(LARGE, compresslevel=0) if compressed else LARGE
+    receipt = receipt_of(stored, compressed=compressed)
+    requests = fetch(path, breaking_store(stored), receipt=receipt)
+    assert path.read_bytes() == LARGE
+    assert list(path.parent.iterdir()) == [path]
+    begun_at = [range_of(request) for request in requests]
+    assert begun_at[0] == 0
+    assert begun_at == sorted(set(begun_at))
+    assert begun_at[-1] >= len(stored) - A_BIT_MORE
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        reply(416),
+        reply(206, GRAPH[5:], Content_Range=f"bytes 5-{len(GRAPH) - 1}/{len(GRAPH)}"),
+        reply(206, GRAPH),
+    ],
+    ids=["refused", "another range", "no range named"],
+)
+def test_a_store_that_does_not_go_on_there_is_asked_for_all_of_it(path, odd):
+    requests = fetch(path, CUT_SHORT, odd, reply(200, GRAPH))
+    assert [range_of(request) > 0 for request in requests] == [False, True, False]
+    assert path.read_bytes() == GRAPH
+
+
 OTHER = GRAPH.replace(b"1234", b"1235")
 
 
@@ -121,3 +174,14 @@ def test_a_store_s_refusal_is_final_and_shows_none_of_the_url_s_query(path, stat
         fetch(path, reply(status))
     assert "Signature" not in str(caught.value)
     assert_untouched(path)
+
+
+def test_of_two_that_write_one_file_at_once_each_puts_its_own_whole_in_place(path):
+    with replacing(path) as first:
+        first.write(b"the first ")
+        with replacing(path) as second:
+            second.write(b"the second")
+        assert path.read_bytes() == b"the second"
+        first.write(b"whole")
+    assert path.read_bytes() == b"the first whole"
+    assert list(path.parent.iterdir()) == [path]

@@ -83,6 +83,12 @@ def test_its_command_tells_its_version(run):
     assert run("attribution_client", "--version") == f"attribution_client {VERSION}\n"
 
 
+def test_ctrl_c_while_its_command_imports_modules_ends_it_quietly(environment, interrupted_at):
+    command = environment / "bin" / "attribution_client"
+    said = interrupted_at("orjson", environment / "bin" / "python", command, "health")
+    assert said == (130, "stopped\n")
+
+
 def test_all_of_it_can_be_imported_and_no_other_name_of_ours(run):
     *modules, other_names = run("python", "-c", IMPORT_ALL).splitlines()
     assert other_names == "[]"

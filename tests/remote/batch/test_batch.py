@@ -91,6 +91,8 @@ def test_each_prompt_s_graph_is_the_worker_s_own_and_the_index_says_what_is_in_i
     assert json.loads(first["predictions"])[0] == [" basket", float(first["probability"])]
     assert int(first["features"]) > 5
     assert first["model"] == graph["metadata"]["scan"]
+    assert first["transcoders"] == graph["metadata"]["info"]["transcoder_set"]
+    assert "model   demo with demo/transcoders\n" in said
 
 
 def test_the_parquet_index_says_what_the_csv_one_says(batch, server, tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from client import main
 from remote.command_line.arguments import parse
-from schemas import SteerFeature, TargetDifference, TargetFeature, parse_request
+from schemas import RequestedDifference, RequestedFeature, SteerFeature, parse_request
 
 positions = st.integers(0, 10**6)
 
@@ -20,7 +20,7 @@ def test_a_target_feature_is_read_as_it_is_written(layer, index, position, kind)
     text = ":".join(str(part) for part in (layer, index, position, kind) if part is not None)
     job = parse(["graph", "a", "--attribution-feature", text]).job
     [target] = parse_request(job).attribution_targets
-    assert target == TargetFeature(
+    assert target == RequestedFeature(
         layer=layer, index=index, position=position, kind=kind or "transcoder"
     )
 
@@ -35,7 +35,7 @@ def test_a_difference_is_read_as_it_is_written(plus, minus):
     sides = [side[0] if len(side) == 1 else json.dumps(side) for side in (plus, minus)]
     job = parse(["graph", "a", "--attribution-difference", *sides]).job
     [target] = parse_request(job).attribution_targets
-    assert target == TargetDifference(plus=plus, minus=minus)
+    assert target == RequestedDifference(plus=plus, minus=minus)
 
 
 @pytest.mark.parametrize("feature", ["", "1", "1:2", "1:2:x", "-1:2:3", "1:2:3:mlp", "1:2:3=0"])

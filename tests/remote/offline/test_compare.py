@@ -103,6 +103,46 @@ def test_the_demo_s_graphs_of_one_fact_in_two_languages_share_features(tmp_path,
     assert 0.5 < sum(shares) < 2
 
 
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("n_graphs", [2, 3, 4, 5, 6])
+def test_no_heading_and_no_number_is_cut_on_a_narrow_terminal(
+    width, n_graphs, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", str(width))
+    nodes = [
+        feature("0_error_1", 0.25, None, "mlp reconstruction error"),
+        {**feature("12_16383_2", 0.75, 153.25), "clerp": "a label of more than 20 letters"},
+        {**feature("25_1_1", 0.875, 7.5), "clerp": "short"},
+    ]
+    paths = [graph(tmp_path, f"g{n}", nodes[: 3 - n % 2]) for n in range(n_graphs)]
+    assert main(["compare", *map(str, paths)]) == 0
+    said = capsys.readouterr().out
+    [row, *_] = [text for text in said.splitlines() if text.startswith("12:16383 ")]
+    [heading, *_] = [text for text in said.splitlines() if text.startswith("feature ")]
+    assert len(row) <= width
+    assert "…" not in heading
+    if n_graphs > 4:
+        assert heading.split() == ["feature", "graphs", "influence", "activation"]
+        assert row.split()[1:5] == [str(n_graphs), "(100%)", "50.00%", "153.25"]
+        return
+    assert heading.split() == ["feature", *"ABCDEF"[:n_graphs]]
+    fits = (width, n_graphs) not in {(60, 3), (60, 4)}
+    cells = ["50.00%", "153.25"] if fits else ["50.00%"]
+    assert row.split()[1 : 1 + n_graphs * len(cells)] == cells * n_graphs
+    assert ("activations need a wider terminal" in " ".join(said.split())) is not fits
+
+
+def test_long_prompts_that_differ_at_their_ends_are_told_apart(tmp_path, capsys):
+    common = "the same words before that " * 10
+    paths = [
+        graph(tmp_path, name, [], prompt=f"{common}the {name} word") for name in ("first", "other")
+    ]
+    assert main(["compare", *map(str, paths)]) == 0
+    said = capsys.readouterr().out
+    assert 'the first word"' in said
+    assert 'the other word"' in said
+
+
 def test_many_graphs_are_shown_as_what_recurs(three, tmp_path, capsys):
     more = [tmp_path / "runs", *three[:2]]
     assert main(["compare", *map(str, more)]) == 0
@@ -138,6 +178,35 @@ def test_graphs_of_different_models_are_not_compared(three, tmp_path):
     paths = [graph(tmp_path, f"set-{i}", [], **info) for i, info in enumerate(sets)]
     with pytest.raises(WrongFile, match="'demo' with 'y'"):
         compare(paths)
+
+
+def of_sets(folder, *names):
+    """Graphs with what they say of their sets: the worker's name, and Neuronpedia's."""
+    return [
+        graph(
+            folder,
+            f"graph-{n}",
+            [],
+            info={"transcoder_set": own},
+            feature_details={"neuronpedia_source_set": source_set},
+        )
+        for n, (own, source_set) in enumerate(names)
+    ]
+
+
+@pytest.mark.parametrize(
+    "names", [[(None, "x"), (None, "y")], [("set", "x"), (None, "y")], [("set", None), (None, "y")]]
+)
+def test_sets_that_only_neuronpedia_names_are_told_apart_too(names, tmp_path):
+    with pytest.raises(WrongFile, match="'demo' with 'y'"):
+        compare(of_sets(tmp_path, *names))
+
+
+@pytest.mark.parametrize(
+    "names", [[("set", "x"), ("set", None)], [("set", "x"), (None, "x")], [(None, None)] * 2]
+)
+def test_a_set_that_one_of_its_names_shows_to_be_the_same_is_compared(names, tmp_path):
+    assert len(compare(of_sets(tmp_path, *names)).graphs) == 2
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,16 @@ def test_a_graph_counts_its_nodes_and_quotes_its_tokens_as_the_other_summaries_d
     assert "nodes   2: 1 feature, 0 errors, 0 tokens, 1 logit\n" in text
 
 
+def test_of_a_very_long_prompt_the_end_is_shown(capsys, graph):
+    path, document = graph
+    document["metadata"]["prompt"] = "again and " * 1000 + "the end"
+    print_graph(Console(width=80, highlight=False, emoji=False), document, path)
+    text = capsys.readouterr().out
+    assert text.startswith("\n…")
+    assert "the end" in " ".join(text.split())
+    assert len(text) < 1500
+
+
 def test_targets_that_were_asked_for_are_not_called_the_likeliest_tokens(capsys, graph):
     path, document = graph
     document["metadata"]["attribution_targets"] = [{"plus": [" sat"], "minus": [" ran"]}]
