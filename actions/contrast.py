@@ -10,7 +10,7 @@ from actions.job import Job, prepare_prompt, prepare_text
 from actions.tokens import likely
 from attribution.contrast import contrast
 from attribution.contrasted import Contrasted
-from attribution.salient_logits import salient_logits
+from attribution.salient_logits import probabilities_of
 from errors import InvalidInput, WorkerError
 from loading.loaded_model import LoadedModel
 from prompting.prompts import Prompt
@@ -92,8 +92,9 @@ def _position(field: str, asked: int | None, prompt: Prompt) -> int:
 
 
 def _likeliest(logits: Tensor, loaded: LoadedModel) -> SalientLogit:
-    top = salient_logits(logits, 1, 1.0)
-    [token] = likely(top.token_ids.tolist(), top.probabilities.tolist(), loaded)
+    """The token that is explained, and that a generation takes; others may be as likely."""
+    token_id = int(logits.argmax())
+    [token] = likely([token_id], [float(probabilities_of(logits)[token_id])], loaded)
     return token
 
 

@@ -11,7 +11,7 @@ from actions.bounds import check_n_tokens, check_position
 from actions.job import Job, prepare_prompt
 from actions.named_features import Named
 from actions.tokens import likely, token_ids
-from attribution.salient_logits import likeliest, probabilities_of
+from attribution.salient_logits import probabilities_of
 from loading.loaded_model import LoadedModel
 from prompting.prompts import Prompt
 from schemas import (
@@ -156,8 +156,9 @@ def _sums(activations: torch.Tensor, columns: _Columns) -> torch.Tensor:
 
 
 def _top(logits: torch.Tensor, top_k: int, loaded: LoadedModel) -> list[list[SalientLogit]]:
-    tops = (likeliest(row, top_k) for row in logits)
-    return [likely(ids.tolist(), probabilities.tolist(), loaded) for probabilities, ids in tops]
+    top = probabilities_of(logits).topk(top_k)
+    rows = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return [likely(ids, probabilities, loaded) for ids, probabilities in rows]
 
 
 def _targets(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attribution.salient_logits import likeliest
+from attribution.salient_logits import probabilities_of
 from errors import NotFinite
 from steering.engine import Hooks, Passes
 from steering.features import InterventionHooks, intervention_hooks
@@ -179,7 +179,7 @@ def _predict(passes: Passes, sides: Sequence[_Side], rows: Iterable[Tensor], top
         if not logits.isfinite().all():
             raise _not_finite(passes, side.ids, side.interventions)
         side.logits = logits
-        side.top.append(likeliest(logits, top_k))
+        side.top.append(probabilities_of(logits).topk(top_k))
 
 
 def _choose_token(side: _Side, options: Options) -> int:

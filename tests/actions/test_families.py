@@ -175,6 +175,8 @@ def test_in_bfloat16_the_newer_options_agree_on_what_comes_next(family, loaded):
 
     salient = answered("forward-pass", desired_logit_prob=1.0)["salient_logits"]
     tokens, ids = ([logit[key] for logit in salient] for key in ("token", "token_id"))
+    # In 16 bits several may be the likeliest, of which a list has the library's order.
+    first = [logit for logit in salient if logit["probability"] == salient[0]["probability"]]
 
     graph = answered("generate-graph", supernodes="auto")
     best = strongest_feature(graph)
@@ -196,12 +198,12 @@ def test_in_bfloat16_the_newer_options_agree_on_what_comes_next(family, loaded):
     if family.model == "openai-community/gpt2":
         return  # it predicts one token whatever it reads
     contrast = answered("contrast", **other_of(text, tokens[0], chosen))
-    assert contrast["prediction"]["token_id"] == ids[0]
+    assert contrast["prediction"]["token_id"] in [logit["token_id"] for logit in first]
     steer = answered("steer", n_tokens=1, top_k=10, features=contrast["steer"])
     assert steer["ignored_features"] == []
     *_, (_, default), (taken, _) = steer["DEFAULT_LOGITS_BY_TOKEN"]
     assert [token for token, _ in default] == tokens
-    assert taken == tokens[0]
+    assert taken == contrast["prediction"]["token"]
 
 
 def place(node_id):

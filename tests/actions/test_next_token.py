@@ -83,42 +83,16 @@ def test_steer_s_first_default_prediction_is_what_forward_pass_names(loaded, pro
 EQUAL = (300, 484, 900)  # 484 is " basket", the answer; the others get its output weights
 
 
-@pytest.fixture(scope="module", params=["bfloat16", "float16"])
-def with_equal_tokens(request):
-    """The demo model with tokens that it can't tell apart, as the process's model meanwhile."""
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_of_equally_likely_tokens_a_contrast_names_the_one_that_a_generation_takes(dtype):
     usual = model_loader._loaded
-    model_loader._loaded = model_loader.load(demo_settings(model_dtype=request.param))
-    weights = model_loader._loaded.model.unembed.W_U
-    weights.data[:, EQUAL] = weights.data[:, [EQUAL[1]]]
-    yield model_loader._loaded
-    model_loader._loaded = usual
-
-
-def test_of_equally_likely_tokens_every_action_names_the_lowest_first(with_equal_tokens):
-    body = {"prompt": PROMPT}
-    for n in (1, 2, 3, 10):
-        forward = ask({"action": "forward-pass", **body, "max_n_logits": n})["salient_logits"]
-        assert [logit["token_id"] for logit in forward][:3] == list(EQUAL[:n])
-        graph = ask({"action": "generate-graph", **body, "max_n_logits": n})
-        named = [node["feature"] for node in graph["nodes"] if node["feature_type"] == "logit"]
-        assert named == [logit["token_id"] for logit in forward]
-    assert len({logit["probability"] for logit in forward[:3]}) == 1
-    tokens = [logit["token"] for logit in forward[:3]]
-
-    at = {"layer": 1, "index": 7, "token_active_position": 1, "steer_position": 1}
-    for features in ([], [{**at, "delta": 0.0}]):
-        steered = ask({"action": "steer", **body, "features": features, "n_tokens": 1})
-        for side in ("DEFAULT", "STEERED"):
-            entries = steered[f"{side}_LOGITS_BY_TOKEN"]
-            assert [token for token, _ in entries[-2][1]][:3] == tokens
-            assert entries[-1][0] == tokens[0]
-
-    groups = {"a": [{"layer": 1, "index": 7, "position": 1}]}
-    intervened = ask({"action": "intervene", **body, "groups": groups, "experiments": [[]]})
-    for row in (intervened["baseline"], *intervened["experiments"]):
-        assert [logit["token_id"] for logit in row["top"]][:3] == list(EQUAL)
-
-    contrasted = ask({"action": "contrast", **body, "other_prompt": "Michael Jordan juega al"})
-    assert contrasted["prediction"]["token_id"] == EQUAL[0]
-    back = {"prompt": "Michael Jordan juega al", "other_prompt": PROMPT}
-    assert ask({"action": "contrast", **back})["other_prediction"]["token_id"] == EQUAL[0]
+    model_loader._loaded = model_loader.load(demo_settings(model_dtype=dtype))
+    try:
+        weights = model_loader._loaded.model.unembed.W_U
+        weights.data[:, EQUAL] = weights.data[:, [EQUAL[1]]]
+        contrasted = ask({"action": "contrast", "prompt": PROMPT, "other_prompt": VAGUE})
+        steered = ask({"action": "steer", "prompt": PROMPT, "features": [], "n_tokens": 1})
+    finally:
+        model_loader._loaded = usual
+    assert contrasted["prediction"]["token_id"] in EQUAL
+    assert contrasted["prediction"]["token"] == steered["DEFAULT_LOGITS_BY_TOKEN"][-1][0]

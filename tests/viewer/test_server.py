@@ -78,6 +78,7 @@ CHANGED = (
     (b"if (urlSupernodes)", b"if (util.params.get('supernodes'))"),
     (MEMBERS, MEMBERS + b".classed('lorsa', d => d.feature_type == 'lorsa')"),
     (b"if (urlSupernodes) visState", b"if (util.params.get('supernodes')) visState"),
+    (b"nodeIdToNode[label] ?", b"!label || nodeIdToNode[label] ?"),
     (b"d.tmpClickedSourceLink?.pctInput", b"Math.abs(d.tmpClickedSourceLink.weight)"),
     (b"d.tmpClickedTargetLink?.pctInput", b"Math.abs(d.tmpClickedTargetLink.weight)"),
     (b"var nodeWidth = 75", b"var nodeWidth = 96"),
