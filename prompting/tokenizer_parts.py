@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -45,10 +44,6 @@ _QUICK_TYPES = {
 }
 _PARTS = ("normalizer", "pre_tokenizer", "post_processor")
 _QUICK_MODELS = ("BPE", "WordLevel")
-_MODEL = b'"model":'
-# Of what a vocabulary must not have behind it: names of parts, or letters of one in other spelling.
-_HEAD_NAMES = tuple(f'"{name}"'.encode() for name in (*_PARTS, "added_tokens", "decoder"))
-_ESCAPED = re.compile(rb"\\u00[4-7]")
 _MOST_OBJECTS = 128  # of a part of the file
 _DEEPEST = 20
 _MOST_PREPENDED = 8
@@ -104,20 +99,12 @@ def state_of(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def state_in(content: bytes) -> dict[str, Any]:
-    """What a tokenizer.json says before its vocabulary, or all of it.
-
-    A vocabulary takes a second to read, and comes last, unless somebody has put it elsewhere.
+    """What a tokenizer.json says.
 
     Raises:
         ValueError: the content is no JSON, or no object.
     """
-    head, found, rest = content.partition(_MODEL)
-    state = None
-    if found and not any(name in rest for name in _HEAD_NAMES) and not _ESCAPED.search(rest):
-        with suppress(ValueError):
-            state = json.loads(head.rstrip().removesuffix(b",") + b"}")
-    if state is None:
-        state = json.loads(content)
+    state = json.loads(content)
     if not isinstance(state, dict):
         raise ValueError("it is no object")
     return state
