@@ -73,6 +73,8 @@ _CHANGES = (
     (b"if (urlSupernodes) visState", b"if (util.params.get('supernodes')) visState"),
     # A group's name is its id in the subgraph, and an empty one is none.
     (b"nodeIdToNode[label] ?", b"!label || nodeIdToNode[label] ?"),
+    # A document's places that aren't those of its subgraph's nodes are left out.
+    (b"if (visState.sg_pos){", b"if (arePlacesOf(selForceNodes, visState.sg_pos)){"),
     # Of links, the one of the largest weight comes first, negative or not.
     (b"d.tmpClickedSourceLink?.pctInput", b"Math.abs(d.tmpClickedSourceLink.weight)"),
     (b"d.tmpClickedTargetLink?.pctInput", b"Math.abs(d.tmpClickedTargetLink.weight)"),

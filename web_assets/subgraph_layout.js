@@ -1,11 +1,20 @@
-// Room for the names in the subgraph. Loaded before the page starts; viewer/page.py has
-// circuit-tracer's script call this between dagre's layout and the drawing.
+// Where the nodes of the subgraph are, with room for their names. Loaded before the page starts;
+// viewer/page.py has circuit-tracer's script call this before dagre's layout, and behind it.
 'use strict';
 
 (() => {
   const SPACE = 20; // between rows, as the script asks of dagre
   const MOST_STRETCH = 2; // more would draw a chain of nodes as a slope
+  const FARTHEST = 100_000; // of a place, in thousandths of the width or height
   const ROUNDS = 100; // in which nodes are moved apart; a crowd that needs more has no room
+
+  // Whether a graph's own places, as `sg_pos` has them in its document, are those of these nodes: two
+  // numbers each. With others the script would draw nodes nowhere.
+  window.arePlacesOf = (nodes, places) => {
+    const numbers = (places || '').split(' ');
+    const isPlace = text => text !== '' && Math.abs(+text) <= FARTHEST;
+    return numbers.length === 2 * nodes.length && numbers.every(isPlace);
+  };
 
   window.makeRoom = (graph, width, height) => {
     const nodes = graph.nodes().map(id => graph.node(id));

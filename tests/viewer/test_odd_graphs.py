@@ -5,8 +5,9 @@ from urllib.parse import urlencode
 import pytest
 
 from tests.support.browser import chromium, needs_chromium, watched_page
+from tests.support.hostile_graphs import sound
 from tests.support.odd_graphs import odd_graph
-from tests.support.viewer_page import assert_only_its_own_elements, boxes, hover
+from tests.support.viewer_page import assert_only_its_own_elements, boxes, hover, open_graph
 from tests.support.viewer_server import showing
 from viewer.graph_files import ViewerError, read_graphs
 
@@ -66,6 +67,38 @@ def test_each_odd_file_is_read_or_refused_by_its_name(tmp_path):
 @needs_chromium
 def test_the_page_draws_an_odd_graph_or_says_what_is_wrong_with_it(tmp_path):
     look_at(EVERY_TWENTIETH, tmp_path)
+
+
+PLACES = """() => [...document.querySelectorAll('.subgraph .supernode-container')]
+    .map(node => node.style.transform)"""
+
+
+@pytest.mark.browser
+@needs_chromium
+@pytest.mark.parametrize(
+    "places",
+    ['"', "x y", "100 200", "1  2 3 4 5", *(f"{n} {n} 1 2 3 4" for n in ("1e999", "1e300", "NaN"))],
+)
+def test_places_that_are_none_of_the_subgraph_s_nodes_are_left_out(page, serve, places):
+    graph = sound()
+    pins = {"pinnedIds": [node["node_id"] for node in graph["nodes"][:3]]}
+    shown = []
+    for sg_pos in ("", places):
+        open_graph(page, serve(graph | {"qParams": {**pins, "sg_pos": sg_pos}}))
+        page.locator(".subgraph .supernode-container").first.wait_for()
+        shown.append(page.evaluate(PLACES))
+    assert len(shown[0]) == 3
+    assert shown[0] == shown[1]
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_places_of_the_subgraph_s_nodes_are_taken(page, serve):
+    graph = sound()
+    pins = {"pinnedIds": [node["node_id"] for node in graph["nodes"][:2]]}
+    open_graph(page, serve(graph | {"qParams": {**pins, "sg_pos": "0 0 500 100"}}))
+    page.locator(".subgraph .supernode-container").first.wait_for()
+    assert "translate(0px, 0px)" in page.evaluate(PLACES)
 
 
 @pytest.mark.soak

@@ -79,6 +79,7 @@ CHANGED = (
     (MEMBERS, MEMBERS + b".classed('lorsa', d => d.feature_type == 'lorsa')"),
     (b"if (urlSupernodes) visState", b"if (util.params.get('supernodes')) visState"),
     (b"nodeIdToNode[label] ?", b"!label || nodeIdToNode[label] ?"),
+    (b"if (visState.sg_pos){", b"if (arePlacesOf(selForceNodes, visState.sg_pos)){"),
     (b"d.tmpClickedSourceLink?.pctInput", b"Math.abs(d.tmpClickedSourceLink.weight)"),
     (b"d.tmpClickedTargetLink?.pctInput", b"Math.abs(d.tmpClickedTargetLink.weight)"),
     (b"var nodeWidth = 75", b"var nodeWidth = 96"),
