@@ -12,6 +12,7 @@ import selectors
 import subprocess
 import sys
 import threading
+from abc import ABC, abstractmethod
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, ClassVar
@@ -24,7 +25,7 @@ _PATIENCE = 20
 _ENDING_S = 5.0
 
 
-class BoundedProcess:
+class BoundedProcess(ABC):
     """A process that answers one request at a time; one that a bound ended is started anew."""
 
     environment: ClassVar[dict[str, str]] = {}  # nothing of the worker's, such as its secrets
@@ -61,13 +62,13 @@ class BoundedProcess:
         with self._lock:
             return self._exchange(line)
 
+    @abstractmethod
     def _program(self) -> tuple[Path, list[str]]:
         """The program's file and arguments."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _purpose(self) -> tuple[str, str]:
         """What the process does, and the package that it needs for that."""
-        raise NotImplementedError
 
     def _opening(self) -> bytes:
         """A first line for the program, which has no answer."""
