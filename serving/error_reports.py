@@ -15,7 +15,7 @@ from settings import Settings, SettingsError
 
 _KEPT = ("event_id", "timestamp", "level", "platform", "release", "environment", "tags")
 _KEPT_OF_FRAME = ("filename", "module", "function", "lineno", "in_app")
-# Reports are sent by a thread; so long may the last of them hold the end of the process up.
+# A thread sends the reports; the process waits at most so long for the last one when it ends.
 _SENDING_S = 5.0
 
 
@@ -50,7 +50,7 @@ def set_up(settings: Settings) -> None:
         raise SettingsError(
             f"SENTRY_DSN=***: it must be https://KEY@HOST/PROJECT ({wanted})"
         ) from None
-    atexit.register(sentry_sdk.flush, _SENDING_S)
+    atexit.register(_wait_until_sent, settings)
 
 
 def report(settings: Settings, error: BaseException, code: str, action: str | None = None) -> None:
@@ -67,12 +67,24 @@ def report(settings: Settings, error: BaseException, code: str, action: str | No
 
 @contextmanager
 def of_the_start(settings: Settings) -> Iterator[None]:
-    """Report whatever is raised within, before the process ends."""
+    """Report whatever is raised within, and wait until it is sent.
+
+    What comes next may be `os._exit`, which runs no `atexit`: Runpod's SDK ends a worker so whose
+    fitness check fails.
+    """
     try:
         yield
     except Exception as error:
         report(settings, error, "start")
+        _wait_until_sent(settings)
         raise
+
+
+def _wait_until_sent(settings: Settings) -> None:
+    if settings.sentry_dsn is not None:
+        import sentry_sdk
+
+        sentry_sdk.flush(_SENDING_S)
 
 
 def _scrubbed(event: Any, _hint: object) -> Any:

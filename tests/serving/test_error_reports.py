@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 import brotli
 import pytest
@@ -151,6 +152,22 @@ def test_a_start_that_fails_is_reported_before_the_process_ends(sentry, tmp_path
     assert event["exception"]["values"][-1]["type"] == "ModelLoadError"
     assert event["tags"]["code"] == "start"
     assert "planted" not in json.dumps(event)
+
+
+def test_a_start_goes_on_to_its_end_once_its_report_is_sent():
+    """What follows may be `os._exit`, which waits for nothing."""
+
+    def answer_late(connection, request):
+        time.sleep(0.5)
+        answer(200)(connection, request)
+
+    with RawServer([answer_late]) as sink:
+        settings = demo_settings(sentry_dsn=dsn(sink))
+        error_reports.set_up(settings)
+        with pytest.raises(RuntimeError), error_reports.of_the_start(settings):
+            raise RuntimeError("planted message")
+        assert sink.requests[0].body
+        sentry_sdk.get_client().close()
 
 
 def test_a_worker_on_runpod_that_is_not_fit_is_reported(sentry, tmp_path):
