@@ -86,6 +86,15 @@ def plane() -> Iterator[Any]:
         yield plane
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A store that takes uploads to URLs it has signed."""
+    from tests.support.object_store import running_store
+
+    with running_store(tmp_path_factory.mktemp("store")) as running:
+        yield running
+
+
 @pytest.fixture
 def demo_block() -> Any:
     """The first block of this process's demo model."""

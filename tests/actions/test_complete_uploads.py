@@ -13,7 +13,6 @@ from graphs.cache import TracedGraph, kept_bytes
 from tests.support.complete_worker import forbidding_runs, forget_graphs, serving_complete
 from tests.support.demo_worker import GRAPH, as_json, ask, comparable, without_times
 from tests.support.http_server import assert_error, post, serving
-from tests.support.object_store import running_store
 from tests.support.webapp_rules import Graph
 
 LONG = "Michael Jordan joue au basket , Rafael Nadal juega al tenis . " * 4
@@ -27,12 +26,6 @@ ALLOWED = {"upload_allowed_hosts": ("127.0.0.1",)}
 def complete(tmp_path_factory):
     with serving_complete(tmp_path_factory.mktemp("complete"), **ALLOWED) as served:
         yield served
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    with running_store(tmp_path_factory.mktemp("store")) as running:
-        yield running
 
 
 @pytest.fixture

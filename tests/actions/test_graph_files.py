@@ -18,18 +18,11 @@ from graphs import torch_file
 from model_loader import get_model
 from tests.support.complete_worker import serving_complete
 from tests.support.demo_worker import GRAPH, ask, demo_settings, forget_graphs
-from tests.support.object_store import running_store
 from tests.support.same_graph import assert_agree
 
 SETTINGS = demo_settings(upload_allowed_hosts=("127.0.0.1",))
 FILE = {**GRAPH, "format": "pt"}
 DIFFERENCE = {"plus": [" basket"], "minus": [" tennis"]}
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    with running_store(tmp_path_factory.mktemp("store")) as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)

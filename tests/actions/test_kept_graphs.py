@@ -10,16 +10,9 @@ import pytest
 from errors import UploadFailed, UploadUrlRefused
 from model_loader import get_model
 from tests.support.demo_worker import GRAPH, ask, demo_settings, forget_graphs, without_times
-from tests.support.object_store import running_store
 
 SETTINGS = demo_settings(upload_allowed_hosts=("127.0.0.1",))
 OTHER_THRESHOLDS = {"node_threshold": 0.95, "edge_threshold": 0.999}
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    with running_store(tmp_path_factory.mktemp("store")) as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)

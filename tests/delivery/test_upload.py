@@ -31,7 +31,6 @@ from errors import (
     UploadFailed,
     UploadUrlRefused,
 )
-from tests.support.object_store import running_store
 from tests.support.raw_server import (
     RawServer,
     answer,
@@ -636,12 +635,6 @@ def test_a_certificate_that_proves_nothing_is_final(body, authority, fault):
 
 
 # --- a store that verifies signatures and expiry
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    with running_store(tmp_path_factory.mktemp("store")) as running:
-        yield running
 
 
 @pytest.mark.parametrize("compress", [False, True])

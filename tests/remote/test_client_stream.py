@@ -16,7 +16,7 @@ from prompting.token_text import joined
 from remote.errors import Interrupted, JobTimedOut, Unreachable, WorkerFailure
 from remote.retries import Patience
 from tests.support.demo_worker import PROMPT, ask, demo_settings
-from tests.support.http_server import get, serving
+from tests.support.http_server import get
 from tests.support.polling import until
 from tests.support.programs import ROOT
 from tests.support.raw_server import RawServer
@@ -27,12 +27,6 @@ STEER = {"prompt": PROMPT, "features": [FEATURE], "n_tokens": 12, "temperature":
 COMMAND = ["steer", PROMPT, "--feature", "2:5:4=+20", "--temperature", "5", "--seed", "4"]
 COMMAND += ["--n-tokens", "12", "--stream"]
 PATIENCE = Patience(outage_s=5.0, busy_s=20.0, first_wait_s=0.02, longest_wait_s=0.2)
-
-
-@pytest.fixture(scope="module")
-def server():
-    with serving() as running:
-        yield running
 
 
 @pytest.fixture

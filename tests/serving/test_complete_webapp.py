@@ -9,7 +9,6 @@ from settings import get_settings
 from tests.support.complete_worker import serving_complete
 from tests.support.demo_worker import PROMPT
 from tests.support.http_server import serving
-from tests.support.object_store import running_store
 from tests.support.webapp_calls import TRANSPORTS
 from tests.support.webapp_rules import Graph, Preview, Steered
 
@@ -50,12 +49,6 @@ def complete(request, tmp_path_factory):
     with serving_complete(directory, model_dtype=request.param) as served:
         assert served[1].dtype is getattr(torch, request.param)
         yield served
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    with running_store(tmp_path_factory.mktemp("store")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -26,12 +26,6 @@ ACCEPT = {"Accept": "text/event-stream"}
 SECRET = "planted-secret"
 
 
-@pytest.fixture(scope="module")
-def server():
-    with serving() as running:
-        yield running
-
-
 def events_of(text):
     """The events of a whole stream, read as the standard says."""
     blocks = re.split(r"\r\n\r\n", text)

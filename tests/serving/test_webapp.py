@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from settings import get_settings
 from tests.support.demo_worker import PROMPT
 from tests.support.http_server import serving
-from tests.support.object_store import running_store
 from tests.support.webapp_calls import TRANSPORTS
 from tests.support.webapp_rules import Graph, Parsed, Preview, Steered
 
@@ -81,12 +80,6 @@ def _demo(monkeypatch):
     get_settings.cache_clear()
     yield
     get_settings.cache_clear()
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    with running_store(tmp_path_factory.mktemp("store")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

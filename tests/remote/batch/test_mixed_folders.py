@@ -2,19 +2,10 @@
 
 import json
 
-import pytest
-
 from client import main
 from remote.batch.prompt_files import read_prompts
-from tests.support.http_server import serving
 
 PROMPTS = ["Michael Jordan joue au", "Rafael Nadal juega al", "Roger Federer joue au"]
-
-
-@pytest.fixture(scope="module")
-def server():
-    with serving() as running:
-        yield running
 
 
 def test_graphs_of_another_model_and_graphs_of_no_row_are_told(server, tmp_path, capsys):

@@ -16,15 +16,8 @@ from remote.circuits.sets import CircuitGraph, Selection
 from remote.errors import Unreachable, WrongFile
 from tests.support.circuit_graphs import documents, written
 from tests.support.demo_worker import PROMPT, ask, demo_settings
-from tests.support.http_server import serving
 
 ESCAPES = "\x1b[2J\x9b\u202e[bold]x[/bold]"
-
-
-@pytest.fixture(scope="module")
-def server():
-    with serving() as running:
-        yield running
 
 
 @pytest.fixture

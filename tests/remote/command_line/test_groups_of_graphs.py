@@ -7,13 +7,6 @@ import pytest
 from client import main
 from tests.support.circuit_graphs import documents, written
 from tests.support.demo_worker import PROMPT
-from tests.support.http_server import serving
-
-
-@pytest.fixture(scope="module")
-def server():
-    with serving() as running:
-        yield running
 
 
 def changed(document, **metadata):
