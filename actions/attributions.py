@@ -1,6 +1,6 @@
 """The attribution of a prompt by the loaded model's engine: one that is kept, or a new one."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +76,7 @@ def attributed(
     options = {
         **settings,
         "attribution_targets": targets,
-        "on_progress": _report(job, "attribute", "feature nodes"),
+        "on_progress": job.counted("attribute", "feature nodes"),
         "check": job.check,
     }
     if loaded.is_complete:
@@ -129,7 +129,7 @@ def _complete_attributed(
                 local or complete.freeze(loaded.model, graph.input_tokens, job.check),
                 top_fraction=tracing[0],
                 topk=tracing[1],
-                on_progress=_report(job, "trace", "attention heads"),
+                on_progress=job.counted("trace", "attention heads"),
                 check=job.check,
             )
     traced = TracedGraph(graph, tracing, traces)
@@ -154,12 +154,3 @@ def prune(graph: "Graph | CompleteGraph", request: GenerateGraphRequest) -> Prun
     """Keep what matters of a graph, by the rule of its engine."""
     rule = complete.prune if isinstance(graph, CompleteGraph) else attribution.prune
     return rule(graph, request.node_threshold, request.edge_threshold)
-
-
-def _report(job: Job, stage: str, things: str) -> Callable[[int, int], None]:
-    """What reports so many of so many things as progress of a stage."""
-
-    def report(done: int, total: int) -> None:
-        job.report(stage, done / max(total, 1), f"{done} of {total} {things}")
-
-    return report

@@ -1,6 +1,6 @@
 """intervene: what the next token and other features become when groups of features are set."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 import torch
@@ -58,7 +58,7 @@ def run(request: InterveneRequest, loaded: LoadedModel, job: Job) -> InterveneRe
                 ],
                 frozen,
                 check=job.check,
-                on_done=_report(job),
+                on_done=job.counted("intervene", "experiments"),
             )
     baseline = _sums(torch.tensor([activations]), columns)
     sums = torch.cat([baseline, _sums(outcomes.activations[1:], columns)])
@@ -141,13 +141,6 @@ def _experiment(
             elif change.value is not None:
                 values[sites[n]] = change.value
     return values
-
-
-def _report(job: Job) -> Callable[[int, int], None]:
-    def report(done: int, total: int) -> None:
-        job.report("intervene", done / total, f"{done} of {total} experiments")
-
-    return report
 
 
 def _sums(activations: torch.Tensor, columns: _Columns) -> torch.Tensor:

@@ -72,6 +72,12 @@ class Job:
         whole = sum(self.shares.values())
         self.on_progress(stage, (before + done * self.shares[stage]) / whole, message)
 
+    def counted(self, stage: str, things: str) -> Callable[[int, int], None]:
+        """A function that reports how many of a stage's things are done, of how many in all."""
+        return lambda done, total: self.report(
+            stage, done / max(total, 1), f"{done} of {total} {things}"
+        )
+
     @contextmanager
     def model(self, loaded: "LoadedModel") -> Iterator[None]:
         """Have the model alone, and check before each of its layers that the job should go on.

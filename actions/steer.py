@@ -83,9 +83,7 @@ def _options(request: SteerRequest, loaded: LoadedModel, job: Job) -> Options:
         freeze_attention=request.freeze_attention,
         stop_ids=loaded.stop_ids,
         check=job.check,
-        on_token=lambda done, total: job.report(
-            "generate", done / total, f"{done} of {total} tokens"
-        ),
+        on_token=job.counted("generate", "tokens"),
     )
 
 
