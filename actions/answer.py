@@ -82,7 +82,7 @@ def answer(
             as it was before.
     """
     started = time.perf_counter()
-    job = Job(settings, None, cancelled or threading.Event(), on_progress, on_part, takes_files)
+    job = Job(settings, cancelled or threading.Event(), on_progress, on_part, takes_files)
     event: dict[str, Any] = {"job_id": job_id, "action": action}
     try:
         request = schemas.parse_request(body, action)

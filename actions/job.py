@@ -33,11 +33,11 @@ class Job:
     """
 
     settings: Settings
-    deadline: float | None  # Unix seconds
     cancelled: threading.Event
     on_progress: OnProgress | None = None
     on_part: OnPart | None = None
     takes_files: bool = False  # the door can answer with something else than JSON
+    deadline: float | None = None  # Unix seconds
     timings_ms: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     queue_ms: float | None = None  # time that it waited for the model; None: it has not had it yet

@@ -70,7 +70,7 @@ def generate(body: dict[str, Any], loaded: LoadedModel) -> tuple[float, dict[str
     """Seconds that a request takes, and its document."""
     request = parse_request(body)
     assert isinstance(request, GenerateGraphRequest)
-    job = Job(Settings(token_limit=512), None, threading.Event())
+    job = Job(Settings(token_limit=512), threading.Event())
     started = time.perf_counter()
     spooled = generate_graph.run(request, loaded, job)
     seconds = time.perf_counter() - started

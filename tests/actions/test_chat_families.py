@@ -45,7 +45,7 @@ class Family:
     def ask(self, action: str, **fields: Any) -> dict[str, Any]:
         request = schemas.parse_request({"action": action, **fields})
         settings = demo_settings(token_limit=128)
-        job = Job(settings, None, threading.Event())
+        job = Job(settings, threading.Event())
         return as_json(ACTIONS[type(request)](request, self.loaded, job))
 
 

@@ -42,7 +42,7 @@ class Worker:
 
     def ask(self, action: str, **fields: Any) -> dict[str, Any]:
         request = schemas.parse_request({"action": action, "prompt": PROMPT, **fields})
-        job = Job(demo_settings(token_limit=128), None, threading.Event())
+        job = Job(demo_settings(token_limit=128), threading.Event())
         return as_json(ACTIONS[type(request)](request, self.loaded, job))
 
     def steer(self, **fields: Any) -> dict[str, Any]:
