@@ -63,14 +63,13 @@ def group(text: str) -> tuple[str, list[dict[str, Any]]]:
             f"{text!r} is not NAME=LAYER:INDEX:POSITION,...; such as French=2:157:4,1:120:4 or "
             f"name=lorsa:1:105:4{meant_values.group(text)}"
         )
-    return name, [
-        {
-            **{field: int(site[field]) for field in ("layer", "index", "position")},
-            **({"kind": site["kind"]} if site["kind"] else {}),
-        }
-        for site in found
-        if site
-    ]
+    return name, [_site(site) for site in found if site]
+
+
+def _site(found: re.Match[str]) -> dict[str, Any]:
+    """A feature at a position, as requests name it; with its kind where that was written."""
+    place = {name: int(found[name]) for name in ("layer", "index", "position")}
+    return place if found["kind"] is None else {**place, "kind": found["kind"]}
 
 
 def experiment(text: str) -> list[dict[str, Any]]:
@@ -125,8 +124,7 @@ def target_feature(text: str) -> dict[str, Any]:
             f"{text!r} is not LAYER:INDEX:POSITION or LAYER:INDEX:POSITION:lorsa; such as 2:157:4"
             f"{meant_values.target_feature(text)}"
         )
-    place = {name: int(found[name]) for name in ("layer", "index", "position")}
-    return place if found["kind"] is None else {**place, "kind": found["kind"]}
+    return _site(found)
 
 
 def groups_of_file(name: str) -> GraphGroups:
