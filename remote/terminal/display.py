@@ -12,8 +12,8 @@ from rich.progress import Progress as Bars
 from rich.table import Column
 
 from remote.jobs import Progress
-from remote.terminal.summary import side_by_side, text_of
-from remote.terminal.text import line, quoted, shown
+from remote.terminal.summary import side_by_side
+from remote.terminal.text import line, quoted, shown, text_of
 from schemas import SteerPart
 
 _LINE_EVERY_S = 10.0

@@ -1,9 +1,8 @@
 """A hint on a prompt that the model can't continue: what to try instead."""
 
-import re
 from collections.abc import Iterator, Sequence
 
-from remote.terminal.text import quoted
+from remote.terminal.text import BYTE_TOKENS, quoted, text_of
 
 DEMO = "demo"
 
@@ -20,7 +19,6 @@ DEMO_PROMPTS = (
     "Lo contrario de grande es",
 )
 
-_BYTES = re.compile(r"(?:<0x[0-9A-F]{2}>)+")
 _MOST_WORDS = 3
 
 
@@ -69,7 +67,7 @@ def split_words(tokens: Sequence[str]) -> Iterator[str]:
     for token in [*tokens, " "]:
         goes_on = bool(word) and _ends_in_word(word[-1]) and _begins_in_word(token)
         if not goes_on:
-            if len(word) > 1 or any(map(_BYTES.fullmatch, word)):
+            if len(word) > 1 or any(map(BYTE_TOKENS.fullmatch, word)):
                 yield "".join(word).strip()
             word = []
         word.append(token)
@@ -77,20 +75,16 @@ def split_words(tokens: Sequence[str]) -> Iterator[str]:
 
 def _text(word: str) -> str:
     """A word with its tokens of bytes as the characters that they are, if they are whole ones."""
-    pieces = re.sub(_BYTES, lambda found: _characters(found[0]), word)
+    pieces = BYTE_TOKENS.sub(lambda found: text_of([found[0]]), word)
     return word if "\ufffd" in pieces else pieces
 
 
-def _characters(tokens: str) -> str:
-    return bytes.fromhex(re.sub("<0x|>", "", tokens)).decode("utf-8", "replace")
-
-
 def _ends_in_word(token: str) -> bool:
-    return token[-1:].isalnum() or _BYTES.fullmatch(token) is not None
+    return token[-1:].isalnum() or BYTE_TOKENS.fullmatch(token) is not None
 
 
 def _begins_in_word(token: str) -> bool:
-    return token[:1].isalnum() or _BYTES.fullmatch(token) is not None
+    return token[:1].isalnum() or BYTE_TOKENS.fullmatch(token) is not None
 
 
 def _percent(share: float) -> str:

@@ -1,6 +1,5 @@
 """Print a job's output on a terminal, in tables and sentences."""
 
-import re
 from collections.abc import Iterable
 from itertools import dropwhile
 from pathlib import Path
@@ -14,7 +13,16 @@ from rich.text import Text
 from remote.terminal.graph_summary import print_graph
 from remote.terminal.intervention_summary import Experiments, print_intervene
 from remote.terminal.prompt_hint import hint
-from remote.terminal.text import TABLE_STYLE, line, print_hint, quoted, shown, size, stages
+from remote.terminal.text import (
+    TABLE_STYLE,
+    line,
+    print_hint,
+    quoted,
+    shown,
+    size,
+    stages,
+    text_of,
+)
 from schemas import (
     ContrastResponse,
     FileReceipt,
@@ -29,8 +37,6 @@ from schemas import (
 
 if TYPE_CHECKING:
     from remote.labels.labels import Labels
-
-_BYTE_TOKEN = re.compile(r"(?:<0x[0-9A-F]{2}>)+")
 
 
 def print_output(
@@ -192,18 +198,6 @@ def _continued(text: str, generated: list[LogitsPair]) -> Text:
         continuation = ""
     prompt = text.removesuffix(continuation)
     return Text.from_markup(f"{shown(prompt)}[bold]{shown(continuation)}[/bold]", emoji=False)
-
-
-def text_of(tokens: Iterable[str]) -> str:
-    """The text of tokens; bytes that are no character become U+FFFD."""
-    return b"".join(map(_token_bytes, tokens)).decode("utf-8", "replace")
-
-
-def _token_bytes(token: str) -> bytes:
-    """A token's text in UTF-8. A part of a character is written as its bytes, `<0xF0><0x9F>`."""
-    if _BYTE_TOKEN.fullmatch(token):
-        return bytes.fromhex(re.sub("<0x|>", "", token))
-    return token.encode()
 
 
 def _changes(default: list[LogitsPair], steered: list[LogitsPair]) -> RenderableType:

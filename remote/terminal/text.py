@@ -1,6 +1,7 @@
 """Text from elsewhere on a terminal: it can't look like markup, control codes or another line."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -8,6 +9,8 @@ from rich.markup import escape
 from rich.text import Text
 
 TABLE_STYLE: dict[str, Any] = {"title_justify": "left", "box": None, "padding": (0, 2, 0, 0)}
+# How a token that is a part of a character is written: its bytes.
+BYTE_TOKENS = re.compile(r"(?:<0x[0-9A-F]{2}>)+")
 _LONGEST_LINE = 4_000
 _NARROWEST = 20
 
@@ -29,6 +32,17 @@ def line(text: str) -> str:
 def quoted(token: str) -> str:
     """A token in double quotes, so that its spaces are visible."""
     return shown('"' + token.replace("\n", "\\n") + '"')
+
+
+def text_of(tokens: Iterable[str]) -> str:
+    """The text of tokens; bytes that are no character become U+FFFD."""
+    return b"".join(map(_in_utf8, tokens)).decode("utf-8", "replace")
+
+
+def _in_utf8(token: str) -> bytes:
+    if BYTE_TOKENS.fullmatch(token):
+        return bytes.fromhex(re.sub("<0x|>", "", token))
+    return token.encode()
 
 
 def end_of(prompt: str, most: int) -> str:
