@@ -46,8 +46,8 @@ _COUNTED_IF_COMPLETE = {
     LOGIT: "logit",
 }
 
-
 _LONGEST_PROMPT = 400
+STRONGEST = 8  # features, in the table of these
 _NAMED = 100  # strongest features, whose names the tables show where they are known
 
 
@@ -113,7 +113,7 @@ def _hint(graph: GraphDocument, metadata: dict[str, Any]) -> str | None:
     return hint(max(probabilities, default=None), graph.metadata.prompt_tokens, model)
 
 
-def _strongest_features(graph: GraphDocument, names: Names, count: int = 8) -> Table:
+def _strongest_features(graph: GraphDocument, names: Names) -> Table:
     """The features with the most influence on the logits: their kind in a complete graph, where
     they are as --feature takes it, their own share of the influence, and what is known of them."""
     tokens = graph.metadata.prompt_tokens
@@ -123,7 +123,7 @@ def _strongest_features(graph: GraphDocument, names: Names, count: int = 8) -> T
     for column in (*kind, "feature", "at token", "activation", "influence", *name):
         # On a narrow terminal the token and the name are cut, and never a number.
         table.add_column(cut(column), no_wrap=column not in {"at token", *name})
-    for share, node in strongest(graph.nodes)[:count]:
+    for share, node in strongest(graph.nodes)[:STRONGEST]:
         table.add_row(
             *((KIND_NAMES[node.feature_type],) if kind else ()),
             line(f"{node.layer}:{node.index}:{node.ctx_idx}"),

@@ -9,11 +9,11 @@ from remote.graphs.document import GraphDocument
 from remote.graphs.features import strongest
 from remote.graphs.node_names import KIND_NAMES, name_of
 from remote.labels.labels import Labels
+from remote.terminal.graph_summary import STRONGEST
 from remote.terminal.text import TABLE_STYLE, line
 from viewer import demo_features
 from viewer.descriptions import Example
 
-_ROWS = 8  # as many as the table of the strongest features has
 _BEFORE, _AFTER = 50, 30  # characters around the token on which a feature fires
 
 
@@ -27,7 +27,7 @@ def print_examples(console: Console, graph: dict[str, Any], labels: Labels) -> N
     metadata = graph["metadata"]
     if demo_features.is_of_demo(metadata) and not metadata.get("feature_details"):
         return  # Neuronpedia has none of its features
-    nodes = {name_of(node): node for _, node in strongest(document.nodes)[:_ROWS]}
+    nodes = {name_of(node): node for _, node in strongest(document.nodes)[:STRONGEST]}
     descriptions = labels.descriptions(graph["metadata"], nodes)
     table = Table(show_header=False, **TABLE_STYLE)
     for name, description in descriptions.items():
