@@ -71,7 +71,7 @@ class BatchDisplay:
         width = len(str(self._total))
         self._console.print(
             f"{finished:>{width}}/{self._total}  {event.state:<6}  {line(event.row.name)}"
-            f"  {line((words or '')[:_LONGEST_ERROR])}",
+            f"  {line(words[:_LONGEST_ERROR])}",
             soft_wrap=True,
         )
 

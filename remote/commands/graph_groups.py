@@ -49,7 +49,9 @@ def warn_of_inactive(args: Namespace, output: dict[str, Any], err: Console) -> N
     inactive = [name for name in groups.groups if active.get(name) is None]
     if inactive:
         more = len(inactive) - _MOST_NAMED
-        names = ", ".join(map(quoted, inactive[:_MOST_NAMED])) + (f" and {more} more" * (more > 0))
+        names = ", ".join(map(quoted, inactive[:_MOST_NAMED]))
+        if more > 0:
+            names += f" and {more} more"
         err.print(
             f"warning  no feature of {names} is active here, as they are in "
             f"{line(str(groups.origin.path))}: the prompt, or the worker's transcoders, are others "

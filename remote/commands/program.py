@@ -19,8 +19,6 @@ from remote.terminal.text import line
 # An output of another form than this client knows, or nested deeper than it can be written.
 _ODD_OUTPUT = (ValidationError, orjson.JSONEncodeError, RecursionError)
 _EXPECTED = (RemoteError, WorkerError, OSError, *_ODD_OUTPUT)
-
-
 _UNREAD = 141  # the exit code that shells use for SIGPIPE
 
 

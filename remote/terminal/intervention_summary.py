@@ -29,13 +29,13 @@ def print_intervene(
     """
     rows = [output.baseline, *output.experiments]
     targets = list(dict.fromkeys(t.token for row in rows for t in row.targets))
-    said = [_changes(changes) for changes in experiments or ()]
+    said = ["nothing", *map(_changes, experiments)] if experiments else []
     changes = ("changed",) if said else ()
     table = Table(title="Experiments", **TABLE_STYLE)
     for name in ("", *changes, "next token", "", *map(quoted, targets)):
         table.add_column(cut(name), no_wrap=name not in changes, justify="left")
     for n, row in enumerate(rows):
-        what = ([["nothing", *said][n]] if n <= len(said) else [""]) if said else []
+        what = [said[n] if n < len(said) else ""] if said else []
         table.add_row(str(n) if n else "", *what, *_likeliest(row), *_of_targets(row, targets))
     console.print()
     console.print(table)
@@ -73,17 +73,11 @@ def _of_targets(row: InterventionOutcome, targets: Sequence[str]) -> list[str]:
 
 def _changes(changes: Sequence[Mapping[str, Any]]) -> str:
     """What an experiment changes, in words."""
-    return (
-        ", ".join(
-            line(str(change["group"]))
-            + (
-                f" = {change['value']:g}"
-                if change.get("value") is not None
-                else " off"
-                if change["scale"] == 0
-                else f" × {change['scale']:g}"
-            )
-            for change in changes
-        )
-        or "nothing"
-    )
+    return ", ".join(map(_change, changes)) or "nothing"
+
+
+def _change(change: Mapping[str, Any]) -> str:
+    name = line(str(change["group"]))
+    if change.get("value") is not None:
+        return f"{name} = {change['value']:g}"
+    return f"{name} off" if change["scale"] == 0 else f"{name} × {change['scale']:g}"
