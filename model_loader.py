@@ -158,8 +158,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             subparser.add_argument(
                 *flags, dest=name, metavar="VALUE", help=Settings.model_fields[name].description
             )
-    arguments = sys.argv[1:] if arguments is None else arguments
-    parser.check_options(arguments)
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value}
     command = given.pop("command")
     try:

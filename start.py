@@ -8,7 +8,6 @@ Importing this module loads no model and no torch.
 
 import contextlib
 import logging
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -77,8 +76,6 @@ def _parse_arguments(arguments: Sequence[str] | None = None) -> dict[str, str | 
         flags = dict.fromkeys([f"--{argument}", f"--{argument.replace('_', '-')}"])
         description = Settings.model_fields[setting].description
         parser.add_argument(*flags, dest=setting, metavar="VALUE", help=description)
-    arguments = sys.argv[1:] if arguments is None else arguments
-    parser.check_options(arguments)
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value}
     return given | ({"port": None} if "server_port" in given else {})  # which would win over it
 

@@ -1,5 +1,6 @@
 """A command line that answers a misspelt command or option with the one that was meant."""
 
+import sys
 from argparse import Action, ArgumentError, ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
@@ -50,12 +51,12 @@ class Parser(ArgumentParser):
                 return action.choices
         return {}
 
-    def check_options(self, arguments: Sequence[str]) -> None:
+    def _check_options(self, arguments: Sequence[str]) -> None:
         """Refuse an unknown option before its value is taken for something else."""
         command = next((word for word in arguments if word in self.commands()), None)
         if command is not None:
             at = arguments.index(command)
-            self.commands()[command].check_options(arguments[at + 1 :])
+            self.commands()[command]._check_options(arguments[at + 1 :])
             arguments = arguments[:at]
         for argument in _options_of(arguments):
             name = argument.partition("=")[0]
@@ -66,7 +67,9 @@ class Parser(ArgumentParser):
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Namespace | None = None
     ) -> Namespace:
-        given, extras = self.parse_known_args(args, namespace)
+        arguments = sys.argv[1:] if args is None else args
+        self._check_options(arguments)
+        given, extras = self.parse_known_args(arguments, namespace)
         if extras:
             command = self.commands().get(getattr(given, "command", ""), self)
             shown = " ".join(extra[:60] for extra in extras[:_MOST_EXTRAS])

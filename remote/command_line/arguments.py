@@ -1,6 +1,5 @@
 """The command line of `client.py`: arguments in, a job and the server to send it to out."""
 
-import sys
 from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from functools import partial
@@ -41,8 +40,6 @@ def parse(arguments: Sequence[str] | None = None) -> Namespace:
         SystemExit: with 2, after a message about what is wrong; with 0 after `--help`.
     """
     parser = _parser()
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    parser.check_options(arguments)
     args = parser.parse_args(arguments)
     if is_action(args.command):
         args.job = _job(args)
