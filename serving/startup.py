@@ -19,13 +19,6 @@ logger = logging.getLogger(__name__)
 _INTERRUPTED = 130  # the exit status that shells use for SIGINT
 
 
-def start(*libraries: str, check: bool) -> Settings:
-    """Read the settings, load the process's one model, and return the settings; as both do."""
-    settings = prepare()
-    load(settings, *libraries, check=check)
-    return settings
-
-
 def prepare(**overrides: str | None) -> Settings:
     """Read the settings, and set up the process's signals, log and threads by them.
 

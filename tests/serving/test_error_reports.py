@@ -213,7 +213,7 @@ def test_without_a_dsn_sentry_is_not_imported(tmp_path):
     check = (
         "import sys, handler\n"
         "from serving import startup\n"
-        "startup.start(check=True)\n"
+        "startup.load(startup.prepare(), check=True)\n"
         "import start\n"
         "assert 'sentry_sdk' not in sys.modules"
     )
