@@ -42,11 +42,6 @@ def blocks(document: str) -> Iterator[Block]:
         yield Block(document, line, found[2], textwrap.dedent(found[3]))
 
 
-def all_blocks() -> list[Block]:
-    """The fenced blocks of every document."""
-    return [block for document in DOCUMENTS for block in blocks(document)]
-
-
 def rows(document: str, first_cell: str) -> dict[str, list[str]]:
     """The rows of the table whose heading starts with `first_cell`, by their first cell."""
     table = read(document).split(f"| {first_cell} |", 1)[1].split("\n\n", 1)[0].splitlines()[2:]

@@ -33,18 +33,17 @@ class Pool(NamedTuple):
 
     memory: int  # GB
     price: float  # dollars a second of a worker that scales to zero
-    card: str  # the one by which a graph's seconds are computed
-    cards: str
+    card: str  # the one of its cards by which a graph's seconds are computed
 
 
 POOLS = {
-    "AMPERE_24": Pool(24, 0.00019, "L4", "L4, A5000, 3090"),
-    "ADA_24": Pool(24, 0.00031, "RTX 4090", "4090"),
-    "AMPERE_48": Pool(48, 0.00034, "A40", "A6000, A40"),
-    "ADA_48_PRO": Pool(48, 0.00053, "L40S", "L40, L40S, 6000 Ada"),
-    "AMPERE_80": Pool(80, 0.00076, "A100", "A100"),
-    "ADA_80_PRO": Pool(80, 0.00116, "H100", "H100"),
-    "HOPPER_141": Pool(141, 0.00155, "H200", "H200"),
+    "AMPERE_24": Pool(24, 0.00019, "L4"),
+    "ADA_24": Pool(24, 0.00031, "RTX 4090"),
+    "AMPERE_48": Pool(48, 0.00034, "A40"),
+    "ADA_48_PRO": Pool(48, 0.00053, "L40S"),
+    "AMPERE_80": Pool(80, 0.00076, "A100"),
+    "ADA_80_PRO": Pool(80, 0.00116, "H100"),
+    "HOPPER_141": Pool(141, 0.00155, "H200"),
 }
 # CUDA's context, its libraries' workspaces and what the allocator can't use.
 GPU_RESERVE = 2e9

@@ -16,15 +16,15 @@ from tools.documents import (
     DOCUMENTS,
     ROOT,
     Block,
-    all_blocks,
     anchors,
+    blocks,
     commands,
     is_shell,
     links,
     read,
 )
 
-BLOCKS = all_blocks()
+BLOCKS = [block for document in DOCUMENTS for block in blocks(document)]
 COMMANDS = [
     command for block in BLOCKS if block.language == "sh" for command in commands(block.text)
 ]
