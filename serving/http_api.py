@@ -255,13 +255,13 @@ async def _read_json(request: Request) -> object:
         )
     announced = request.headers.get("content-length", "0")
     if announced.isdecimal() and int(announced) > MAX_BODY_BYTES:
-        raise _too_large()
+        raise too_large()
     body = bytearray()
     try:
         async for piece in request.stream():
             body += piece
             if len(body) > MAX_BODY_BYTES:
-                raise _too_large()
+                raise too_large()
     except ClientDisconnect:
         raise HTTPException(400, "invalid_input: the connection ended within the body") from None
     try:
@@ -277,7 +277,8 @@ def _without_envelope(body: object) -> tuple[object, bool]:
     return body, False
 
 
-def _too_large() -> HTTPException:
+def too_large() -> HTTPException:
+    """The refusal of a body of more than MAX_BODY_BYTES."""
     return HTTPException(
         413, f"body_too_large: a request's body may have {MAX_BODY_BYTES} bytes, this has more"
     )

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import http_bounds
-from serving.http_api import MAX_BODY_BYTES, check_secret
+from serving.http_api import MAX_BODY_BYTES, check_secret, too_large
 from serving.loopback_only import LoopbackOnly
 from settings import Settings
 
@@ -90,7 +90,7 @@ def _with_secret(app: ASGIApp, settings: Settings) -> ASGIApp:
             try:
                 check_secret(settings.secret, given)
             except HTTPException as error:
-                await JSONResponse({"error": error.detail}, error.status_code)(scope, receive, send)
+                await _refused(error)(scope, receive, send)
                 return
         await app(scope, receive, send)
 
@@ -110,8 +110,7 @@ def _with_bounded_body(app: ASGIApp) -> ASGIApp:
             body += message.get("body", b"")
             has_more = message.get("more_body", False)
             if len(body) > MAX_BODY_BYTES:
-                error = f"body_too_large: a request's body may have {MAX_BODY_BYTES} bytes"
-                await JSONResponse({"error": error}, 413)(scope, receive, send)
+                await _refused(too_large())(scope, receive, send)
                 return
         whole: list[Message] = [{"type": "http.request", "body": bytes(body)}]
 
@@ -121,6 +120,10 @@ def _with_bounded_body(app: ASGIApp) -> ASGIApp:
         await app(scope, replay, send)
 
     return bounded
+
+
+def _refused(error: HTTPException) -> JSONResponse:
+    return JSONResponse({"error": error.detail}, error.status_code)
 
 
 def install(settings: Settings, listeners: Sequence[socket.socket]) -> None:
