@@ -21,6 +21,7 @@ import orjson
 from errors import Internal, InvalidInput, NotFinite
 from graphs.complete_nodes import CompleteNodes
 from graphs.document_nodes import DocumentNodes
+from graphs.flow import Floats, Integers
 from graphs.nodes import Nodes
 from graphs.supernodes import Subgraph
 
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 
 ITEMS_PER_CHUNK = 4_096  # 0.3 MB of JSON
 NO_SUBGRAPH = Subgraph([], [])
-
-Integers = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
