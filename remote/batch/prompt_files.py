@@ -125,7 +125,7 @@ def _why(names: Sequence[str]) -> str:
     if len(names) == 1 and (";" in names[0] or "\t" in names[0]):
         return "; columns are separated by commas"
     close = closest("prompt", names)
-    return "" if close is None else f"; call {close!r} so"
+    return "" if close is None else f"; rename {close!r} to prompt"
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

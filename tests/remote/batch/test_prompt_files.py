@@ -103,7 +103,7 @@ def test_columns_are_kept_where_that_is_asked_for(read):
         ("p.jsonl", '{\n"prompt": "a"}\n', "each line is an object of its own"),
         ("p.jsonl", '[{"prompt": "a"}]\n', "write one a line, without a list around them, such as"),
         ("p.json", "[]", "of .json make a .jsonl, an object a line"),
-        ("p.csv", "promt\na\n", "one of them is prompt; call 'promt' so"),
+        ("p.csv", "promt\na\n", "one of them is prompt; rename 'promt' to prompt"),
         ("p.csv", "prompt;slug_identifier\na;b\n", "columns are separated by commas"),
         ("p.csv", "messages\n[{]\n", "messages is '[{]', which is not JSON: line 1, column 3: "),
         ("p.jsonl", "{\n", "line 1 is no JSON"),
