@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from attribution import PrunedGraph
 
-# Of the time of a job of some seconds.
+# The usual shares of the stages in a job that takes some seconds.
 _SHARES = {"tokenise": 1.0, "attribute": 80.0, "prune": 5.0, "group": 2.0, "encode": 10.0}
 _TRACED_SHARES = {
     "tokenise": 1.0,

@@ -132,7 +132,7 @@ def _experiment(
 ) -> Experiment:
     """What each feature is set to; the last change of a feature counts."""
     values: dict[Feature, float] = {}
-    # Of a group's changes the last has all of its features: the others would only take time.
+    # A group's last change sets all of its features: its earlier ones would only take time.
     last = {change.group: number for number, change in enumerate(changes)}
     for change in (changes[number] for number in sorted(last.values())):
         for n in columns[change.group]:

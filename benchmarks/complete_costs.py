@@ -103,7 +103,7 @@ QWEN = CompleteShape(
 
 
 def with_tokens(shape: CompleteShape, n_pos: int, top_k: int) -> CompleteShape:
-    """The same for a prompt of so many tokens, with `top_k` features of a module at each."""
+    """The same for a prompt of `n_pos` tokens, with `top_k` features of a module at each."""
     return replace(shape, n_pos=n_pos, n_active=n_pos * shape.n_sublayers * top_k)
 
 

@@ -16,7 +16,7 @@ FeatureKind = Literal["transcoder", "lorsa"]
 MAX_ITEMS = 5_000
 MAX_FEATURES = 10_000  # all that a graph has by default: keeping a circuit ablates the others
 MAX_FIELDS = 100
-# Of a long list only the first fault is reported.
+# Only the first fault of a long list is reported.
 Many = Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)
 
 

@@ -81,7 +81,7 @@ class Flow:
 
     @cached_property
     def influence(self) -> Floats:
-        """Of each node (n_nodes,) on the logits, over all paths."""
+        """The influence of each node (n_nodes,) on the logits, over all paths."""
         there = np.zeros(self.n_nodes, dtype=np.float32)
         there[self.logits] = self.logit_weights
         for row in self._readers[::-1]:
@@ -146,7 +146,7 @@ class Flow:
 
     @cached_property
     def _firsts(self) -> Integers:
-        """Of each row the first link into it, and the number of links (n_nodes + 1,)."""
+        """The first link into each row, then the number of links: (n_nodes + 1,)."""
         return np.searchsorted(self.targets, np.arange(self.n_nodes + 1))
 
     @cached_property
@@ -190,14 +190,16 @@ class Flow:
 
 
 def _finite(values: "Tensor") -> Floats:
-    """The values as an array, with 0 for what JSON doesn't have: such a graph is refused later,
-    when it is written."""
+    """The values as an array, with 0 for those that JSON doesn't have.
+
+    A graph with such values is refused later, when it is written.
+    """
     array: Floats = values.float().cpu().numpy()
     return array if np.isfinite(array).all() else np.nan_to_num(array, posinf=0, neginf=0)
 
 
 def _shares(targets: Integers, weights: Floats, n_nodes: int) -> Floats:
-    """Of each link in the absolute weights of all links into its target."""
+    """The share of each link in the absolute weights of all links into its target."""
     if not len(targets):
         return weights
     firsts = np.searchsorted(targets, np.arange(n_nodes + 1))

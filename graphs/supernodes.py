@@ -17,7 +17,7 @@ from graphs.flow import Check, Floats, Flow
 _MOST_GROUPS = 30
 # What a page has room for: more can be pinned by hand.
 _SHOWN_GROUPS, _SHOWN_MEMBERS, _PATHS = 12, 14, 3
-# Of the logits with most weight, one names a group.
+# One of this many logits, those with most weight, names a group.
 _NAMING_LOGITS = 32
 _MOST_CHARACTERS = 40  # of a token or a label in a name
 # A group says a token if this much of its influence goes to the logits at once.

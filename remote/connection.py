@@ -37,7 +37,7 @@ _TEMPORARY_STATUSES = {408, 425, 429, 500, 502, 503, 504}
 # 67 MB.
 ANSWER_BYTES = 50_000_000
 OUTPUT_BYTES = 500_000_000
-# Of a graph before pruning: 35,000 nodes. It goes to the disk as it comes.
+# The file of a graph before pruning, of up to 35,000 nodes. It goes to the disk as it comes.
 FILE_BYTES = 5_000_000_000
 _ERROR_BYTES = 1_000_000
 _PIECE_BYTES = 65_536

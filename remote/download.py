@@ -23,7 +23,8 @@ from schemas import UploadReceipt
 
 _READ_TIMEOUT_S = 60.0
 _PIECE_BYTES = 65_536
-# A connection that brings so much and breaks is slow; one that brings less may never end.
+# A connection that brings this much before it breaks is only slow; with less, a download might be
+# tried for ever.
 _FURTHER_BYTES = 1_000_000
 # A graph's JSON packs to a tenth. What becomes a hundred times as large is made to fill a disk.
 _LARGEST_RATIO = 100
@@ -197,7 +198,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _part_name(name: str) -> str:
-    # Of a long name the digest, since the longest that a file may have leaves no room.
+    # The digest stands for a long name, which with the rest would be longer than names may be.
     if len(name.encode(errors="surrogateescape")) > _LONGEST_NAME:
         name = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()
     # Two clients may write one file: on two machines with the same process id too.

@@ -15,7 +15,7 @@ from settings import Settings, SettingsError
 
 _KEPT = ("event_id", "timestamp", "level", "platform", "release", "environment", "tags")
 _KEPT_OF_FRAME = ("filename", "module", "function", "lineno", "in_app")
-# A thread sends the reports; the process waits at most so long for the last one when it ends.
+# A thread sends the reports. A process that ends waits at most this long for the last one.
 _SENDING_S = 5.0
 
 
@@ -69,8 +69,8 @@ def report(settings: Settings, error: BaseException, code: str, action: str | No
 def of_the_start(settings: Settings) -> Iterator[None]:
     """Report whatever is raised within, and wait until it is sent.
 
-    What comes next may be `os._exit`, which runs no `atexit`: Runpod's SDK ends a worker so whose
-    fitness check fails.
+    What comes next may be `os._exit`, which runs no `atexit`: Runpod's SDK ends a worker with it
+    when a fitness check fails.
     """
     try:
         yield

@@ -18,7 +18,8 @@ from errors import WorkerError
 from schemas import SteerPart
 from serving.http_docs import Error
 
-# Else a server that is to stop would cut streams off at once, while other answers have time to end.
+# Without this, a server that has to stop would cut streams off at once, while other answers have
+# time to end.
 AppStatus.disable_automatic_graceful_drain()
 
 # Does the work of a request and hands each part to the argument; the context has its task.

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 SPOOL_BYTES = 2_000_000_000
 
 _TEXT = "1 2 3"
-# Of a complete set it is asked how much it explains, which words show better than digits.
+# For complete sets: the check asks how much a set explains, and words show that better than digits.
 _SENTENCE = "The capital of France is"
 
 

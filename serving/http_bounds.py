@@ -82,9 +82,8 @@ class BoundedProtocol(H11Protocol):
     work from its head to its answer, unless its client doesn't take the answer.
     """
 
-    _since: int | None = (
-        None  # when, by `_clock`, the client began to be waited for; None while at work
-    )
+    # When, by `_clock`, the client began to be waited for; None while at work.
+    _since: int | None = None
     _waits_for: str | None = None  # "head" or "body"
     _deadline: asyncio.TimerHandle | None = None
     _stalled: asyncio.TimerHandle | None = None

@@ -19,7 +19,7 @@ def listen(arguments: Sequence[str]) -> list[socket.socket]:
         SystemExit: with one line that says why it can't be done.
     """
     parser = argparse.ArgumentParser(add_help=False)
-    # With the SDK's defaults.
+    # The defaults are the SDK's.
     parser.add_argument("--rp_api_host", default="localhost")
     parser.add_argument("--rp_api_port", type=int, default=8000)
     parser.add_argument("--rp_api_concurrency", type=int, default=1)

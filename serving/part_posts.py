@@ -19,11 +19,11 @@ from serving import runpod_posts
 logger = logging.getLogger(__name__)
 
 MAX_POST_BYTES = 900_000  # Runpod takes 1 MB
-# After this long a post is given up, and after so many in a row all are.
+# A post is given up after this long, and all further posts after this many failures in a row.
 _POST_TIMEOUT_S = 1.0
 _MOST_FAILURES = 5
 _PAUSE_S = 0.5  # after a failure
-# So long the result waits at most for the last parts, which are in the output as well.
+# The result waits at most this long for the last parts, which are in the output as well.
 _END_S = 10.0
 
 

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 # Posts begin at least this far apart, but for the last one.
 _INTERVAL_S = 0.5
-# After this long a post is given up: it must not hold the result back.
+# A post is given up after this long: it must not hold the result back.
 _POST_TIMEOUT_S = 1.0
 
 

@@ -29,9 +29,10 @@ _T = TypeVar("_T")
 
 # Seconds for a stopped job to leave the model; the process ends soon after in any case.
 _STOPPING_S = 2.0
-# A result that Runpod hasn't taken after so many seconds holds back no other job.
+# A result that Runpod hasn't taken after this many seconds holds back no other job.
 _POST_PATIENCE_S = 2.0
-# Most results that may wait so, for their memory; then the next job waits for one to be posted.
+# At most this many results may wait like that, as they take memory. Then the next job waits for
+# one to be posted.
 _MOST_UNPOSTED = 10
 
 
@@ -181,7 +182,7 @@ class WorkerLoop(rp_scale.JobScaler):
         rp_job.log.info("Started.", job["id"])
         result = await self._result(job)
         if result.refresh_worker:
-            # Whatever came next would fail likewise until Runpod has replaced the worker.
+            # Every later job would fail too, until Runpod has replaced the worker.
             self._ending.set()
         posting = asyncio.create_task(post_result(session, job, result))
         try:

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 _RESULT_ATTEMPTS = 12
 _RESULT_S = 300.0  # no attempt begins later than this after the first
 _ATTEMPT_S = 120.0
-# For the error in place of a result that was not taken.
+# Attempts to post an error in place of a result that was not taken.
 _ERROR_ATTEMPTS = 3
 _AGAIN = {408, 429}
 _TOO_LARGE = 413

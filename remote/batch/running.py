@@ -47,7 +47,7 @@ _MOST_ATTEMPTS = 3
 _SHUT_DOWN = "cancelled"
 _MOST_UNREACHED = 3
 _LOOK_S = 0.2
-# For the threads to notice that they shall stop, and to cancel their jobs.
+# The time that threads have to notice that they shall stop, and to cancel their jobs.
 _STOPPING_S = 15.0
 _ASKING_S = 5.0
 _LONGEST_TEXT = 2_000

@@ -147,7 +147,7 @@ def print_contrast(console: Console, output: ContrastResponse) -> None:
             *(name, str(position), quoted(likeliest.token), f"{likeliest.probability:.4f}")
         )
     columns = ("kind", "layer", "feature", "activation", "in the other", "effect")
-    # Of a set with features of attention a steer names the kinds.
+    # A steer names the kinds where the set has features of attention too.
     n_left_out = 0 if any(feature.kind for feature in output.steer) else 1
     features = Table(*columns[n_left_out:], title="Features by effect", **TABLE_STYLE)
     for feature in output.features:
