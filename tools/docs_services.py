@@ -6,16 +6,15 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import requests
 
 from tests.support.control_plane import ControlPlane, running_worker
+from tests.support.handler_thread import answering
 from tests.support.object_store import ACCESS_KEY, BUCKET, SECRET_KEY, running_store
 from tests.support.runpod_endpoint import ENDPOINT_ID, USER_KEY, RunpodEndpoint
 from tools import runpod_rest
@@ -99,14 +98,8 @@ def _answers(port: int) -> bool:
 @contextlib.contextmanager
 def runpod_api(services: Services, plane: ControlPlane) -> Iterator[None]:
     """Runpod's APIs: jobs go to the control plane's worker, volumes and endpoints nowhere."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), RunpodRest)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    with RunpodEndpoint(plane) as endpoint:
-        services.hosts |= {
-            "https://api.runpod.ai/v2": endpoint.base_url,
-            runpod_rest.HOST: f"http://127.0.0.1:{server.server_port}",
-        }
+    with answering(RunpodRest) as url, RunpodEndpoint(plane) as endpoint:
+        services.hosts |= {"https://api.runpod.ai/v2": endpoint.base_url, runpod_rest.HOST: url}
         services.variables |= {
             "ENDPOINT_ID": ENDPOINT_ID,
             "RUNPOD_API_KEY": USER_KEY,
@@ -114,6 +107,3 @@ def runpod_api(services: Services, plane: ControlPlane) -> Iterator[None]:
             "NETWORK_VOLUME_ID": "volume",
         }
         yield
-    server.shutdown()
-    thread.join()
-    server.server_close()

@@ -1,13 +1,14 @@
 """Made wheels, and a server on loopback with indexes of them that pip installs from."""
 
 import hashlib
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from zipfile import ZipFile
+
+from tests.support.handler_thread import answering
 
 
 @dataclass
@@ -51,12 +52,5 @@ def serving_packages(folder: Path) -> Iterator[PackageIndexes]:
         def log_message(self, form, *args):
             indexes.requests.append(self.path)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    indexes.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with answering(Handler) as indexes.url:
         yield indexes
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -6,13 +6,13 @@ Index and database are served over loopback.
 import json
 import subprocess
 import sys
-import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 import yaml
 
+from tests.support.handler_thread import answering
 from tests.support.package_index import serving_packages
 from tests.support.programs import ROOT, without
 from tools.audit import LOCKS, pins
@@ -59,13 +59,8 @@ def database(*vulnerable: str):
         def log_message(self, form, *args):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/", asked
-    finally:
-        server.shutdown()
-        server.server_close()
+    with answering(Handler) as url:
+        yield f"{url}/", asked
 
 
 @pytest.fixture
