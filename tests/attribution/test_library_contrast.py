@@ -12,18 +12,11 @@ from attribution.contrast import contrast
 from attribution.contrasted import Contrast
 from attribution.support import unsupported
 from errors import NotFinite
-from tests.support.hugging_face_models import new_model, shared_model
+from tests.support.hugging_face_models import BOTH_KINDS, new_model, shared_model
 from tests.support.tiny_models import prompt_tokens, tiny_model
 
 PROMPT: list[int] = prompt_tokens(8, seed=1).tolist()
 OTHERS = [prompt_tokens(8, seed).tolist() for seed in range(2, 30)]
-BOTH_KINDS = [
-    ("llama", "jump_relu", True),
-    ("qwen3", "relu", False),
-    ("gemma2", "cross_layer_jump_relu", False),
-    ("gemma3", "jump_relu", False),
-    ("gemma3 with vision", "cross_layer_relu", True),
-]
 
 
 def other_of(model: Any) -> list[int]:

@@ -9,7 +9,13 @@ import torch
 import attribution
 import steering
 from steering import Generation, Intervention
-from tests.support.hugging_face_models import FAMILIES, hugging_face_model, new_model, shared_model
+from tests.support.hugging_face_models import (
+    BOTH_KINDS,
+    FAMILIES,
+    hugging_face_model,
+    new_model,
+    shared_model,
+)
 from tests.support.steering_cases import (
     INTERVENTIONS,
     PROMPT,
@@ -25,14 +31,6 @@ from tests.support.steering_cases import (
 from tests.support.tiny_models import D_MODEL, D_VOCAB, prompt_tokens
 
 ENGINES: list[Any] = ["transformerlens", "nnsight"]
-# Family, dictionary, with a skip connection: a kind each that both engines run.
-BOTH_KINDS = [
-    ("llama", "jump_relu", True),
-    ("qwen3", "relu", False),
-    ("gemma2", "cross_layer_jump_relu", False),
-    ("gemma3", "jump_relu", False),
-    ("gemma3 with vision", "cross_layer_relu", True),
-]
 TOKENS = prompt_tokens()
 
 

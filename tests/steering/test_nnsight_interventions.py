@@ -6,18 +6,11 @@ import pytest
 import torch
 
 from steering.interventions import Frozen, Outcomes, intervene
-from tests.support.hugging_face_models import new_model, shared_model
+from tests.support.hugging_face_models import BOTH_KINDS, new_model, shared_model
 from tests.support.steering_cases import PROMPT, active_features
 from tests.support.tiny_models import N_LAYERS
 
 ENGINES: list[Any] = ["transformerlens", "nnsight"]
-BOTH_KINDS = [
-    ("llama", "jump_relu", True),
-    ("qwen3", "relu", False),
-    ("gemma2", "cross_layer_jump_relu", False),
-    ("gemma3", "jump_relu", False),
-    ("gemma3 with vision", "cross_layer_relu", True),
-]
 FROZEN = {
     "free": Frozen(attention=False),
     "attention": Frozen(),

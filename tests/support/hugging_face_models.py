@@ -20,6 +20,15 @@ from loading.build import engine_of
 from loading.entry import Engine
 from tests.support.tiny_models import D_MODEL, D_VOCAB, N_LAYERS, tiny_transcoders, word_tokenizer
 
+# Family, dictionary, with a skip connection: a kind each that both engines run.
+BOTH_KINDS = [
+    ("llama", "jump_relu", True),
+    ("qwen3", "relu", False),
+    ("gemma2", "cross_layer_jump_relu", False),
+    ("gemma3", "jump_relu", False),
+    ("gemma3 with vision", "cross_layer_relu", True),
+]
+
 _SHAPE: dict[str, Any] = {
     "vocab_size": D_VOCAB,
     "hidden_size": D_MODEL,
