@@ -18,13 +18,12 @@ from serving import fitness
 from serving.consistency import InconsistentError, UnexplainedError
 from serving.fitness import UnfitError
 from steering.complete import LorsaReader, TranscoderReader
-from tests.support.complete_cases import CASES, write_case
+from tests.support.complete_cases import CASES, ONE_OF_EACH, write_case
 from tests.support.complete_engine import complete_model
 from tests.support.cuda_devices import cuda_device
 from tests.support.demo_worker import demo_settings
 
 DTYPES = ["float32", "bfloat16", "float16"]
-KINDS = ["topk-9", "relu-6", "jumprelu-9", "glu-6", "no-rotary-9", "bfloat16-6", "few-heads-9"]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +38,7 @@ def demo(**changed: Any) -> LoadedModel:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_numbers_of_any_kind_of_module_agree(name: str, dtype: str, cases: Path) -> None:
     folders = write_case(cases, CASES[name])
     model = complete_model(folders, getattr(torch, dtype))

@@ -1,47 +1,29 @@
 """Steering a complete replacement model: features of transcoders and of Lorsas."""
 
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
 
 import steering
-from attribution.complete import attribute, freeze
+from attribution.complete import attribute
 from errors import Cancelled, InvalidInput, NotFinite
 from steering import Intervention, Options
-from tests.support.complete_cases import CASES, D_VOCAB, N_FEATURES, N_LAYERS, write_case
+from tests.support.complete_cases import (
+    CASES,
+    D_VOCAB,
+    N_FEATURES,
+    N_LAYERS,
+    ONE_OF_EACH,
+    PROMPTS,
+    write_case,
+)
 from tests.support.complete_engine import complete_model, in_float32
 from tests.support.complete_steering import activations_of, steered_logits
 from tests.support.cuda_devices import DEVICES, cuda_device
 from tests.support.steering_cases import assert_equal, probabilities
 
-NAMES = ["topk-9", "relu-6", "jumprelu-9", "glu-6", "no-rotary-9", "bfloat16-6", "few-heads-9"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-PROMPTS = {name: [int(word[1:]) for word in CASES[name].prompt.split()] for name in NAMES}
-
-
-@pytest.fixture(scope="module")
-def model_of(tmp_path_factory):
-    """A function: the model of a case; no test may change it."""
-    directory = tmp_path_factory.mktemp("cases")
-
-    @cache
-    def made(name, dtype=torch.float32, **changes):
-        return complete_model(write_case(directory, CASES[name]), dtype, **changes)
-
-    return made
-
-
-@pytest.fixture(scope="module")
-def local_of(model_of):
-    """A function: a case's model, frozen on its prompt."""
-
-    @cache
-    def frozen(name, dtype=torch.float32):
-        return freeze(model_of(name, dtype), torch.tensor(PROMPTS[name]))
-
-    return frozen
 
 
 def options(**changes: Any) -> Options:
@@ -90,7 +72,7 @@ WHERE = {
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_activations_are_those_that_a_graph_shows(name, dtype, model_of, local_of):
     local = local_of(name, dtype)
     features = [tuple(feature) for feature in local.active_features.tolist()]
@@ -103,7 +85,7 @@ def test_activations_are_those_that_a_graph_shows(name, dtype, model_of, local_o
     assert read == pytest.approx(local.activation_values.tolist(), rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_activations_are_those_of_the_formulas(name, model_of):
     model, prompt = model_of(name), PROMPTS[name]
     inputs: dict[str, torch.Tensor] = {}
@@ -126,7 +108,7 @@ def test_activations_are_those_of_the_formulas(name, model_of):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_next_token_logits_are_to_the_bit_those_that_a_graph_starts_from(
     name, dtype, model_of, local_of
 ):
@@ -136,7 +118,7 @@ def test_next_token_logits_are_to_the_bit_those_that_a_graph_starts_from(
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["free", "frozen"])
 @pytest.mark.parametrize("where", WHERE)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_it_generates_what_a_slow_steer_generates(name, where, frozen, model_of, local_of):
     model, interventions = model_of(name), WHERE[where](local_of(name))
 
@@ -179,7 +161,7 @@ def test_generated_tokens_in_16_bits_are_steered_as_in_float32(name, dtype, mode
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_features_at_their_own_activations_change_nothing(name, dtype, model_of, local_of):
     model, local = model_of(name, dtype), local_of(name, dtype)
     own = [

@@ -1,26 +1,30 @@
 """Experiments on complete replacement models: features of both kinds, set as one batch."""
 
-from functools import cache
-
 import pytest
 import torch
 
 import steering
-from attribution.complete import attribute, freeze
+from attribution.complete import attribute
 from errors import InvalidInput, NotFinite
 from steering import Experiment, Feature, Frozen, Intervention, Options
 from steering.complete import CompletePasses
-from tests.support.complete_cases import CASES, D_VOCAB, N_FEATURES, N_LAYERS, write_case
+from tests.support.complete_cases import (
+    CASES,
+    D_VOCAB,
+    N_FEATURES,
+    N_LAYERS,
+    ONE_OF_EACH,
+    PROMPTS,
+    write_case,
+)
 from tests.support.complete_engine import complete_model, in_float32
 from tests.support.complete_interventions import held_logits
 from tests.support.complete_steering import steered_logits
 from tests.support.cuda_devices import DEVICES, cuda_device
 from tests.support.steering_cases import probabilities
 
-NAMES = ["topk-9", "relu-6", "jumprelu-9", "glu-6", "no-rotary-9", "bfloat16-6", "few-heads-9"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 CLOSE = {torch.float32: 1e-4, torch.bfloat16: 0.2, torch.float16: 0.03}
-PROMPTS = {name: [int(word[1:]) for word in CASES[name].prompt.split()] for name in NAMES}
 HELD = {
     "the first layers": range(2),
     "the last layers": range(2, N_LAYERS),
@@ -29,29 +33,6 @@ HELD = {
 }
 FREE = {"free": Frozen(attention=False), "attention": Frozen()}
 FROZEN = FREE | {name: Frozen(layers) for name, layers in HELD.items()}
-
-
-@pytest.fixture(scope="module")
-def model_of(tmp_path_factory):
-    """A function: the model of a case; no test may change it."""
-    directory = tmp_path_factory.mktemp("cases")
-
-    @cache
-    def made(name, dtype=torch.float32):
-        return complete_model(write_case(directory, CASES[name]), dtype)
-
-    return made
-
-
-@pytest.fixture(scope="module")
-def local_of(model_of):
-    """A function: a case's model, frozen on its prompt."""
-
-    @cache
-    def frozen(name, dtype=torch.float32):
-        return freeze(model_of(name, dtype), torch.tensor(PROMPTS[name]))
-
-    return frozen
 
 
 def active(local):
@@ -93,7 +74,7 @@ def interventions(experiment):
 
 
 @pytest.mark.parametrize("frozen", FREE)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_each_experiment_is_what_a_slow_steer_predicts(name, frozen, model_of, local_of):
     model, ids, experiments = model_of(name), PROMPTS[name], experiments_on(local_of(name))
     found = run(model, name, experiments, FREE[frozen]).logits
@@ -106,7 +87,7 @@ def test_each_experiment_is_what_a_slow_steer_predicts(name, frozen, model_of, l
 
 
 @pytest.mark.parametrize("held", HELD)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_layers_that_are_held_stay_as_they_are_but_for_what_is_set(name, held, model_of, local_of):
     model, ids, experiments = model_of(name), PROMPTS[name], experiments_on(local_of(name))
     found = run(model, name, experiments, FROZEN[held]).logits
@@ -115,7 +96,7 @@ def test_layers_that_are_held_stay_as_they_are_but_for_what_is_set(name, held, m
         torch.testing.assert_close(row, logits, atol=2e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_with_all_layers_held_logits_and_features_move_by_the_edges_of_the_graph(
     name, model_of, local_of
 ):
@@ -149,7 +130,7 @@ def test_with_all_layers_held_logits_and_features_move_by_the_edges_of_the_graph
 
 
 @pytest.mark.parametrize("frozen", FROZEN)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_a_batch_gives_what_each_experiment_gives_alone(name, frozen, model_of, local_of):
     model, local = model_of(name), local_of(name)
     experiments = experiments_on(local)
@@ -174,7 +155,7 @@ def test_features_at_their_own_activations_change_nothing(name, frozen, dtype, m
 
 
 @pytest.mark.parametrize("frozen", FREE)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_all_at_zero_is_what_a_steer_that_ablates_them_predicts(name, frozen, model_of, local_of):
     ablated = dict.fromkeys(list(active(local_of(name)))[::3], 0.0)
     model, frozen = model_of(name), FREE[frozen]

@@ -129,6 +129,11 @@ CASES = {
     for variant in VARIANTS
     for prompt, batch_size in zip(_WORDS, _BATCH_SIZES, strict=True)
 }
+# A case of each variant.
+ONE_OF_EACH = ["topk-9", "relu-6", "jumprelu-9", "glu-6", "no-rotary-9"]
+ONE_OF_EACH += ["bfloat16-6", "few-heads-9"]
+# The ids of each case's prompt.
+PROMPTS = {name: [int(word[1:]) for word in case.prompt.split()] for name, case in CASES.items()}
 
 
 def write_case(directory: Path, case: Case) -> Folders:

@@ -2,6 +2,9 @@
 
 import copy
 import dataclasses
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,7 @@ from attribution.complete.modules import CompleteModel, Decoder
 from loading import transformerlens_engine
 from loading.complete_files import read_module
 from loading.complete_modules import Placement, read_lorsa, read_transcoder
-from tests.support.complete_cases import Case, Folders
+from tests.support.complete_cases import CASES, Case, Folders, write_case
 from tests.support.complete_graphs import Node, PlainGraph, Trace
 
 
@@ -41,6 +44,16 @@ def complete_model(
         [read_lorsa(read_module(folders.module("lorsa", n)), placement) for n in layers],
         [read_transcoder(read_module(folders.module("transcoder", n)), placement) for n in layers],
     )
+
+
+def models_of_cases(directory: Path) -> Callable[..., CompleteModel]:
+    """A function: the model of a case by its name, each loaded once."""
+
+    @cache
+    def made(name: str, dtype: torch.dtype = torch.float32, **changes: Any) -> CompleteModel:
+        return complete_model(write_case(directory, CASES[name]), dtype, **changes)
+
+    return made
 
 
 def in_float32(model: CompleteModel) -> CompleteModel:

@@ -1,7 +1,6 @@
 """A contrast on a complete replacement model, against float64 autograd and its graphs."""
 
 import copy
-from functools import cache
 
 import pytest
 import torch
@@ -11,25 +10,17 @@ from attribution.complete.modules import CompleteModel
 from attribution.contrast import contrast
 from attribution.target_kinds import LogitDifference
 from errors import NotFinite
-from tests.support.complete_cases import CASES, N_LAYERS, write_case
-from tests.support.complete_engine import complete_model, in_float32
+from tests.support.complete_cases import CASES, N_LAYERS, ONE_OF_EACH, PROMPTS, write_case
+from tests.support.complete_engine import complete_model, in_float32, models_of_cases
 from tests.support.complete_steering import activations_of
 from tests.support.cuda_devices import DEVICES, cuda_device
 
-NAMES = ["topk-9", "relu-6", "jumprelu-9", "glu-6", "no-rotary-9", "bfloat16-6", "few-heads-9"]
-PROMPTS = {name: [int(word[1:]) for word in CASES[name].prompt.split()] for name in NAMES}
 CLOSE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
 @pytest.fixture(scope="module")
 def model_of(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("cases")
-
-    @cache
-    def made(name, dtype=torch.float32):
-        return complete_model(write_case(directory, CASES[name]), dtype)
-
-    return made
+    return models_of_cases(tmp_path_factory.mktemp("cases"))
 
 
 def other_of(model, name):
@@ -75,7 +66,7 @@ def slopes_by_autograd(model: CompleteModel, prompt, found):
 
 
 @pytest.mark.parametrize("at", [-1, 2, 0])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_slopes_are_the_derivatives_of_the_frozen_model(name, at, model_of):
     model, prompt = model_of(name), PROMPTS[name]
     position = at % len(prompt)
@@ -90,7 +81,7 @@ def test_slopes_are_the_derivatives_of_the_frozen_model(name, at, model_of):
     assert max(abs(f.effect) for f in found.features) > 1e-3
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_activations_are_those_of_the_formulas_in_both_prompts(name, model_of):
     model, prompt = model_of(name), PROMPTS[name]
     other = other_of(model, name)
@@ -112,7 +103,7 @@ def test_activations_are_those_of_the_formulas_in_both_prompts(name, model_of):
         assert found[key].other_activation == pytest.approx(there, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_of_the_last_layer_s_mlp_they_are_the_edges_of_a_graph(name, model_of):
     model, prompt = model_of(name), PROMPTS[name]
     last = len(prompt) - 1

@@ -7,11 +7,10 @@ from attribution import FeatureTarget, LogitDifference
 from attribution.complete import attribute, freeze, prune, trace_attention
 from attribution.influence import NodeRanges
 from errors import InvalidInput
-from tests.support.complete_cases import CASES, write_case
+from tests.support.complete_cases import CASES, ONE_OF_EACH, write_case
 from tests.support.complete_engine import complete_model, in_float32
 from tests.support.cuda_devices import DEVICES, cuda_device
 
-NAMES = ["topk-9", "relu-6", "jumprelu-9", "glu-6", "no-rotary-9", "bfloat16-6", "few-heads-9"]
 DIFFERENCE = LogitDifference((5, 8, 41), (11, 12), "mean[5, 8, 41] - mean[11, 12]")
 TOLERANCE = 1e-5  # of a row's largest entry
 # What 16 bits leave of a row, in parts of its length.
@@ -56,7 +55,7 @@ def assert_close(row, expected):
     assert (row - expected).abs().max() <= TOLERANCE * expected.abs().max()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_a_features_row_is_the_one_that_it_has_in_the_whole_graph(name, directory):
     local = frozen(name, directory)
     whole = attribute(local)
@@ -74,7 +73,7 @@ def test_a_features_row_is_the_one_that_it_has_in_the_whole_graph(name, director
         assert [target.token_str for target in graph.logit_targets] == [t.label for t in targets]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_a_difference_is_that_of_the_mean_rows_of_its_tokens(name, directory):
     local = frozen(name, directory)
     tokens = [*DIFFERENCE.plus, *DIFFERENCE.minus]

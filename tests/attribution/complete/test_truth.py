@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from attribution.complete import attribute, freeze, trace_attention
-from tests.support.complete_cases import CASES, write_case
+from tests.support.complete_cases import CASES, ONE_OF_EACH, write_case
 from tests.support.complete_engine import complete_model, in_float32, nodes_of
 
 LARGEST_ERROR = {torch.bfloat16: 0.05, torch.float16: 0.01}
-NAMES = ["topk-9", "relu-6", "jumprelu-9", "glu-6", "no-rotary-9", "bfloat16-6", "few-heads-9"]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +26,7 @@ def _local(name, directory):
     return freeze(model, tokens)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_a_row_and_the_biases_sum_to_what_it_explains(name, directory):
     local = _local(name, directory)
     graph = attribute(local)
@@ -63,7 +62,7 @@ def _from_biases(local, sublayer, position, index):
     return module.b_V[index] * pattern.sum() + written @ module.W_V[index] * weight
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_edges_are_the_derivatives_of_the_frozen_model(name, directory):
     local = _local(name, directory)
     graph = attribute(local)
@@ -105,7 +104,7 @@ def _frozen_values(local, scales, features):
     return values
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_all_pairs_of_a_head_sum_to_its_attention_score(name, directory):
     local = _local(name, directory)
     graph = attribute(local)
