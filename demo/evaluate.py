@@ -103,10 +103,15 @@ def reconstruction(loaded: LoadedModel) -> tuple[list[float], list[float]]:
     for layer, transcoder in enumerate(loaded.model.transcoders):
         inputs, outputs = (torch.cat(seen[f"blocks.{layer}.{hook}"]) for hook in hooks)
         features = transcoder.encode(inputs)
-        error = (outputs - transcoder.decode(features)).square().sum()
-        explained.append(1 - float(error / (outputs - outputs.mean(0)).square().sum()))
+        explained.append(share_explained(outputs, transcoder.decode(features)))
         active.append(float((features > 0).sum(1).float().mean()))
     return explained, active
+
+
+def share_explained(outputs: torch.Tensor, decoded: torch.Tensor) -> float:
+    """The share of the outputs' variance."""
+    variance = (outputs - outputs.mean(0)).square().sum()
+    return 1 - float((outputs - decoded).square().sum() / variance)
 
 
 def graph_scores(loaded: LoadedModel) -> list[tuple[float, float]]:

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from demo.athlete_features import carriers, exchange
-from demo.evaluate import HELD_OUT_DOCUMENTS, HELD_OUT_SEED
+from demo.evaluate import HELD_OUT_DOCUMENTS, HELD_OUT_SEED, share_explained
 from demo.lorsas import Lorsa, load_committed
 from demo.train_lorsas import record_documents
 from loading.registry import DEMO
@@ -44,20 +44,16 @@ def fits(
         active = (flat > 0).sum(1).float()
         found.append(
             Fit(
-                explained=_explained(outputs, lorsa.decode(flat)),
-                explained_without_bos=_explained(outputs[after_bos], lorsa.decode(flat[after_bos])),
+                explained=share_explained(outputs, lorsa.decode(flat)),
+                explained_without_bos=share_explained(
+                    outputs[after_bos], lorsa.decode(flat[after_bos])
+                ),
                 silent=float((flat == 0).all(0).float().mean()),
                 active=float(active.mean()),
                 active_without_bos=float(active[after_bos].mean()),
             )
         )
     return found
-
-
-def _explained(outputs: torch.Tensor, decoded: torch.Tensor) -> float:
-    """The share of the outputs' variance."""
-    variance = (outputs - outputs.mean(0)).square().sum()
-    return 1 - float((outputs - decoded).square().sum() / variance)
 
 
 def main() -> None:

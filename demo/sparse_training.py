@@ -1,7 +1,8 @@
 """What the training of transcoders and of Lorsas has in common."""
 
 import torch
-from torch.nn import functional
+
+from demo.lorsas import keep_largest
 
 
 def auxiliary_loss(
@@ -15,9 +16,7 @@ def auxiliary_loss(
         decoder: what the dead features write, (feature, d_model).
         active: how many dead features a token takes.
     """
-    top = functional.relu(before).topk(active, dim=1)
-    acts = torch.zeros_like(before).scatter(1, top.indices, top.values)
-    left = error - acts @ decoder
+    left = error - keep_largest(before, active) @ decoder
     return left.square().sum() / error.square().sum().clamp(min=1e-8)
 
 
