@@ -14,9 +14,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import pickle
-import subprocess
 import sys
 import tempfile
 import warnings
@@ -28,7 +26,7 @@ import numpy as np
 import torch
 
 from benchmarks.complete_workload import WORKLOADS, CompleteWorkload, prompt, tokens, write
-from benchmarks.measure import Cost, machine, measure, medians
+from benchmarks.measure import Cost, from_own_process, machine, measure, medians
 from tests.support.complete_cases import Case, Folders
 from tests.support.complete_graphs import Node, PlainGraph
 
@@ -134,13 +132,8 @@ SIDES: dict[str, Callable[[Folders, CompleteWorkload, Path | None], Stages]] = {
 
 def in_own_process(side: str, name: str, folders: Folders, graph_file: Path) -> Stages:
     """What a side takes, in a process that has nothing of the other."""
-    command = [sys.executable, "-m", "benchmarks.complete", "--one", side, name]
-    arguments = [str(folders.model.parent), str(graph_file)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    out = subprocess.run(
-        command + arguments, env=environment, check=True, stdout=subprocess.PIPE, text=True
-    )
-    told = json.loads(out.stdout.splitlines()[-1])
+    places = str(folders.model.parent), str(graph_file)
+    told = from_own_process("benchmarks.complete", "--one", side, name, *places)
     return {stage: Cost(*cost) for stage, cost in told.items()}
 
 

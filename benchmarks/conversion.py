@@ -8,8 +8,6 @@ own. Peak memory is beyond what the process held before, files mapped into it in
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -19,7 +17,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.measure import machine, measure
+from benchmarks.measure import Cost, from_own_process, machine, measure
 from loading import converted, sources
 from loading.inspection import inspect
 from loading.transcoders import transcoders
@@ -56,15 +54,14 @@ def main() -> None:
 
 
 def row(work: str, directory: Path, dtype: str) -> str:
-    command = [sys.executable, "-m", "benchmarks.conversion", "--work", work, str(directory), dtype]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    seconds, cpu_seconds, peak = json.loads(done.stdout.splitlines()[-1])
+    arguments = ("--work", work, str(directory), dtype)
+    seconds, cpu_seconds, peak = from_own_process("benchmarks.conversion", *arguments)
     shown = "any" if work == "convert" else dtype
     return f"{shown} | {work} | {seconds:.2f} | {cpu_seconds:.2f} | {peak / 1e6:.0f} MB |"
 
 
-def measured(work: str, directory: Path, dtype: torch.dtype) -> tuple[float, float, float]:
-    """Seconds, of CPU, and bytes of some work on a set."""
+def measured(work: str, directory: Path, dtype: torch.dtype) -> Cost:
+    """The cost of some work on a set."""
     settings = Settings(_env_file=None, hf_home=str(directory.parent / f"{directory.name}-home"))
     storage = sources.storage_of(settings)
     files = sources.transcoder_files(str(directory), storage)
@@ -86,8 +83,7 @@ def measured(work: str, directory: Path, dtype: torch.dtype) -> tuple[float, flo
     def convert() -> object:
         return converted.convert(inspect(files), storage)
 
-    cost = measure(convert if work == "convert" else read)
-    return cost.seconds, cost.cpu_seconds, cost.peak_bytes
+    return measure(convert if work == "convert" else read)
 
 
 def write(directory: Path, layout: str) -> Path:

@@ -13,27 +13,20 @@ import argparse
 import gzip
 import hashlib
 import json
-import re
-import subprocess
-import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from benchmarks.measure import from_own_process, measure
+
 N_FEATURES, N_LAYERS, N_POS, N_LOGITS = 10_000, 26, 64, 10
 N_LINKS = 1_000_000
 WAYS = ("library", "ours", "ours_10x")
 REPEATS = 3
-
-
-def memory_mb(field: str) -> int:
-    found = re.search(field + r":\s+(\d+)", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) // 1024
 
 
 def make(n_links: int) -> Any:
@@ -42,7 +35,8 @@ def make(n_links: int) -> Any:
     from tests.support.synthetic_graph import make_graph, make_pruned
 
     sizes = {"n_features": N_FEATURES, "n_layers": N_LAYERS, "n_pos": N_POS, "n_logits": N_LOGITS}
-    graph = make_graph(**sizes, adjacency=torch.zeros(0))
+    n_nodes = N_FEATURES + (N_LAYERS + 1) * N_POS + N_LOGITS
+    graph = make_graph(**sizes, adjacency=torch.zeros(n_nodes, 0))  # nothing of it is read
     return make_pruned(graph, n_links)
 
 
@@ -106,25 +100,17 @@ def run(way: str) -> dict[str, Any]:
         pruned = drop_repeated_links(pruned, edge_mask)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "graph.json.gz"
-        seconds, cpu_seconds = [], []
         warm_up(directory)
-        Path("/proc/self/clear_refs").write_text("5")  # start the high-water mark anew
-        before = memory_mb("VmRSS")
-        for _ in range(REPEATS):
-            start, cpu_start = time.perf_counter(), time.process_time()
-            if way == "library":
-                encode_as_library(pruned, edge_mask, path)
-            else:
-                encode(pruned, path)
-            seconds.append(time.perf_counter() - start)
-            cpu_seconds.append(time.process_time() - cpu_start)
-        peak = memory_mb("VmHWM") - before
+        call = partial(encode, pruned, path)
+        if way == "library":
+            call = partial(encode_as_library, pruned, edge_mask, path)
+        costs = [measure(call) for _ in range(REPEATS)]
         return {
             "way": way,
             "links": len(pruned.edge_weights),
-            "seconds": min(seconds),
-            "cpu_seconds": min(cpu_seconds),
-            "peak_mb": peak,
+            "seconds": min(cost.seconds for cost in costs),
+            "cpu_seconds": min(cost.cpu_seconds for cost in costs),
+            "peak_bytes": max(cost.peak_bytes for cost in costs),
             "bytes": path.stat().st_size,
             "digest": digest(path) if way != "ours_10x" else "",
         }
@@ -154,15 +140,12 @@ def main() -> None:
     if chosen:
         print(json.dumps(run(chosen)))
         return
-    results = {}
-    for way in WAYS:
-        command = [sys.executable, "-m", "benchmarks.document", way]
-        results[way] = json.loads(subprocess.check_output(command))
+    results = {way: from_own_process("benchmarks.document", way) for way in WAYS}
     print("| way | links | seconds | of CPU | peak memory beyond the arrays | gzip bytes |")
     print("| --- | --- | --- | --- | --- | --- |")
     for way, found in results.items():
         times = [f"{found['seconds']:.2f}", f"{found['cpu_seconds']:.2f}"]
-        sizes = [f"{found['peak_mb']} MB", f"{found['bytes'] / 1e6:.1f} MB"]
+        sizes = [f"{found['peak_bytes'] / 1e6:.0f} MB", f"{found['bytes'] / 1e6:.1f} MB"]
         print("|", " | ".join([way, f"{found['links']:,}", *times, *sizes]), "|")
     library, ours = results["library"], results["ours"]
     print(f"\n{library['seconds'] / ours['seconds']:.0f} times faster")

@@ -10,7 +10,6 @@ open, and how long one is kept for a byte a second.
 
 import argparse
 import contextlib
-import os
 import re
 import selectors
 import socket
@@ -20,6 +19,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
+
+from benchmarks.measure import cpu_seconds, status_bytes
 
 SECRET = "secret-of-the-benchmark"
 KINDS = ("plain", "bounded")
@@ -68,14 +69,10 @@ class Server:
         return socket.create_connection(("127.0.0.1", self.port), timeout=60)
 
     def cpu_s(self) -> float:
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_seconds(self.process.pid)
 
-    def bytes(self, field: str = "VmRSS") -> int:
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        found = re.search(rf"{field}:\s+(\d+) kB", status)
-        assert found is not None
-        return 1024 * int(found[1])
+    def bytes(self, field: str) -> int:
+        return status_bytes(field, self.process.pid)
 
 
 @contextlib.contextmanager
@@ -124,7 +121,7 @@ def cost(server: Server, request: bytes, n: int) -> tuple[float, float]:
 def flood(server: Server, piece: bytes, n: int) -> tuple[int, int]:
     """Bytes that the server takes of endless headers, and what its memory grew by at its peak."""
     Path(f"/proc/{server.process.pid}/clear_refs").write_text("5")  # forget the peak so far
-    before, sent = server.bytes(), 0
+    before, sent = server.bytes("VmRSS"), 0
     with server.connect() as connection, contextlib.suppress(OSError):
         connection.sendall(b"GET /ping HTTP/1.1\r\nHost: localhost\r\nX: a")
         for _ in range(n):

@@ -24,7 +24,7 @@ import steering
 from attribution.complete import freeze
 from attribution.contrast import contrast
 from benchmarks import steer
-from benchmarks.measure import Cost, machine, measure, medians
+from benchmarks.measure import Cost, in_turns, machine
 from settings import Settings
 from steering import Experiment, Feature, Frozen
 
@@ -240,13 +240,9 @@ def _contrast_rows(
 
 
 def _medians(ways: dict[str, Callable[[], Any]], args: argparse.Namespace) -> list[Cost]:
-    costs: dict[str, list[Cost]] = {name: [] for name in ways}
     for run in ways.values():
         run()
-    for _ in range(args.repeats):  # in turns, so that a slow moment of the machine hits all
-        for name, run in ways.items():
-            costs[name].append(measure(run, args.device))
-    return [medians(runs) for runs in costs.values()]
+    return list(in_turns(ways, args.repeats, args.device).values())
 
 
 def _seconds(cost: Cost, *, on_gpu: bool) -> float:

@@ -10,8 +10,6 @@ encoded and decoded, and afterwards.
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -22,7 +20,7 @@ from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscode
 from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder
 
 from attribution.features import find_active_features
-from benchmarks.measure import machine, measure, resident_bytes
+from benchmarks.measure import from_own_process, machine, measure, resident_bytes
 from loading import sources
 from loading.inspection import inspect
 from loading.transcoders import transcoders
@@ -61,9 +59,7 @@ def main() -> None:
 
 
 def row(directory: Path, words: list[str]) -> str:
-    command = [sys.executable, "-m", "benchmarks.loading", "--load", str(directory), *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = from_own_process("benchmarks.loading", "--load", str(directory), *words)
     sizes = (_mb(result[name]) for name in ("held", "peak", "afterwards"))
     return f"{result['load_s']:.2f} s | {' | '.join(sizes)} | {result['prompt_s']:.2f} s"
 

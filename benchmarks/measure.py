@@ -1,10 +1,14 @@
-"""Time and peak memory of a call, on the CPU or a CUDA device."""
+"""Time and memory: of a call, on the CPU or a CUDA device, and of a process."""
 
 import ctypes
 import gc
+import json
+import os
 import re
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -35,7 +39,7 @@ def measure(call: Callable[[], Any], device: str = "cpu") -> Cost:
     if on_gpu:
         torch.cuda.synchronize()
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
-    peak = torch.cuda.max_memory_allocated() if on_gpu else _status("VmHWM")
+    peak = torch.cuda.max_memory_allocated() if on_gpu else status_bytes("VmHWM")
     del result
     return Cost(seconds, cpu_seconds, peak - before)
 
@@ -46,6 +50,15 @@ def medians(costs: list[Cost]) -> Cost:
         median(c.cpu_seconds for c in costs),
         int(median(c.peak_bytes for c in costs)),
     )
+
+
+def in_turns(ways: Mapping[str, Callable[[], Any]], repeats: int, device: str) -> dict[str, Cost]:
+    """The medians of each way. They run in turns, so that a slow moment of the machine hits all."""
+    costs: dict[str, list[Cost]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, run in ways.items():
+            costs[name].append(measure(run, device))
+    return {name: medians(runs) for name, runs in costs.items()}
 
 
 def matmul_flops(m: int, k: int, n: int, device: str, dtype: torch.dtype) -> float:
@@ -72,10 +85,28 @@ def machine(device: str) -> str:
 
 def resident_bytes() -> int:
     """Memory that the process holds now, files mapped into it included."""
-    return _status("VmRSS")
+    return status_bytes("VmRSS")
 
 
-def _status(field: str) -> int:
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return 1024 * int(found[1])
+def status_bytes(field: str, pid: int | str = "self") -> int:
+    """What Linux says of a process's memory; 0 of one that has ended."""
+    found = re.search(rf"{field}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return 1024 * int(found[1]) if found else 0
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time that all threads of a process have taken."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def from_own_process(module: str, *arguments: str) -> Any:
+    """What a module of `benchmarks` writes as JSON on its last line, when it runs by itself."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])

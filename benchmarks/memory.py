@@ -10,9 +10,6 @@ The formula is `benchmarks.graph_memory`'s.
 import argparse
 import gc
 import json
-import os
-import subprocess
-import sys
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -25,7 +22,7 @@ from attribution.memory import rows_bytes, targets_at_once
 from benchmarks import graph_memory
 from benchmarks.emulated_cuda import emulated_cuda
 from benchmarks.graph_memory import GraphShape, Peak
-from benchmarks.measure import measure
+from benchmarks.measure import from_own_process, measure
 from benchmarks.reference_workload import build
 
 WORKLOADS, DTYPES, DEVICES = ("R2", "R2-512"), ("float32", "bfloat16"), ("cuda", "cpu")
@@ -144,10 +141,7 @@ def compare() -> None:
 
 
 def in_own_process(name: str, dtype: str, device: str) -> tuple[float, float]:
-    command = [sys.executable, "-m", "benchmarks.memory", "--one", name, dtype, device]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    out = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    measured, formula = json.loads(out.stdout.splitlines()[-1])
+    measured, formula = from_own_process("benchmarks.memory", "--one", name, dtype, device)
     return measured, formula
 
 
@@ -172,7 +166,8 @@ def evaluate() -> None:
                 print(f"| {name} | {n_pos:,} | {density} | {_evaluated(shape)} |")
 
 
-def _evaluated(shape: GraphShape, n_features: int = 5000, n_logits: int = 10) -> str:
+def _evaluated(shape: GraphShape) -> str:
+    n_features, n_logits = 5000, 10
     at_once = targets_at_once(shape, 48, 4)
     n_rows = n_features + n_logits
     device = graph_memory.peak(shape, n_features, n_logits, at_once)

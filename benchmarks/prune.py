@@ -8,8 +8,6 @@ the same pass, so the library's time is that of `prune_graph` and `compute_graph
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +17,7 @@ import torch
 from circuit_tracer.graph import Graph, compute_graph_scores, prune_graph
 
 import attribution
-from benchmarks.measure import Cost, machine, measure, medians
+from benchmarks.measure import Cost, from_own_process, machine, measure, medians
 from benchmarks.reference_workload import build
 
 
@@ -79,11 +77,8 @@ SIDES: dict[str, Callable[[Graph], tuple[int, int]]] = {
 
 
 def result_of(side: str, path: Path, repeats: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.prune", "--side", side, "--graph", str(path)]
-    done = subprocess.run(
-        [*command, "--repeats", str(repeats)], capture_output=True, text=True, check=True
-    )
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    options = ("--side", side, "--graph", str(path), "--repeats", str(repeats))
+    result: dict[str, Any] = from_own_process("benchmarks.prune", *options)
     return result
 
 

@@ -30,7 +30,7 @@ from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 from transformers import PreTrainedTokenizerFast
 
 import steering
-from benchmarks.measure import Cost, machine, measure, medians
+from benchmarks.measure import in_turns, machine
 from loading.transformerlens_engine import lay_out_weights
 from steering import Intervention, Options
 
@@ -193,11 +193,8 @@ def print_row(
     }
     if args.dtype == "float32" and ways["library"]() != ways["ours"]():
         raise SystemExit("the two ways give different tokens or predictions")
-    costs: dict[str, list[Cost]] = {name: [] for name in ways}
-    for _ in range(args.repeats):  # in turns, so that a slow moment of the machine hits all
-        for name, run in ways.items():
-            costs[name].append(measure(run, args.device))
-    took = {name: medians(runs).seconds for name, runs in costs.items()}
+    costs = in_turns(ways, args.repeats, args.device)
+    took = {name: cost.seconds for name, cost in costs.items()}
     print(
         f"| {'frozen' if frozen else 'free'} | "
         + " | ".join(f"{seconds:.2f} s" for seconds in took.values())
