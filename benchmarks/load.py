@@ -13,18 +13,18 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 import loading.build  # noqa: F401 - not to be imported while it is timed
+from benchmarks import llama_files
 from benchmarks.measure import measure
 from loading.hooked_config import hooked_config
-from loading.registry import DEMO
 from model_loader import load
 from settings import Settings
 
@@ -45,27 +45,13 @@ CONFIG = LlamaConfig(
 )
 
 
-def random_weights(*shape: int) -> torch.Tensor:
+def random_weights(shape: Sequence[int]) -> torch.Tensor:
     return torch.empty(shape, dtype=torch.bfloat16).uniform_(-0.02, 0.02)
 
 
-def write(directory: Path) -> None:
-    """A model in `model`, its transcoders in `transcoders`, 0.9 GB together."""
-    model, transcoders = directory / "model", directory / "transcoders"
-    transcoders.mkdir()
-    CONFIG.save_pretrained(model)
-    with torch.device("meta"):
-        shapes = {n: p.shape for n, p in LlamaForCausalLM(CONFIG).named_parameters()}
-    weights = {name: random_weights(*shape) for name, shape in shapes.items()}
-    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        (model / name).write_text((Path(DEMO.model) / name).read_text())
-    for layer in range(N_LAYERS):
-        tensors = {name: random_weights(D_TRANSCODER, D_MODEL) for name in ("W_enc", "W_dec")}
-        tensors["b_enc"], tensors["b_dec"] = random_weights(D_TRANSCODER), random_weights(D_MODEL)
-        save_file(tensors, transcoders / f"layer_{layer}.safetensors")
-    demo_config = Path(DEMO.transcoder_set) / "config.yaml"
-    (transcoders / "config.yaml").write_text(demo_config.read_text())
+def random_transcoder() -> dict[str, torch.Tensor]:
+    matrices = {name: random_weights((D_TRANSCODER, D_MODEL)) for name in ("W_enc", "W_dec")}
+    return {**matrices, "b_enc": random_weights([D_TRANSCODER]), "b_dec": random_weights([D_MODEL])}
 
 
 def ours(directory: Path, device: str) -> Any:
@@ -126,7 +112,7 @@ def main() -> None:
     if arguments.way is not None:
         measure_way(arguments.way, arguments.directory, arguments.device)
     with tempfile.TemporaryDirectory() as directory:
-        write(Path(directory))
+        llama_files.write(Path(directory), CONFIG, random_weights, random_transcoder)
         print("| way | seconds | of CPU | peak memory |\n| --- | --- | --- | --- |", flush=True)
         totals = []
         for way in WAYS:

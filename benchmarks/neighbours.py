@@ -24,10 +24,9 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig
 
-from loading.registry import DEMO
+from benchmarks import llama_files
 
 ROOT = Path(__file__).parent.parent
 CONFIG = LlamaConfig(
@@ -70,29 +69,19 @@ WAYS: dict[str, tuple[list[str], dict[str, str]]] = {
 }
 
 
-def write(directory: Path) -> None:
-    """A model in `model`, its transcoders in `transcoders`, 0.9 GB together."""
-    model, transcoders = directory / "model", directory / "transcoders"
-    transcoders.mkdir()
-    torch.manual_seed(0)
-    CONFIG.save_pretrained(model)
-    with torch.device("meta"):
-        shapes = {n: p.shape for n, p in LlamaForCausalLM(CONFIG).named_parameters()}
-    weights = {
-        name: torch.ones(shape) if len(shape) == 1 else torch.randn(shape) * shape[-1] ** -0.5
-        for name, shape in shapes.items()
-    }
-    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        (model / name).write_text((Path(DEMO.model) / name).read_text())
+def random_weight(shape: torch.Size) -> torch.Tensor:
+    return torch.ones(shape) if len(shape) == 1 else torch.randn(shape) * shape[-1] ** -0.5
+
+
+def random_transcoder() -> dict[str, torch.Tensor]:
     d_model = CONFIG.hidden_size
-    for layer in range(CONFIG.num_hidden_layers):
-        tensors = {n: torch.randn(N_FEATURES, d_model) * d_model**-0.5 for n in ("W_enc", "W_dec")}
-        tensors |= {"b_enc": torch.zeros(N_FEATURES), "b_dec": torch.zeros(d_model)}
-        tensors["activation_function.threshold"] = torch.full((N_FEATURES,), THRESHOLD)
-        save_file(tensors, transcoders / f"layer_{layer}.safetensors")
-    demo_config = Path(DEMO.transcoder_set) / "config.yaml"
-    (transcoders / "config.yaml").write_text(demo_config.read_text())
+    matrices = {n: random_weight(torch.Size((N_FEATURES, d_model))) for n in ("W_enc", "W_dec")}
+    return {
+        **matrices,
+        "b_enc": torch.zeros(N_FEATURES),
+        "b_dec": torch.zeros(d_model),
+        "activation_function.threshold": torch.full((N_FEATURES,), THRESHOLD),
+    }
 
 
 def graph(program: list[str], variables: dict[str, str], weights: Path) -> tuple[float, str]:
@@ -143,7 +132,8 @@ def main() -> None:
     times: dict[tuple[str, bool], list[float]] = {}
     threads = {}
     with tempfile.TemporaryDirectory() as directory:
-        write(Path(directory))
+        torch.manual_seed(0)
+        llama_files.write(Path(directory), CONFIG, random_weight, random_transcoder)
         for _ in range(arguments.rounds):
             for busy in (False, True):
                 for name, (program, variables) in WAYS.items():

@@ -33,6 +33,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
+from benchmarks.llama_files import copy_tokenizer
+from benchmarks.measure import cpu_seconds, status_bytes
 from loading.model_folder import INDEX
 from loading.registry import DEMO
 
@@ -157,7 +159,7 @@ def start(model: Path, transcoders: Path, home: Path, *, lazy: bool) -> Start:
     ends: dict[str, float] = {}
     cpu: dict[str, float] = {}
     while True:
-        own = max(own, own_bytes(process.pid))
+        own = max(own, status_bytes("RssAnon", process.pid))
         output += (process.stdout.read() or b"").decode()
         for stage, mark in STAGES.items():
             if stage not in ends and mark in output:
@@ -185,18 +187,6 @@ def environment(model: Path, transcoders: Path, home: Path) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
     }
-
-
-def own_bytes(pid: int) -> int:
-    """Anonymous memory that a process holds now."""
-    found = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    return 1024 * int(found[1]) if found else 0  # a process that has ended has none
-
-
-def cpu_seconds(pid: int) -> float:
-    """CPU time that all threads of a process have taken."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def convert(directory: Path, home: Path) -> None:
@@ -259,8 +249,7 @@ def _write_model(directory: Path, n_layers: int) -> None:
         dtype=torch.float32,
     )
     config.save_pretrained(directory)
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        (directory / name).write_text((Path(DEMO.model) / name).read_text())
+    copy_tokenizer(directory)
     with torch.device("meta"):
         shapes = {n: p.shape for n, p in Gemma2ForCausalLM(config).named_parameters()}
     weight_map = {}
