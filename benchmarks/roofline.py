@@ -48,7 +48,7 @@ _ITEMSIZE = {"bfloat16": 2, "float32": 4}
 _LIBRARY_PASSES, _LIBRARY_LAUNCHES = 10, 50
 
 
-def seconds_on(gpu: Gpu, cost: Cost, *, launches: bool = True) -> float:
+def seconds_on(gpu: Gpu, cost: Cost) -> float:
     """How long a stage takes."""
     device = (
         cost.flop / (gpu.bfloat16 * ATTAINABLE_BFLOAT16)
@@ -56,7 +56,7 @@ def seconds_on(gpu: Gpu, cost: Cost, *, launches: bool = True) -> float:
         + cost.n_bytes / (gpu.bandwidth * ATTAINABLE_BANDWIDTH)
     )
     copied = cost.to_host / (gpu.to_host * ATTAINABLE_TO_HOST)
-    return max(device, cost.launches * SECONDS_OF_LAUNCH * launches) + copied
+    return max(device, cost.launches * SECONDS_OF_LAUNCH) + copied
 
 
 def library_stages(s: Shapes, batch_size: int) -> dict[str, Cost]:
