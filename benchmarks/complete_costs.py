@@ -25,7 +25,8 @@ _RANKING_LAUNCHES, _EDGES_LAUNCHES, _READS_LAUNCHES = 26, 9, 21
 # Of each position among a layer's traced heads, on either side.
 _LAUNCHES_OF_POSITION = 8
 _ROWS_AT_ONCE = 256  # of the matrix that goes to the host
-_TOKENS = (10, 64, 256)
+# What the tables are of: lengths of prompts, active features of a module at each token, a card.
+_TOKENS, _TOP_K, _CARD = (10, 64, 256), 64, "H100"
 
 
 @dataclass(frozen=True)
@@ -248,7 +249,7 @@ def memory(s: CompleteShape) -> Memory:
     return Memory(vectors, rows, max(freezing, work))
 
 
-def table(top_k: int = 64) -> str:
+def table() -> str:
     """A markdown table with a row a prompt's length: work, memory and seconds by card."""
     header = [
         "sources",
@@ -262,7 +263,7 @@ def table(top_k: int = 64) -> str:
     ]
     lines = ["| tokens | " + " | ".join(header) + " |", "| ---:" * (len(header) + 1) + " |"]
     for n_pos in _TOKENS:
-        s = with_tokens(QWEN, n_pos, top_k)
+        s = with_tokens(QWEN, n_pos, _TOP_K)
         costs, m = stages(s), memory(s)
         total = sum(costs.values(), Cost())
         cells = [
@@ -281,15 +282,17 @@ def table(top_k: int = 64) -> str:
     return "\n".join(lines)
 
 
-def table_of_stages(n_pos: int, top_k: int = 64, card: str = "H100") -> str:
+def table_of_stages(n_pos: int) -> str:
     """A markdown table with a row a stage of one prompt's length."""
     lines = [
-        f"| {n_pos} tokens | launches | TFLOP, bfloat16 | TFLOP, float32 | GB moved | {card} |",
+        f"| {n_pos} tokens | launches | TFLOP, bfloat16 | TFLOP, float32 | GB moved | {_CARD} |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for name, c in stages(with_tokens(QWEN, n_pos, top_k)).items():
+    for name, c in stages(with_tokens(QWEN, n_pos, _TOP_K)).items():
         work = f"{c.flop / 1e12:.3f} | {c.flop_float32 / 1e12:.3f} | {c.n_bytes / 1e9:.1f}"
-        lines.append(f"| {name} | {c.launches:,.0f} | {work} | {seconds_on(GPUS[card], c):.3f} s |")
+        lines.append(
+            f"| {name} | {c.launches:,.0f} | {work} | {seconds_on(GPUS[_CARD], c):.3f} s |"
+        )
     return "\n".join(lines)
 
 
