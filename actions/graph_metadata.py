@@ -30,7 +30,6 @@ def metadata(
     What is unknown is left out: Neuronpedia's schema has strings there and refuses null.
     """
     entry = loaded.entry
-    revisions = {"weight_revisions": loaded.revisions} if loaded.revisions else {}
     fields: dict[str, object] = {
         "slug": slug_of(request, prompt, loaded),
         "scan": entry.neuronpedia_id,
@@ -40,16 +39,7 @@ def metadata(
         "prompt": loaded.token_text.text(prompt.ids),
         "node_threshold": request.node_threshold,
         "schema_version": 1,
-        "info": {
-            "creator_name": request.user_id or "Anonymous",
-            "creator_url": "https://www.neuronpedia.org",
-            "source_urls": entry.source_urls,
-            "transcoder_set": entry.transcoder_label,
-            **revisions,
-            "generator": _generator(loaded, job),
-            "create_time_ms": int(time.time() * 1000),
-            "timings_ms": job.timings_ms,  # of the stages before this one
-        },
+        "info": _info(request, loaded, job),
         "generation_settings": {
             **attribution_settings,
             **_tracing_settings(request),
@@ -75,6 +65,21 @@ def metadata(
     if known:
         fields["feature_details"] = known
     return fields
+
+
+def _info(request: GenerateGraphRequest, loaded: LoadedModel, job: Job) -> dict[str, object]:
+    """Who asked for the graph, and what made it, of which weights and when."""
+    revisions = {"weight_revisions": loaded.revisions} if loaded.revisions else {}
+    return {
+        "creator_name": request.user_id or "Anonymous",
+        "creator_url": "https://www.neuronpedia.org",
+        "source_urls": loaded.entry.source_urls,
+        "transcoder_set": loaded.entry.transcoder_label,
+        **revisions,
+        "generator": _generator(loaded, job),
+        "create_time_ms": int(time.time() * 1000),
+        "timings_ms": job.timings_ms,  # of the stages before this one
+    }
 
 
 def _generator(loaded: LoadedModel, job: Job) -> Provenance:

@@ -23,7 +23,7 @@ from schemas import (
     SalientLogit,
     TargetLogit,
 )
-from steering import Experiment, Feature, Frozen
+from steering import Experiment, Feature, Frozen, Outcomes
 
 _SHARES = {"tokenise": 1.0, "activations": 9.0, "intervene": 90.0}
 
@@ -60,6 +60,18 @@ def run(request: InterveneRequest, loaded: LoadedModel, job: Job) -> InterveneRe
                 check=job.check,
                 on_done=job.counted("intervene", "experiments"),
             )
+    return _response(outcomes, activations, columns, targets, request.top_k, loaded)
+
+
+def _response(
+    outcomes: Outcomes,
+    activations: Sequence[float],
+    columns: _Columns,
+    targets: Sequence[int],
+    top_k: int,
+    loaded: LoadedModel,
+) -> InterveneResponse:
+    """What each row of the outcomes says of the next token and of the groups."""
     baseline = _sums(torch.tensor([activations]), columns)
     sums = torch.cat([baseline, _sums(outcomes.activations[1:], columns)])
     rows = [
@@ -72,7 +84,7 @@ def run(request: InterveneRequest, loaded: LoadedModel, job: Job) -> InterveneRe
             },
         )
         for top, of_targets, of_row in zip(
-            _top(outcomes.logits, request.top_k, loaded),
+            _top(outcomes.logits, top_k, loaded),
             _targets(outcomes.logits, targets, loaded),
             sums.tolist(),
             strict=True,
