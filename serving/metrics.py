@@ -1,6 +1,7 @@
 """What Prometheus reads at `/metrics`: jobs, times, the cache, memory. docs/http.md lists it."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
@@ -26,25 +27,17 @@ class Metrics:
             ["action", "code"],
             registry=registry,
         )
-        self._job_seconds = Histogram(
-            "attribution_job_seconds",
-            "time of a job that was taken, whole",
-            ["action"],
-            registry=registry,
-            buckets=_BUCKETS,
+        seconds = partial(Histogram, registry=registry, buckets=_BUCKETS)
+        self._job_seconds = seconds(
+            "attribution_job_seconds", "time of a job that was taken, whole", ["action"]
         )
-        self._stage_seconds = Histogram(
+        self._stage_seconds = seconds(
             "attribution_stage_seconds",
             "time of a job's stage, such as `attribute` or `generate`",
             ["stage"],
-            registry=registry,
-            buckets=_BUCKETS,
         )
-        self._queue_seconds = Histogram(
-            "attribution_queue_seconds",
-            "time that a job waited for the model",
-            registry=registry,
-            buckets=_BUCKETS,
+        self._queue_seconds = seconds(
+            "attribution_queue_seconds", "time that a job waited for the model"
         )
         self._cache = Counter(
             "attribution_graph_cache_requests",
