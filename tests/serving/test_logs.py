@@ -35,7 +35,6 @@ BODIES = [
 @pytest.fixture
 def written(capsys):
     """Set the logs up and give what they have written since, in lines."""
-    excepthook = sys.excepthook
 
     def lines(*, as_json):
         logs.set_up("INFO", as_json=as_json)
@@ -45,9 +44,7 @@ def written(capsys):
 
         return read
 
-    yield lines
-    logging.captureWarnings(False)
-    sys.excepthook = excepthook
+    return lines
 
 
 def test_a_graph_is_one_json_line_with_its_sizes_and_stage_timings(written):
