@@ -17,7 +17,7 @@ from serving import http_api
 from tests.support.demo_worker import PROMPT, ask, demo_settings, without_times
 from tests.support.http_server import STEER, get, serving
 from tests.support.object_store import BUCKET, running_store
-from tests.support.polling import until
+from tests.support.polling import LONGEST_S, until
 from tests.support.programs import ROOT
 from tests.support.raw_server import RawServer
 
@@ -106,9 +106,9 @@ def test_ctrl_c_closes_the_connection_and_so_stops_the_job(server, held_model):
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert entered.wait(60)
+    assert entered.wait(LONGEST_S)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=LONGEST_S)
     assert process.returncode == 130
     assert "the job is cancelled: the connection is closed" in errors
     assert "Traceback" not in errors

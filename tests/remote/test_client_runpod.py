@@ -27,7 +27,7 @@ from remote.errors import (
 )
 from remote.retries import Patience
 from tests.support.demo_worker import PROMPT, ask, without_times
-from tests.support.polling import until
+from tests.support.polling import LONGEST_S, until
 from tests.support.programs import ROOT
 from tests.support.runpod_endpoint import ENDPOINT_ID, USER_KEY
 from tests.support.sdk_jobs import FEATURE, GRAPH, LONG_STEER, STEER, stopped
@@ -256,7 +256,7 @@ def test_on_a_terminal_a_bar_runs_and_ctrl_c_stops_the_job_in_the_worker(endpoin
     with contextlib.suppress(OSError):  # how the end of a terminal shows
         while piece := os.read(ours, 65536):
             screen += piece
-    assert process.wait(30) == 130
+    assert process.wait(LONGEST_S) == 130
     [job_id] = endpoint.cancelled
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.decode())
     assert re.search(r"generate +━+.*\d+% \d:\d\d:\d\d about \d+ s left \d+ of 40 tokens", text)
@@ -283,7 +283,7 @@ def test_a_second_ctrl_c_ends_the_client_whatever_runpod_does(endpoint, client, 
     process.send_signal(signal.SIGINT)
     until(lambda: endpoint.count("cancel"))
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=LONGEST_S)
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "stopped"
     [job_id] = {job_id for route, job_id in endpoint.requests if route == "cancel"}
@@ -299,7 +299,7 @@ def test_without_a_terminal_there_is_a_line_a_stage_and_the_summary_alone_on_std
         stderr=subprocess.PIPE,
         text=True,
     )
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=LONGEST_S)
     assert process.returncode == 0
     stages = [line.split("  ")[-1].split(",")[0] for line in errors.splitlines()]
     assert len(stages) == len(set(stages)) <= 6

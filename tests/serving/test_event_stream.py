@@ -17,7 +17,7 @@ from model_loader import get_model
 from prompting.token_text import joined
 from tests.support.demo_worker import PROMPT, ask, demo_settings, held
 from tests.support.http_server import STEER, assert_error, get, post, raw_request, serving
-from tests.support.polling import until
+from tests.support.polling import LONGEST_S, until
 from tools.documents import read
 
 STREAMED = {**STEER, "stream": True, "n_tokens": 12, "temperature": 5.0, "seed": 4}
@@ -140,7 +140,7 @@ def reading(server):
 def test_parts_come_while_the_model_is_still_at_work(server, held_model):
     reached, go_on = held_model
     with reading(server) as lines:
-        assert reached.wait(60)
+        assert reached.wait(LONGEST_S)
         assert not go_on.is_set()
         assert get(server, "/health").json()["jobs"]["inProgress"] == 1
         assert_error(post(server, "steer", STEER), 503, "busy")
@@ -152,7 +152,7 @@ def test_a_client_that_hangs_up_in_mid_stream_cancels_its_job(server, held_model
     reached, go_on = held_model
     failed = get(server, "/health").json()["jobs"]["failed"]
     with reading(server):
-        assert reached.wait(60)
+        assert reached.wait(LONGEST_S)
     until(lambda: not server.server_state.connections)
     assert get(server, "/check-busy").json() == {"busy": True}  # until the thread has ended
     go_on.set()
@@ -166,7 +166,7 @@ def test_a_client_that_hangs_up_before_the_first_part_cancels_its_job(server, he
     failed = get(server, "/health").json()["jobs"]["failed"]
     body = json.dumps(STREAMED).encode()
     with raw_request(server, "steer", body, **ACCEPT):
-        assert reached.wait(60)
+        assert reached.wait(LONGEST_S)
     until(lambda: not server.server_state.connections)
     go_on.set()
     until(lambda: not get(server, "/check-busy").json()["busy"])
@@ -201,7 +201,7 @@ def test_an_error_in_mid_stream_is_an_event_with_the_same_string(server, pass_th
 def test_a_server_told_to_stop_lets_a_stream_end_within_its_grace(held_model):
     reached, go_on = held_model
     with serving() as server, reading(server) as lines:
-        assert reached.wait(60)
+        assert reached.wait(LONGEST_S)
         server.should_exit = True
         go_on.set()
         assert b"event: output" in lines

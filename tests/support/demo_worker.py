@@ -67,7 +67,7 @@ def held(after_runs: int) -> Iterator[tuple[threading.Event, threading.Event]]:
         runs.append(None)
         if len(runs) > after_runs:
             reached.set()
-            assert go_on.wait(LONGEST_S)
+            assert go_on.wait(2 * LONGEST_S)  # longer than a test waits for what must not wait
 
     block = model_loader.get_model(demo_settings()).model.blocks[0]
     handle = block.register_forward_pre_hook(hold)
