@@ -121,7 +121,7 @@ def test_only_where_nobody_is_there_is_one_told_to_start_a_worker(workplace, mon
 
 def test_the_key_stays_out_of_what_is_said(workplace, monkeypatch, capsys):
     monkeypatch.setenv("RUNPOD_API_KEY", "planted-key")
-    monkeypatch.setenv("RUNPOD_ENDPOINT_BASE_URL", "http://planted.invalid/v2")
+    monkeypatch.setenv("RUNPOD_ENDPOINT_BASE_URL", f"http://127.0.0.1:{free_port()}/v2")
     assert main(["graph", PROMPT, "--endpoint", "abc"]) == 3
     said = capsys.readouterr()
     assert "planted-key" not in said.out + said.err

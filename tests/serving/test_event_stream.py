@@ -16,7 +16,15 @@ import logs
 from model_loader import get_model
 from prompting.token_text import joined
 from tests.support.demo_worker import PROMPT, ask, demo_settings, held
-from tests.support.http_server import STEER, assert_error, get, post, raw_request, serving
+from tests.support.http_server import (
+    STEER,
+    assert_error,
+    get,
+    post,
+    raw_request,
+    serving,
+    until_idle,
+)
 from tests.support.polling import LONGEST_S, until
 from tools.documents import read
 
@@ -156,7 +164,7 @@ def test_a_client_that_hangs_up_in_mid_stream_cancels_its_job(server, held_model
     until(lambda: not server.server_state.connections)
     assert get(server, "/check-busy").json() == {"busy": True}  # until the thread has ended
     go_on.set()
-    until(lambda: not get(server, "/check-busy").json()["busy"])
+    until_idle(server)
     assert get(server, "/health").json()["jobs"]["failed"] == failed + 1
     assert post(server, "steer", STEER).json() == ask({"action": "steer", **STEER})
 
@@ -169,7 +177,7 @@ def test_a_client_that_hangs_up_before_the_first_part_cancels_its_job(server, he
         assert reached.wait(LONGEST_S)
     until(lambda: not server.server_state.connections)
     go_on.set()
-    until(lambda: not get(server, "/check-busy").json()["busy"])
+    until_idle(server)
     jobs = get(server, "/health").json()["jobs"]
     assert jobs["failed"] == failed + 1
     assert jobs["inProgress"] == 0

@@ -20,6 +20,7 @@ from tests.support.http_server import (
     post,
     raw_request,
     serving,
+    until_idle,
 )
 from tests.support.polling import LONGEST_S, until
 
@@ -78,7 +79,7 @@ def test_a_client_that_hangs_up_cancels_its_job(action, server, held_model):
     for _ in range(3):  # turns of the event loop, in which the job is told
         assert get(server, "/check-busy").json() == {"busy": True}
     go_on.set()
-    until(lambda: not get(server, "/check-busy").json()["busy"])
+    until_idle(server)
     assert get(server, "/health").json()["jobs"]["failed"] == failed + 1
     assert len(get_model(demo_settings()).graphs.kept) == 0
     expected = ask({"action": action, **body})
