@@ -18,7 +18,7 @@ from settings import read_settings
 from tests.support.demo_worker import demo_settings
 from tests.support.http_server import GRAPH, assert_error
 from tests.support.polling import LONGEST_S, until
-from tests.support.programs import ROOT, free_port, imported_by, run
+from tests.support.programs import ROOT, free_port, imported_by, is_listening, run
 
 
 def test_importing_it_loads_no_torch_and_no_model_library():
@@ -125,8 +125,7 @@ def test_a_server_told_to_end_while_it_loads_its_model_ends(tmp_path, told):
     with started(tmp_path, port, "imported the libraries") as process:
         process.send_signal(told)
         assert process.wait(LONGEST_S) == 0
-    with socket.socket() as connection:
-        until(lambda: connection.connect_ex(("127.0.0.1", port)) != 0)
+    until(lambda: not is_listening(port))
 
 
 def test_a_served_model_s_terminal_that_is_closed_ends_it_as_sigterm_does(tmp_path):
