@@ -2,14 +2,18 @@
 
 import asyncio
 import itertools
+import threading
 import time
 
 import pytest
 from runpod.serverless.modules import rp_http
 
+import handler as door
+from errors import Cancelled
 from prompting.token_text import joined
 from schemas import SteerPart
 from serving import part_posts
+from settings import get_settings
 from tests.support.control_plane import WORKER_ID, ControlPlane, running_worker
 from tests.support.demo_worker import FORWARD, PROMPT, ask
 from tests.support.polling import LONGEST_S, until
@@ -201,3 +205,63 @@ def test_the_result_does_not_wait_for_parts_that_are_posted_too_slowly(plane, mo
     asyncio.run(work())
     plane.faults["job-stream"].clear()
     assert plane.jobs["slow"].streamed == []
+
+
+def test_a_job_that_was_stopped_posts_no_progress_while_it_comes_to_its_end(plane, monkeypatch):
+    """What comes after its error would open it again for those who poll its status."""
+    base = f"http://127.0.0.1:{plane.port}/v2/endpoint/job-done/{WORKER_ID}/$ID?gpu=none"
+    monkeypatch.setattr(rp_http, "JOB_DONE_URL", base)
+    monkeypatch.setenv("RUNPOD_WEBHOOK_POST_OUTPUT", base)
+    get_settings.cache_clear()
+    record = plane.jobs["late"]
+
+    def answer(body, loaded, settings, cancelled, *, on_progress, **_):
+        on_progress("attribute", 0.1, "before")
+        assert cancelled.wait(LONGEST_S)
+        on_progress("attribute", 0.2, "after")
+        time.sleep(1.0)  # in which it would be posted
+        raise Cancelled("stopped")
+
+    monkeypatch.setattr("actions.answer.answer", answer)
+
+    async def stop():
+        job = asyncio.create_task(door.answer_job({"id": "late", "input": {}}))
+        await asyncio.to_thread(plane.wait, lambda: record.progress)
+        job.cancel()
+        await asyncio.wait([job])
+        assert job.cancelled()
+
+    try:
+        asyncio.run(stop())
+    finally:
+        get_settings.cache_clear()
+    assert [update["message"] for update in record.progress] == ["before"]
+
+
+def test_a_job_that_is_stopped_when_its_work_is_done_leaves_no_task_behind(plane, monkeypatch):
+    monkeypatch.setattr(rp_http, "JOB_DONE_URL", f"http://127.0.0.1:{plane.port}/none/$ID?gpu=none")
+    monkeypatch.setenv("RUNPOD_WEBHOOK_POST_OUTPUT", "http://127.0.0.1/$ID")
+    get_settings.cache_clear()
+    done = threading.Event()
+
+    class NeverEnding(part_posts.PartPosts):
+        async def end(self):
+            done.set()
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(part_posts, "PartPosts", NeverEnding)
+
+    async def stop():
+        job = asyncio.create_task(door.answer_job({"id": "done", "input": FORWARD}))
+        assert await asyncio.to_thread(done.wait, LONGEST_S)
+        job.cancel()
+        await asyncio.wait([job])
+        assert job.cancelled()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        _, left = await asyncio.wait([job, *others], timeout=10)
+        assert not left
+
+    try:
+        asyncio.run(stop())
+    finally:
+        get_settings.cache_clear()
