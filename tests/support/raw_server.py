@@ -85,6 +85,8 @@ class RawServer:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
+            # An answer leaves at once, also where the connection is reset right after it.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             act = self.script[min(number, len(self.script) - 1)]
             number += 1
             request = Recorded(self._closes)
