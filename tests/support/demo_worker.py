@@ -61,7 +61,8 @@ def forget_graphs(max_bytes: int = 10**9) -> None:
 @contextmanager
 def held(after_runs: int) -> Iterator[tuple[threading.Event, threading.Event]]:
     """Holds the demo model within its later runs: is it there, and may it go on?"""
-    reached, go_on, runs = threading.Event(), threading.Event(), []
+    reached, go_on = threading.Event(), threading.Event()
+    runs: list[None] = []
 
     def hold(*_: Any) -> None:
         runs.append(None)
