@@ -56,21 +56,19 @@ async def answer_job(job: dict[str, Any]) -> JobResult:
     work = asyncio.get_running_loop().run_in_executor(
         _threads(settings.jobs_at_once), _answer, job, settings, cancelled, on_progress, on_part
     )
-    succeeded = False
     try:
         result = await asyncio.shield(work)
-        succeeded = result.error is None
-        return result
-    except asyncio.CancelledError:
-        cancelled.set()
-        if parts is not None:
-            parts.drop()
-        await asyncio.wait([work])
-        raise
-    finally:
         if posts is not None and parts is not None:
             await parts.end()
-            await posts.end(succeeded=succeeded)
+            await posts.end(succeeded=result.error is None)
+        return result
+    except BaseException:
+        cancelled.set()
+        if posts is not None and parts is not None:
+            parts.drop()
+            posts.drop()
+        await asyncio.wait([work])
+        raise
 
 
 @cache

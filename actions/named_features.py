@@ -30,14 +30,17 @@ def look_up(
         InvalidInput: the model doesn't have one.
     """
     layers: dict[object, list[int]] = {}
-    named = []
+    found = []
     for name, feature, position in asked:
         key = (feature.layer, feature.index, feature.kind)
         if key not in layers:
             layers[key] = steering.layers_meant(loaded.model, *key, name)
-        sites = [(layer, position, feature.index) for layer in layers[key]]
-        named.append(Named(name, sites))
-    return named
+        found.append((name, layers[key], position, feature.index))
+    # Only now, so that a list whose last feature is refused costs less.
+    return [
+        Named(name, [(layer, position, index) for layer in where])
+        for name, where, position, index in found
+    ]
 
 
 def read(

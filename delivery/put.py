@@ -55,6 +55,32 @@ class TemporaryFailure(Exception):
         self.retry_after_s = retry_after_s
 
 
+class ReadBeforeLost(socket.socket):
+    """A socket whose answer is read before asyncio hears that nothing more can be written.
+
+    A store that refuses a body answers and hangs up, after which writing fails, and asyncio would
+    drop the connection with the answer unread. So the first failure looks as if the connection
+    were busy: asyncio reads what has come, and then writes again.
+    """
+
+    _has_failed = False
+
+    def send(self, *arguments: Any) -> int:
+        return self._sent(super().send, *arguments)
+
+    def sendmsg(self, *arguments: Any) -> int:
+        return self._sent(super().sendmsg, *arguments)
+
+    def _sent(self, send: Callable[..., int], *arguments: Any) -> int:
+        try:
+            return send(*arguments)
+        except ConnectionError:
+            if self._has_failed:
+                raise
+            self._has_failed = True
+            raise BlockingIOError from None
+
+
 class CheckingResolver(ThreadedResolver):
     """Gives a connection the addresses of a host, after checking all of them.
 
@@ -160,6 +186,7 @@ async def _exchange(
     connector = aiohttp.TCPConnector(
         resolver=CheckingResolver(target),
         use_dns_cache=False,
+        socket_factory=lambda address: ReadBeforeLost(*address[:3]),
         ssl=tls_context() if target.url.startswith("https:") else True,
     )
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=min(timeout_s, _CONNECT_TIMEOUT_S))

@@ -45,6 +45,10 @@ class ProgressPosts:
             self._first = self._latest
             self._loop.call_soon_threadsafe(self._begun.set)
 
+    def drop(self) -> None:
+        """Post nothing more, and give up the post that is under way: the job was stopped."""
+        self._posts.cancel()
+
     async def end(self, *, succeeded: bool) -> None:
         """Wait for the post that is under way and, after a success, post that all is done."""
         self._succeeded = succeeded

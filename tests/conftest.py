@@ -4,13 +4,16 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # Tests run in two processes; more threads than cores slow tiny products down by tens of times.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -25,8 +28,11 @@ os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Hypothesis' own bound for an example, 200 ms, is missed on a busy machine.
-settings.register_profile("worker", deadline=None)
+# Hypothesis' own bounds, 200 ms for an example and a second for making ten, are missed on a busy
+# machine. What it finds by chance it says how to find again.
+settings.register_profile(
+    "worker", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
 settings.load_profile("worker")
 
 
@@ -42,10 +48,23 @@ def pytest_make_parametrize_id(val: object) -> str | None:
 
 @pytest.fixture(autouse=True)
 def _logging_as_it_was() -> Iterator[None]:
-    """Take off the handlers of a command that a test ran, which write to that test's stderr."""
-    kept = logging.root.handlers[:], logging.root.level
+    """Undo what a command that a test ran has set up: its handlers write to that test's stderr.
+
+    It is chance which tests come after it in this process.
+    """
+    from logs import _OWN
+
+    names = {*_OWN, *logging.root.manager.loggerDict}
+    loggers = [logging.root, *map(logging.getLogger, names)]
+    kept = [(one, one.level, one.handlers[:], one.propagate) for one in loggers]
+    excepthook = sys.excepthook
     yield
-    logging.root.handlers, logging.root.level = kept
+    for logger, level, handlers, propagate in kept:
+        if logger.level != level:
+            logger.setLevel(level)
+        logger.handlers, logger.propagate = handlers, propagate
+    logging.captureWarnings(False)
+    sys.excepthook = excepthook
 
 
 # The fixtures import what they need themselves, after the variables above are set.
@@ -105,21 +124,25 @@ def demo_block() -> Any:
 
 
 @pytest.fixture
-def held_model(demo_block: Any) -> Iterator[tuple[threading.Event, threading.Event]]:
+def held_model() -> Iterator[tuple[threading.Event, threading.Event]]:
     """The demo model, held within its next run, which sets the first event, until the second."""
-    from tests.support.demo_worker import forget_graphs
+    from tests.support.demo_worker import forget_graphs, held
 
     forget_graphs()
-    entered, go_on = threading.Event(), threading.Event()
+    with held(after_runs=0) as events:
+        yield events
 
-    def hold(*_: Any) -> None:
-        entered.set()
-        assert go_on.wait(60)
 
-    handle = demo_block.register_forward_pre_hook(hold)
-    yield entered, go_on
-    go_on.set()
-    handle.remove()
+@pytest.fixture
+def pass_the_deadline(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Called in the middle of a job of this process, it makes the time one after any deadline.
+
+    A deadline that is a moment away would pass before the middle on a busy machine.
+    """
+    import actions.job
+
+    later = SimpleNamespace(**{**vars(time), "time": lambda: time.time() + 10**6})
+    return lambda *_: monkeypatch.setattr(actions.job, "time", later)
 
 
 @pytest.fixture

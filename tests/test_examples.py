@@ -29,7 +29,7 @@ def test_the_notebook_shows_what_it_computes(tmp_path, monkeypatch):
     run = nbformat.read(NOTEBOOK, as_version=4)
     # A socket file, so that no port is taken and nobody else can speak to the kernel.
     kernel = AsyncKernelManager(transport="ipc", ip=str(tmp_path / "kernel"))
-    NotebookClient(run, km=kernel, timeout=120).execute()
+    NotebookClient(run, km=kernel, timeout=1_000, startup_timeout=1_000).execute()
     assert printed(run) == printed(saved)
     assert any(printed(saved))
 

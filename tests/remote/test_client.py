@@ -14,6 +14,7 @@ from client import main
 from remote.command_line.arguments import parse
 from remote.commands import connecting
 from tests.support.demo_worker import PROMPT
+from tests.support.polling import LONGEST_S
 from tests.support.programs import ROOT, free_port, imported_by
 from tests.support.raw_server import RawServer
 from tools.documents import read
@@ -120,7 +121,7 @@ def test_only_where_nobody_is_there_is_one_told_to_start_a_worker(workplace, mon
 
 def test_the_key_stays_out_of_what_is_said(workplace, monkeypatch, capsys):
     monkeypatch.setenv("RUNPOD_API_KEY", "planted-key")
-    monkeypatch.setenv("RUNPOD_ENDPOINT_BASE_URL", "http://planted.invalid/v2")
+    monkeypatch.setenv("RUNPOD_ENDPOINT_BASE_URL", f"http://127.0.0.1:{free_port()}/v2")
     assert main(["graph", PROMPT, "--endpoint", "abc"]) == 3
     said = capsys.readouterr()
     assert "planted-key" not in said.out + said.err
@@ -152,7 +153,7 @@ def test_view_serves_a_graph_until_ctrl_c(server, workplace):
     url = re.search(r"http://\S+", process.stdout.readline())[0]
     assert requests.get(url, timeout=60).status_code == 200
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 0
+    assert process.wait(LONGEST_S) == 0
 
 
 def test_a_file_that_is_no_graph_is_not_viewed(workplace, capsys):

@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-import socket
 import subprocess
 import sys
 
@@ -15,10 +14,10 @@ from remote.errors import JobTimedOut, NotAllowed, Unreachable, WorkerFailure, W
 from remote.retries import Patience
 from serving import http_api
 from tests.support.demo_worker import PROMPT, ask, demo_settings, without_times
-from tests.support.http_server import STEER, get, serving
+from tests.support.http_server import STEER, get, serving, until_idle
 from tests.support.object_store import BUCKET, running_store
-from tests.support.polling import until
-from tests.support.programs import ROOT
+from tests.support.polling import LONGEST_S, until
+from tests.support.programs import ROOT, free_port
 from tests.support.raw_server import RawServer
 
 PATIENCE = Patience(outage_s=5.0, busy_s=20.0, first_wait_s=0.02, longest_wait_s=0.2)
@@ -92,9 +91,12 @@ def test_a_worker_that_stays_busy_is_said_to_be(server):
         client.forward_pass(PROMPT)
 
 
-def test_a_job_over_its_time_limit_is_given_up(client, held_model):
+def test_a_job_over_its_time_limit_is_given_up(client, server, held_model):
+    _, go_on = held_model
     with pytest.raises(JobTimedOut, match="time limit"):
         client.generate_graph(PROMPT, timeout_s=0.5)
+    go_on.set()
+    until_idle(server)
 
 
 def test_ctrl_c_closes_the_connection_and_so_stops_the_job(server, held_model):
@@ -106,9 +108,9 @@ def test_ctrl_c_closes_the_connection_and_so_stops_the_job(server, held_model):
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert entered.wait(60)
+    assert entered.wait(LONGEST_S)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=LONGEST_S)
     assert process.returncode == 130
     assert "the job is cancelled: the connection is closed" in errors
     assert "Traceback" not in errors
@@ -162,8 +164,7 @@ def test_a_redirect_is_not_followed_with_the_secret(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:{port}", "https://127.0.0.1:{port}"])
 def test_where_nothing_listens_it_is_said_at_once(url, capsys):
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
     assert main(["health", "--url", url.format(port=port)]) == 3
     assert capsys.readouterr().err == f"error  127.0.0.1:{port}: nothing takes connections there\n"
 

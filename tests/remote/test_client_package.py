@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 
 from tests.support.demo_worker import PROMPT
 from tests.support.http_server import serving
+from tests.support.polling import LONGEST_S
 from tests.support.programs import ROOT
 
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
@@ -131,4 +132,4 @@ def test_its_view_serves_the_page_whole_with_the_demo_s_examples(environment, tm
         panel = requests.get(f"{address}features_of/demo/12877.json", timeout=60).json()
         assert panel["examples_quantiles"][0]["examples"]
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+        assert process.wait(LONGEST_S) == 0

@@ -14,7 +14,7 @@ from remote.errors import Unreachable, WorkerFailure, WrongTarget
 from remote.servers import SdkApi
 from tests.support.demo_worker import PROMPT, TOO_LONG, ask, without_times
 from tests.support.http_server import STEER
-from tests.support.polling import until
+from tests.support.polling import LONGEST_S, until
 from tests.support.programs import ROOT, free_port
 from tests.support.sdk_jobs import LONG_GRAPH
 
@@ -124,6 +124,6 @@ def test_ctrl_c_says_that_it_can_not_stop_a_job(url):
     )
     assert "running" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=LONGEST_S)
     assert process.returncode == 130
     assert errors.endswith("can't cancel a job: the worker finishes it, answer or not\n")

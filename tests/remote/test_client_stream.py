@@ -11,13 +11,12 @@ import time
 import pytest
 
 from client import Client
-from model_loader import get_model
 from prompting.token_text import joined
 from remote.errors import Interrupted, JobTimedOut, Unreachable, WorkerFailure
 from remote.retries import Patience
-from tests.support.demo_worker import PROMPT, ask, demo_settings
+from tests.support.demo_worker import PROMPT, ask, held
 from tests.support.http_server import get
-from tests.support.polling import until
+from tests.support.polling import LONGEST_S, until
 from tests.support.programs import ROOT
 from tests.support.raw_server import RawServer
 from tests.support.runpod_endpoint import ENDPOINT_ID, USER_KEY
@@ -26,6 +25,7 @@ from tests.support.sdk_jobs import FEATURE, stopped
 STEER = {"prompt": PROMPT, "features": [FEATURE], "n_tokens": 12, "temperature": 5.0, "seed": 4}
 COMMAND = ["steer", PROMPT, "--feature", "2:5:4=+20", "--temperature", "5", "--seed", "4"]
 COMMAND += ["--n-tokens", "12", "--stream"]
+FIRST_TOKENS = 6  # runs of the model after which they are there: three are of the prompt
 PATIENCE = Patience(outage_s=5.0, busy_s=20.0, first_wait_s=0.02, longest_wait_s=0.2)
 
 
@@ -60,8 +60,8 @@ def test_each_token_is_handed_on_and_the_output_is_the_same_as_without(where, re
 
 
 def test_on_runpod_the_first_tokens_come_long_before_the_last(on_runpod, endpoint):
-    seen = []
-    on_runpod.steer(**STEER, on_part=lambda part: seen.append(endpoint.count("status")))
+    seen, longer = [], {**STEER, "n_tokens": 24}
+    on_runpod.steer(**longer, on_part=lambda part: seen.append(endpoint.count("status")))
     assert seen[-1] - seen[0] >= 3
     assert len(set(seen)) > 3
 
@@ -73,7 +73,7 @@ def test_parts_that_runpod_hands_out_twice_are_handed_on_once(on_runpod, plane):
     def take(part):
         parts.append(part)
         if len(parts) == 1:
-            [record] = [record for record in plane.jobs.values() if record.streamed][-1:]
+            [record] = [one for one in list(plane.jobs.values()) if one.streamed][-1:]
             record.unread.append(record.streamed[0])
 
     output = on_runpod.steer(**STEER, on_part=take)
@@ -81,7 +81,7 @@ def test_parts_that_runpod_hands_out_twice_are_handed_on_once(on_runpod, plane):
 
 
 def test_a_stream_that_can_not_be_read_does_not_fail_the_job(on_runpod, endpoint):
-    endpoint.fail("stream", *["drop", 500, "page"] * 20)
+    endpoint.fail("stream", *["drop", 500, "page"] * 1_000)
     parts = []
     output = on_runpod.steer(**STEER, on_part=parts.append)
     assert output.model_dump(mode="json") == ask({"action": "steer", **STEER})
@@ -102,32 +102,28 @@ def test_a_failed_job_has_the_worker_s_code(where, request):
     assert caught.value.code == "prompt_too_long"
 
 
-def slow_down(seconds):
-    block = get_model(demo_settings()).model.blocks[0]
-    return block.register_forward_pre_hook(lambda *_: time.sleep(seconds))
+def test_an_error_in_mid_stream_has_the_worker_s_code(over_http, pass_the_deadline):
+    parts = []
 
+    def take(part):
+        parts.append(part)
+        pass_the_deadline()
+        go_on.set()
 
-def test_an_error_in_mid_stream_has_the_worker_s_code(over_http):
-    handle, parts = slow_down(0.3), []
-    try:
-        with pytest.raises(WorkerFailure) as caught:
-            over_http.steer(**STEER, deadline=time.time() + 2, on_part=parts.append)
-    finally:
-        handle.remove()
+    with held(FIRST_TOKENS) as (_, go_on), pytest.raises(WorkerFailure) as caught:
+        over_http.steer(**STEER, deadline=time.time() + 600, on_part=take)
     assert parts
     assert caught.value.code == "deadline_exceeded"
 
 
 def test_a_time_limit_that_passes_in_mid_stream_stops_the_job(over_http, server):
-    handle, parts = slow_down(0.3), []
+    parts = []
     failed = get(server, "/health").json()["jobs"]["failed"]
-    try:
+    with held(FIRST_TOKENS):
         with pytest.raises(JobTimedOut, match="time limit"):
-            over_http.steer(**STEER, timeout_s=2, on_part=parts.append)
-        until(lambda: get(server, "/health").json()["jobs"]["failed"] == failed + 1)
-    finally:
-        handle.remove()
-    assert parts
+            over_http.steer(**STEER, timeout_s=4, on_part=parts.append)
+        assert parts
+    until(lambda: get(server, "/health").json()["jobs"]["failed"] == failed + 1)
 
 
 def test_ctrl_c_in_mid_stream_closes_the_connection_and_so_stops_the_job(over_http, server):
@@ -136,13 +132,12 @@ def test_ctrl_c_in_mid_stream_closes_the_connection_and_so_stops_the_job(over_ht
     def press(_part):
         raise KeyboardInterrupt
 
-    handle = slow_down(0.3)
-    try:
-        with pytest.raises(Interrupted, match="the job is cancelled: the connection is closed"):
-            over_http.steer(**STEER, on_part=press)
-        until(lambda: get(server, "/health").json()["jobs"]["failed"] == failed + 1)
-    finally:
-        handle.remove()
+    with (
+        held(FIRST_TOKENS),
+        pytest.raises(Interrupted, match="the job is cancelled: the connection is closed"),
+    ):
+        over_http.steer(**STEER, on_part=press)
+    until(lambda: get(server, "/health").json()["jobs"]["failed"] == failed + 1)
 
 
 def test_a_stream_that_breaks_off_is_no_output():
@@ -185,8 +180,9 @@ def test_on_a_terminal_both_texts_grow_and_ctrl_c_stops_the_job_in_the_worker(
     endpoint, plane, worker
 ):
     ours, theirs = pty.openpty()
+    longer = [*COMMAND, "--n-tokens", "40"]
     process = subprocess.Popen(
-        [sys.executable, "client.py", *COMMAND, "--endpoint", ENDPOINT_ID],
+        [sys.executable, "client.py", *longer, "--endpoint", ENDPOINT_ID],
         cwd=ROOT,
         env={**os.environ, **endpoint.environment(), "COLUMNS": "100"},
         stdin=theirs,
@@ -194,17 +190,18 @@ def test_on_a_terminal_both_texts_grow_and_ctrl_c_stops_the_job_in_the_worker(
         stderr=theirs,
     )
     os.close(theirs)
-    first = ask({"action": "steer", **STEER})["STEERED_LOGITS_BY_TOKEN"][4][0].strip()
+    body = {"action": "steer", **STEER, "n_tokens": 40}
+    first = re.escape(ask(body)["STEERED_LOGITS_BY_TOKEN"][4][0].strip())
     assert len(first) > 2
-    too_late = threading.Timer(60, process.kill)
+    too_late = threading.Timer(LONGEST_S, process.kill)
     too_late.start()
-    text = ""
-    while not re.search(rf"default +steered.*{re.escape(first)}.*{re.escape(first)}", text, re.S):
-        piece = os.read(ours, 65536).decode(errors="replace")
-        text += re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", piece)
+    screen, text = b"", ""
+    while not re.search(rf"default +steered.*{first}.*{first}", text, re.S):
+        screen += os.read(ours, 65536)
+        text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.decode(errors="replace"))
     assert process.poll() is None
     process.send_signal(2)
-    assert process.wait(30) == 130
+    assert process.wait(LONGEST_S) == 130
     too_late.cancel()
     [job_id] = endpoint.cancelled
     until(lambda: stopped(worker, job_id))

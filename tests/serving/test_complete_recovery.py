@@ -129,18 +129,12 @@ def test_out_of_memory_in_any_stage_names_what_to_lower(inject, settings):
 
 
 @pytest.mark.parametrize("what", ["cancelled", "deadline"])
-def test_a_job_stops_after_the_pass_in_which_it_is_no_longer_wanted(what, settings, loaded):
-    cancelled, body = threading.Event(), OTHER
-    if what == "deadline":
-        body = {**OTHER, "deadline": time.time() + 0.3}
-
-    def run_slowly(*_):
-        if what == "deadline":
-            time.sleep(0.4)
-        else:
-            cancelled.set()
-
-    handle = loaded.model.language_model.blocks[0].register_forward_pre_hook(run_slowly)
+def test_a_job_stops_after_the_pass_in_which_it_is_no_longer_wanted(
+    what, settings, loaded, pass_the_deadline
+):
+    cancelled, body = threading.Event(), {**OTHER, "deadline": time.time() + 600}
+    stop = {"cancelled": lambda *_: cancelled.set(), "deadline": pass_the_deadline}[what]
+    handle = loaded.model.language_model.blocks[0].register_forward_pre_hook(stop)
     try:
         with pytest.raises(DeadlineExceeded if what == "deadline" else Cancelled):
             ask(body, settings, cancelled)

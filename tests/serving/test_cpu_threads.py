@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from serving import cpu_threads
 from settings import Settings, how_threads_wait, read_settings
-from tests.support.programs import ROOT
+from tests.support.programs import ROOT, free_port
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 VARIABLES = ("CPU_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", *WAITING)
@@ -235,7 +235,7 @@ def log_of_handler(*program, **variables):
 def threads_of_server(*program, **variables):
     """What start.py says of its threads; it is stopped then."""
     with subprocess.Popen(
-        [sys.executable, *program, "--port", "1"],
+        [sys.executable, *program, "--port", str(free_port())],
         env=environment(**variables),
         stderr=subprocess.PIPE,
         text=True,

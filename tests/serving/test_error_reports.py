@@ -23,6 +23,7 @@ from settings import SettingsError, get_settings
 from tests.support.control_plane import ControlPlane, running_worker
 from tests.support.demo_worker import demo_settings, forget_graphs
 from tests.support.http_server import FORWARD, GRAPH, STEER, assert_error, post, serving
+from tests.support.polling import LONGEST_S
 from tests.support.programs import ROOT
 from tests.support.raw_server import RawServer, answer
 
@@ -181,7 +182,7 @@ def test_a_worker_on_runpod_that_is_not_fit_is_reported(sentry, tmp_path):
         ControlPlane() as plane,
         running_worker(plane, tmp_path, SENTRY_DSN=dsn(sentry), **names) as worker,
     ):
-        assert worker.process.wait(60) == 1
+        assert worker.process.wait(LONGEST_S) == 1
     [event] = events(sentry)
     assert_scrubbed(event, "UnfitError", "check_weights")
 
@@ -195,7 +196,7 @@ def start(program, directory, **variables):
         env={**os.environ, "DEVICE": "cpu", **variables},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LONGEST_S,
         check=False,
     )
 

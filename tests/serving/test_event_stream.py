@@ -6,7 +6,6 @@ import logging
 import re
 import shutil
 import subprocess
-import threading
 import time
 from contextlib import contextmanager
 
@@ -16,9 +15,17 @@ import requests
 import logs
 from model_loader import get_model
 from prompting.token_text import joined
-from tests.support.demo_worker import PROMPT, ask, demo_settings
-from tests.support.http_server import STEER, assert_error, get, post, raw_request, serving
-from tests.support.polling import until
+from tests.support.demo_worker import PROMPT, ask, demo_settings, held
+from tests.support.http_server import (
+    STEER,
+    assert_error,
+    get,
+    post,
+    raw_request,
+    serving,
+    until_idle,
+)
+from tests.support.polling import LONGEST_S, until
 from tools.documents import read
 
 STREAMED = {**STEER, "stream": True, "n_tokens": 12, "temperature": 5.0, "seed": 4}
@@ -107,23 +114,6 @@ def test_what_goes_wrong_before_the_first_part_has_its_own_status(server):
     assert get(server, "/check-busy").json() == {"busy": False}
 
 
-@contextmanager
-def held(after_runs):
-    """Holds the demo model within its later runs: is it there, and may it go on?"""
-    reached, go_on, runs = threading.Event(), threading.Event(), []
-
-    def hold(*_):
-        runs.append(None)
-        if len(runs) > after_runs:
-            reached.set()
-            assert go_on.wait(60)
-
-    handle = get_model(demo_settings()).model.blocks[0].register_forward_pre_hook(hold)
-    yield reached, go_on
-    go_on.set()
-    handle.remove()
-
-
 @pytest.fixture
 def held_model():
     """Held when the first tokens are there: three runs are of the prompt."""
@@ -152,7 +142,7 @@ def reading(server):
 def test_parts_come_while_the_model_is_still_at_work(server, held_model):
     reached, go_on = held_model
     with reading(server) as lines:
-        assert reached.wait(60)
+        assert reached.wait(LONGEST_S)
         assert not go_on.is_set()
         assert get(server, "/health").json()["jobs"]["inProgress"] == 1
         assert_error(post(server, "steer", STEER), 503, "busy")
@@ -164,11 +154,11 @@ def test_a_client_that_hangs_up_in_mid_stream_cancels_its_job(server, held_model
     reached, go_on = held_model
     failed = get(server, "/health").json()["jobs"]["failed"]
     with reading(server):
-        assert reached.wait(60)
+        assert reached.wait(LONGEST_S)
     until(lambda: not server.server_state.connections)
     assert get(server, "/check-busy").json() == {"busy": True}  # until the thread has ended
     go_on.set()
-    until(lambda: not get(server, "/check-busy").json()["busy"])
+    until_idle(server)
     assert get(server, "/health").json()["jobs"]["failed"] == failed + 1
     assert post(server, "steer", STEER).json() == ask({"action": "steer", **STEER})
 
@@ -178,27 +168,27 @@ def test_a_client_that_hangs_up_before_the_first_part_cancels_its_job(server, he
     failed = get(server, "/health").json()["jobs"]["failed"]
     body = json.dumps(STREAMED).encode()
     with raw_request(server, "steer", body, **ACCEPT):
-        assert reached.wait(60)
+        assert reached.wait(LONGEST_S)
     until(lambda: not server.server_state.connections)
     go_on.set()
-    until(lambda: not get(server, "/check-busy").json()["busy"])
+    until_idle(server)
     jobs = get(server, "/health").json()["jobs"]
     assert jobs["failed"] == failed + 1
     assert jobs["inProgress"] == 0
 
 
-def test_an_error_in_mid_stream_is_an_event_with_the_same_string(server):
+def test_an_error_in_mid_stream_is_an_event_with_the_same_string(server, pass_the_deadline):
     """The deadline passes in the run of the second token: a run stops before its next layer."""
     runs = []
 
-    def pass_the_deadline(*_):
+    def count(*_):
         runs.append(None)
-        if len(runs) > 4:
-            time.sleep(1.5)
+        if len(runs) == 5:
+            pass_the_deadline()
 
-    handle = get_model(demo_settings()).model.blocks[0].register_forward_pre_hook(pass_the_deadline)
+    handle = get_model(demo_settings()).model.blocks[0].register_forward_pre_hook(count)
     try:
-        response = stream(server, {**STREAMED, "deadline": time.time() + 1.0})
+        response = stream(server, {**STREAMED, "deadline": time.time() + 600})
     finally:
         handle.remove()
     assert response.status_code == 200
@@ -213,27 +203,23 @@ def test_an_error_in_mid_stream_is_an_event_with_the_same_string(server):
 def test_a_server_told_to_stop_lets_a_stream_end_within_its_grace(held_model):
     reached, go_on = held_model
     with serving() as server, reading(server) as lines:
-        assert reached.wait(60)
+        assert reached.wait(LONGEST_S)
         server.should_exit = True
         go_on.set()
         assert b"event: output" in lines
 
 
 def test_no_prompt_text_or_secret_of_a_stream_is_logged():
-    kept = logging.root.handlers[:], logging.root.level
     logs.set_up("DEBUG", as_json=False)
     [handler] = logging.root.handlers
     handler.setStream(io.StringIO())
-    try:
-        with serving(secret=SECRET) as server:
-            body = {**STREAMED, "prompt": "planted joue au"}
-            response = stream(server, body, **{"x-secret-key": SECRET})
-            *parts, (name, _) = events_of(response.text)
-            assert name == "output"
-            assert_error(stream(server, body), 401, "unauthorized")
-    finally:
-        written = handler.stream.getvalue()
-        logging.root.handlers, logging.root.level = kept
+    with serving(secret=SECRET) as server:
+        body = {**STREAMED, "prompt": "planted joue au"}
+        response = stream(server, body, **{"x-secret-key": SECRET})
+        *parts, (name, _) = events_of(response.text)
+        assert name == "output"
+        assert_error(stream(server, body), 401, "unauthorized")
+    written = handler.stream.getvalue()
     assert "job done job_id=None action=steer" in written
     assert "planted" not in written
     words = [part["token"] for _, part in parts if len(part["token"]) > 4]

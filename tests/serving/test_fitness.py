@@ -17,6 +17,7 @@ from serving import fitness
 from serving.fitness import UnfitError
 from tests.support.control_plane import ControlPlane, running_worker
 from tests.support.demo_worker import FORWARD, demo_settings, settings_at
+from tests.support.polling import LONGEST_S
 from tests.support.programs import ROOT, run
 from tests.support.tiny_families import FAMILIES, write_family
 
@@ -54,7 +55,7 @@ def test_a_worker_without_the_gpu_that_was_expected_is_unfit(chosen, words):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_worker_without_its_gpu_ends_before_it_loads_the_model(tmp_path):
     environment = {**os.environ, "RUNPOD_GPU_COUNT": "1", "MODEL_ID": "demo", "DEVICE": ""}
-    done = run(ROOT / "handler.py", cwd=tmp_path, env=environment, timeout=60)
+    done = run(ROOT / "handler.py", cwd=tmp_path, env=environment, timeout=LONGEST_S)
     assert done.returncode == 1
     assert "start: a GPU was expected (Runpod gave the worker 1 of them)" in done.stderr
     assert "loaded" not in done.stderr
@@ -181,7 +182,7 @@ def test_a_disk_without_room_for_a_graph_is_unfit(tmp_path, monkeypatch):
 
 
 def assert_ends_before_any_job(plane, worker, check, words):
-    assert worker.process.wait(60) == 1
+    assert worker.process.wait(LONGEST_S) == 1
     assert plane.requests["job-take"] == 0
     assert len(plane.untaken()) == 1
     [line] = [line for line in worker.log().splitlines() if "Fitness check failed" in line]

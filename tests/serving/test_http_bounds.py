@@ -11,7 +11,7 @@ import pytest
 
 from serving import http_bounds
 from tests.support.http_server import FORWARD, GRAPH, get, post, raw_request, serving
-from tests.support.polling import until
+from tests.support.polling import LONGEST_S, until
 
 HEAD = b"GET /ping HTTP/1.1\r\nHost: localhost\r\n"
 TOO_LARGE = (431, b'{"error":"head_too_large: ')
@@ -56,6 +56,11 @@ def send_until_cut_off(connection, piece, pause=0.0):
 
 def connections(server):
     return len(server.server_state.connections)
+
+
+def waiting_for_bodies(server):
+    """The connections whose heads are read: the newest of others might be the ones let go."""
+    return sum(c._waits_for == "body" for c in list(server.server_state.connections))
 
 
 @pytest.fixture
@@ -153,7 +158,8 @@ def test_what_is_no_http_request_is_answered_in_json_and_nothing_is_logged_as_a_
 @pytest.mark.parametrize("method", [b"HEAD", b"GET"])
 def test_what_follows_a_request_unasked_is_refused(guarded, caplog, method):
     asked = method + b" /health HTTP/1.0\r\n\r\n"
-    status, body = ask(guarded, asked + b"[" * 100_000)
+    # All of it is there when the answer goes out: more would come to a socket that is closed.
+    status, body = ask(guarded, asked + b"[" * 30_000)
     assert status in {200, 400}
     assert (body == b"") is (method == b"HEAD")
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
@@ -237,7 +243,7 @@ def test_a_new_client_is_answered_however_many_wait(crowded):
 def test_a_request_at_work_is_not_closed_to_make_room(crowded, held_model):
     entered, go_on = held_model
     with raw_request(crowded, "generate-graph", orjson.dumps(GRAPH)) as at_work:
-        assert entered.wait(60)
+        assert entered.wait(LONGEST_S)
         with contextlib.ExitStack() as waiting:
             for _ in range(50):
                 waiting.enter_context(connect(crowded))
@@ -251,7 +257,7 @@ def test_when_all_are_at_work_a_new_client_is_let_go(crowded, monkeypatch):
     with contextlib.ExitStack() as senders:
         for _ in range(http_bounds.MAX_CONNECTIONS):
             senders.enter_context(raw_request(crowded, "forward-pass", body, length=100))
-        until(lambda: all(c._waits_for == "body" for c in crowded.server_state.connections))
+        until(lambda: waiting_for_bodies(crowded) == http_bounds.MAX_CONNECTIONS)
         with connect(crowded) as connection, contextlib.suppress(ConnectionError):
             connection.sendall(HEAD + b"\r\n")
             assert read(connection)[0] is None

@@ -97,6 +97,8 @@ def test_whatever_schemathesis_sends_is_answered_as_documented(guarded, caplog, 
             *(SCHEMATHESIS, "run", f"{guarded.url}/openapi.json", "-H", f"x-secret-key: {SECRET}"),
             *("--checks", ",".join(CHECKS), "--phases", "examples,coverage,fuzzing"),
             *("--max-examples", "20", "--seed", "1", "--continue-on-failure"),
+            # Its own bounds of time are missed on a busy machine.
+            *("--request-timeout", "300", "--suppress-health-check", "all"),
         ],
         cwd=tmp_path,
         capture_output=True,

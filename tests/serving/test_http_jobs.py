@@ -20,8 +20,9 @@ from tests.support.http_server import (
     post,
     raw_request,
     serving,
+    until_idle,
 )
-from tests.support.polling import until
+from tests.support.polling import LONGEST_S, until
 
 
 def test_while_the_model_is_busy_jobs_are_sent_away_and_prompts_are_still_parsed(server):
@@ -40,7 +41,7 @@ def test_while_the_model_is_busy_jobs_are_sent_away_and_prompts_are_still_parsed
 def test_the_server_answers_while_a_job_is_worked_on(server, held_model):
     entered, go_on = held_model
     with raw_request(server, "generate-graph", json.dumps(GRAPH).encode()) as connection:
-        assert entered.wait(60)
+        assert entered.wait(LONGEST_S)
         assert get(server, "/health").json()["jobs"]["inProgress"] == 1
         assert_error(post(server, "steer", STEER), 503, "busy")
         go_on.set()
@@ -54,13 +55,13 @@ def test_a_job_is_alone_until_its_graph_is_written_not_only_while_it_has_the_mod
 
     def hold(*arguments):
         entered.set()
-        assert go_on.wait(60)
+        assert go_on.wait(LONGEST_S)
         return prune(*arguments)
 
     prune = attribution.prune
     monkeypatch.setattr(attribution, "prune", hold)
     with raw_request(server, "generate-graph", json.dumps(GRAPH).encode()) as connection:
-        assert entered.wait(60)
+        assert entered.wait(LONGEST_S)
         assert not get_model(demo_settings()).lock.locked()
         assert_error(post(server, "forward-pass", FORWARD), 503, "busy")
         go_on.set()
@@ -73,12 +74,12 @@ def test_a_client_that_hangs_up_cancels_its_job(action, server, held_model):
     failed = get(server, "/health").json()["jobs"]["failed"]
     body = http_docs.EXAMPLES[action]
     with raw_request(server, action, json.dumps(body).encode()):
-        assert entered.wait(60)
+        assert entered.wait(LONGEST_S)
     until(lambda: not server.server_state.connections)
     for _ in range(3):  # turns of the event loop, in which the job is told
         assert get(server, "/check-busy").json() == {"busy": True}
     go_on.set()
-    until(lambda: not get(server, "/check-busy").json()["busy"])
+    until_idle(server)
     assert get(server, "/health").json()["jobs"]["failed"] == failed + 1
     assert len(get_model(demo_settings()).graphs.kept) == 0
     expected = ask({"action": action, **body})
@@ -90,7 +91,7 @@ def test_a_server_told_to_stop_cancels_the_job_that_takes_too_long_to_end(held_m
     with serving() as server:
         server.config.timeout_graceful_shutdown = 0
         with raw_request(server, "generate-graph", json.dumps(GRAPH).encode()):
-            assert entered.wait(60)
+            assert entered.wait(LONGEST_S)
             server.should_exit = True
             # uvicorn's last word on the request, after which it waits for the thread.
             until(lambda: "Exception in ASGI application" in caplog.text)

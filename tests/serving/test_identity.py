@@ -50,6 +50,8 @@ def test_a_worker_on_runpod_says_at_its_start_which_it_is_and_only_in_json(tmp_p
         assert line["time"].endswith("+00:00")
         assert line["level"] in ("INFO", "WARNING")
     of_jobs = [line for line in lines if any(job in json.dumps(line) for job in jobs)]
+    # On a busy machine a result takes its time.
+    of_jobs = [line for line in of_jobs if "its result is not posted yet" not in line["message"]]
     assert [(line["job_id"], line["message"]) for line in of_jobs] == [
         (jobs[0], "job done"),
         (jobs[1], "job failed: invalid_input"),

@@ -14,7 +14,7 @@ import uvicorn
 from serving import local_api, local_api_ports
 from serving.http_api import MAX_BODY_BYTES
 from tests.support.demo_worker import demo_settings
-from tests.support.polling import until
+from tests.support.polling import LONGEST_S, until
 from tests.support.programs import ROOT, free_port, run
 
 SECRET = "correct horse battery staple"
@@ -100,7 +100,7 @@ def handler(*arguments):
     hidden = ("SECRET", "MODEL_ID", "TRANSCODER_SET", "PORT")
     kept = {name: value for name, value in os.environ.items() if name not in hidden}
     arguments = ("--rp_serve_api", *arguments)
-    done = run(ROOT / "handler.py", *arguments, env={**kept, "DEVICE": "cpu"}, timeout=60)
+    done = run(ROOT / "handler.py", *arguments, env={**kept, "DEVICE": "cpu"}, timeout=LONGEST_S)
     assert "Traceback" not in done.stderr
     assert "imported the libraries" not in done.stderr
     assert done.returncode != 0

@@ -17,6 +17,7 @@ from model_loader import get_model
 from serving import sdk_log
 from tests.support.control_plane import ControlPlane, running_worker
 from tests.support.demo_worker import FORWARD, GRAPH, PARSE, ask, demo_settings, forget_graphs
+from tests.support.polling import LONGEST_S
 from tests.support.programs import ROOT
 
 SECRET_WORDS = "Zanzibar saffron"
@@ -35,7 +36,6 @@ BODIES = [
 @pytest.fixture
 def written(capsys):
     """Set the logs up and give what they have written since, in lines."""
-    excepthook = sys.excepthook
 
     def lines(*, as_json):
         logs.set_up("INFO", as_json=as_json)
@@ -45,9 +45,7 @@ def written(capsys):
 
         return read
 
-    yield lines
-    logging.captureWarnings(False)
-    sys.excepthook = excepthook
+    return lines
 
 
 def test_a_graph_is_one_json_line_with_its_sizes_and_stage_timings(written):
@@ -149,7 +147,7 @@ def test_an_exception_that_ends_the_process_is_a_json_line_without_its_message()
 def test_a_start_that_fails_on_runpod_is_a_json_line_with_the_reason(tmp_path):
     nowhere = {"MODEL_ID": "/nowhere/model", "TRANSCODER_SET": DEMO.transcoder_set}
     with ControlPlane() as plane, running_worker(plane, tmp_path, **nowhere) as worker:
-        assert worker.process.wait(60) == 1
+        assert worker.process.wait(LONGEST_S) == 1
     *_, last = map(json.loads, worker.log().splitlines())
     assert last["level"] == "CRITICAL"
     assert last["message"].startswith("start: ")

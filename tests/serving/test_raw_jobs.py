@@ -280,7 +280,7 @@ def assert_each_answered_once_and_not_internal(plane, worker, answers):
     for raw, _ in answers:
         plane.submit_raw(raw)
     last = plane.submit(FORWARD)
-    assert plane.result(last, timeout_s=120)["output"]
+    assert plane.result(last)["output"]
     ids = [job_id for _, job_ids in answers for job_id in job_ids]
     for job_id in ids:
         result = plane.result(job_id)

@@ -10,6 +10,7 @@ import pytest
 from loading.read_ahead import memory_bytes, read_ahead
 from model_loader import read_weights_ahead
 from tests.support.demo_worker import demo_settings
+from tests.support.polling import LONGEST_S
 from tests.support.programs import ROOT
 
 
@@ -25,7 +26,7 @@ def bytes_read(caplog, files):
     caplog.set_level(logging.DEBUG, logger="loading.read_ahead")
     caplog.clear()
     thread = read_ahead(files)
-    thread.join(timeout=60)
+    thread.join(timeout=LONGEST_S)
     assert not thread.is_alive()
     return round(caplog.records[-1].args[0] * 1e6)
 

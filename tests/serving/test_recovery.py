@@ -306,18 +306,11 @@ def test_a_job_that_starts_after_its_deadline_is_refused(body):
 
 
 @pytest.mark.parametrize("body", [OTHER_GRAPH, STEER], ids=["graph", "steer"])
-def test_a_job_stops_when_its_deadline_passes_under_way(model, body):
-    runs = []
-
-    def run_slowly(*_):
-        runs.append(None)
-        time.sleep(0.4)
-
-    handle = model.blocks[0].register_forward_pre_hook(run_slowly)
+def test_a_job_stops_when_its_deadline_passes_under_way(model, body, pass_the_deadline):
+    handle = model.blocks[0].register_forward_pre_hook(pass_the_deadline)
     try:
         with pytest.raises(DeadlineExceeded):
-            ask({**body, "deadline": time.time() + 0.3})
-        assert runs
+            ask({**body, "deadline": time.time() + 600})
     finally:
         handle.remove()
 

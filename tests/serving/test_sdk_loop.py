@@ -9,7 +9,7 @@ from statistics import median
 import pytest
 
 from delivery.spooling import MEMORY_LIMIT_BYTES
-from tests.support.control_plane import API_KEY, TAKE_POLL_S, running_worker
+from tests.support.control_plane import API_KEY, running_worker
 from tests.support.demo_worker import FORWARD, GRAPH, PARSE, ask, ask_fresh_process, comparable
 from tests.support.polling import until
 from tests.support.raw_server import RawServer, answer, close_without_an_answer, error_xml
@@ -108,6 +108,7 @@ def test_parsing_a_prompt_does_not_wait_however_many_graphs_do(plane, worker):
 
 
 def test_stop_signals_are_heard_while_a_graph_is_computed(plane, worker):
+    idle = median(plane.poll_round_trip() for _ in range(15))
     round_trips: list[float] = []
     graphs = (plane.submit({**LONG_GRAPH, "max_n_logits": n}) for n in range(70, 100))
     while len(round_trips) < 15:
@@ -117,7 +118,8 @@ def test_stop_signals_are_heard_while_a_graph_is_computed(plane, worker):
             round_trips.append(plane.poll_round_trip())
         plane.stop(graph)
         until(lambda: stopped(worker, graph) or plane.jobs[graph].results)  # noqa: B023
-    assert median(round_trips) < 0.1
+    # On a machine that other programs keep busy, a worker that does nothing is slow to hear, too.
+    assert median(round_trips) < max(0.1, 10 * idle)
 
 
 def test_a_job_stopped_before_it_has_begun_never_begins(plane, worker):
@@ -183,12 +185,12 @@ def test_a_full_disk_fails_the_job_whose_graph_goes_there_and_no_other(plane, wo
     with RawServer([answer(200)]) as store:
         body = {**large, "signed_url": store.url()}
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (4_000_000, hard))
-        error = plane.result(plane.submit(body), timeout_s=120)["error"]
+        error = plane.result(plane.submit(body))["error"]
         assert "the worker's disk did not take the graph" in error
         assert store.requests == []
         assert plane.result(plane.submit(GRAPH))["output"]["nodes"]
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
-        receipt = plane.result(plane.submit(body), timeout_s=120)["output"]
+        receipt = plane.result(plane.submit(body))["output"]
         assert receipt["bytes"] == len(store.requests[0].body) > MEMORY_LIMIT_BYTES
         assert receipt["sha256"] == hashlib.sha256(store.requests[0].body).hexdigest()
 
@@ -226,5 +228,9 @@ def test_secrets_and_signed_queries_appear_in_no_log_line_result_or_progress(pla
 
 
 def test_an_idle_worker_ends_at_once(plane, worker):
-    # The last test with this worker: its long polls go on for longer than this may take.
-    assert worker.terminate(timeout_s=TAKE_POLL_S / 2) == 0
+    # The last test with this worker. Its long polls go on for an hour, which the SDK cuts to 90 s.
+    plane.take_poll_s = 3_600.0
+    plane.result(plane.submit(FORWARD))
+    for _ in range(2):
+        plane.poll_round_trip()
+    assert worker.terminate(timeout_s=60) == 0

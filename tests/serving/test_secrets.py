@@ -18,12 +18,10 @@ HEADERS = {"x-amz-meta-key": "planted-header"}
 @pytest.fixture
 def written():
     """Everything that is logged with LOG_LEVEL=DEBUG, as it is written."""
-    kept = logging.root.handlers[:], logging.root.level
     logs.set_up("DEBUG", as_json=False)
     [handler] = logging.root.handlers
     handler.setStream(io.StringIO())
-    yield handler.stream.getvalue
-    logging.root.handlers, logging.root.level = kept
+    return handler.stream.getvalue
 
 
 def refused_bodies(store):

@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.control_plane import ControlPlane, running_worker
 from tests.support.demo_worker import FORWARD, GRAPH, ask, ask_fresh_process, comparable
-from tests.support.polling import until
+from tests.support.polling import LONGEST_S, until
 from tests.support.sdk_jobs import (
     LONG_STEER,
     STEER,
@@ -60,12 +60,28 @@ def test_a_job_is_answered_too_when_the_terminal_is_closed(slow_worker):
     job_id = plane.submit(FORWARD)
     until(lambda: running(worker, job_id))
     worker.process.send_signal(signal.SIGHUP)
-    assert worker.process.wait(60) == 0
+    assert worker.process.wait(LONGEST_S) == 0
     assert plane.jobs[job_id].results == [{"output": ask(FORWARD)}]
 
 
+# `handler.py` whose load takes longer than the test.
+LOADS_FOR_EVER = """
+import time, handler, model_loader
+
+def load(settings):
+    print("loading", flush=True)
+    time.sleep(10_000)
+
+model_loader.load = load
+handler.main()
+"""
+
+
 def test_a_worker_told_to_end_while_it_loads_its_model_ends(tmp_path):
-    with ControlPlane() as plane, running_worker(plane, tmp_path) as worker:
-        until(lambda: "imported the libraries" in worker.log())
+    with (
+        ControlPlane() as plane,
+        running_worker(plane, tmp_path, "-c", LOADS_FOR_EVER) as worker,
+    ):
+        until(lambda: "loading\n" in worker.log())
         assert worker.terminate() == 0
         assert plane.requests["job-take"] == 0

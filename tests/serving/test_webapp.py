@@ -201,7 +201,7 @@ def test_a_steered_text_is_one_that_the_webapp_reads(call, chosen):
 @settings(
     max_examples=15,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],
+    suppress_health_check=list(HealthCheck),
 )
 @given(
     chosen=st.fixed_dictionaries(

@@ -23,6 +23,7 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.support.polling import LONGEST_S
 from tests.support.programs import ROOT
 
 API_KEY = "control-plane-key"
@@ -44,6 +45,16 @@ class JobRecord:
     stopped: bool = False
 
 
+class _Records(dict[str, JobRecord]):
+    """Records by job, made when they are first asked for, in whichever thread that is.
+
+    Two threads may ask at once: unlike a defaultdict, `setdefault` gives both the same record.
+    """
+
+    def __missing__(self, job_id: str) -> JobRecord:
+        return self.setdefault(job_id, JobRecord())
+
+
 class ControlPlane:
     """A queue of jobs for its workers. Its methods may be called from the test's thread."""
 
@@ -51,7 +62,7 @@ class ControlPlane:
         self.workers = workers or (WORKER_ID,)
         self.ready: set[str] = set()  # workers that have asked for jobs
         self.takers: dict[str, str] = {}  # by job, the worker that has taken it last
-        self.jobs: dict[str, JobRecord] = defaultdict(JobRecord)
+        self.jobs = _Records()
         self.requests: dict[str, int] = defaultdict(int)  # by route
         self.pings: list[dict[str, str]] = []
         self.unauthorized = 0
@@ -60,7 +71,9 @@ class ControlPlane:
         self.most_result_bytes = 1 << 28  # larger results are refused with 413
         self.result_faults: dict[str, deque[int | str]] = defaultdict(deque)  # by job
         self.strays: list[str] = []  # targets of requests that no route takes
+        self.take_poll_s = TAKE_POLL_S  # for the polls that begin from now on
         self._queue: deque[dict[str, Any] | bytes] = deque()
+        self._queueing = threading.Lock()  # held while jobs are taken out of the queue
         self._taken: dict[str, dict[str, Any]] = {}
         self._stops: deque[str] = deque()
         self._numbers = itertools.count(1)
@@ -99,10 +112,11 @@ class ControlPlane:
 
     def withdraw(self, job_id: str) -> bool:
         """Take a job out of the queue; False when a worker has it."""
-        for job in list(self._queue):
-            if isinstance(job, dict) and job["id"] == job_id:
-                self._queue.remove(job)
-                return True
+        with self._queueing:
+            for job in list(self._queue):
+                if isinstance(job, dict) and job["id"] == job_id:
+                    self._queue.remove(job)
+                    return True
         return False
 
     def held_by(self, worker: str) -> list[str]:
@@ -119,7 +133,7 @@ class ControlPlane:
         self._wake()
         return lost
 
-    def poll_round_trip(self, timeout_s: float = 10.0) -> float:
+    def poll_round_trip(self, timeout_s: float = LONGEST_S) -> float:
         """Seconds from a stop signal (of no job) to the worker's next poll for one."""
         polls = self.requests["job-stop"]
         started = time.monotonic()
@@ -139,13 +153,13 @@ class ControlPlane:
         """Answer the next results of a job with these statuses, "drop" or "hang"."""
         self.result_faults[job_id].extend(faults)
 
-    def wait(self, condition: Any, timeout_s: float = 60.0) -> None:
+    def wait(self, condition: Any, timeout_s: float = LONGEST_S) -> None:
         """Wait until `condition()` holds, asked after whatever the worker sends."""
         with self._changed:
             if not self._changed.wait_for(condition, timeout_s):
                 raise AssertionError(f"not within {timeout_s} s: {self.jobs}")
 
-    def result(self, job_id: str, timeout_s: float = 60.0) -> dict[str, Any]:
+    def result(self, job_id: str, timeout_s: float = LONGEST_S) -> dict[str, Any]:
         """The first result of a job, waited for."""
         self.wait(lambda: self.jobs[job_id].results, timeout_s)
         return self.jobs[job_id].results[0]
@@ -226,8 +240,8 @@ class ControlPlane:
         assert isinstance(fault, int)
         return web.Response(status=fault)
 
-    async def _poll(self, something: Any, timeout_s: float = TAKE_POLL_S) -> bool:
-        end = time.monotonic() + timeout_s
+    async def _poll(self, something: Any) -> bool:
+        end = time.monotonic() + self.take_poll_s
         while not something:
             self._arrived.clear()
             try:
@@ -237,33 +251,42 @@ class ControlPlane:
         return True
 
     async def _take(self, request: web.Request) -> web.Response:
-        if not await self._poll(self._queue):
+        taken = await self._next(request, 1)
+        if not taken:
             return web.Response(status=204)
-        job = self._next(request)
+        [job] = taken
         if isinstance(job, bytes):
             return web.Response(body=job, content_type="application/json")
         return web.json_response(job)
 
-    def _next(self, request: web.Request) -> dict[str, Any] | bytes:
-        job = self._queue.popleft()
-        if isinstance(job, dict):
-            self.takers[job["id"]] = request.match_info["worker"]
-            self._taken[job["id"]] = job
-        return job
-
     async def _take_batch(self, request: web.Request) -> web.Response:
-        if not await self._poll(self._queue):
+        jobs: list[Any] = await self._next(request, int(request.query["batch_size"]))
+        if not jobs:
             return web.Response(status=204)
-        if isinstance(self._queue[0], bytes):
-            return await self._take(request)
-        jobs: list[Any] = []
-        while self._queue and isinstance(self._queue[0], dict):
-            if len(jobs) == int(request.query["batch_size"]):
-                break
-            jobs.append(self._next(request))
+        if isinstance(jobs[0], bytes):
+            return web.Response(body=jobs[0], content_type="application/json")
         jobs += self.extra_jobs
         self.extra_jobs = []
         return web.json_response(jobs)
+
+    async def _next(self, request: web.Request, count: int) -> list[dict[str, Any] | bytes]:
+        """Wait for jobs; a raw answer, or as many jobs as stand before the next one."""
+        while await self._poll(self._queue):
+            taken: list[dict[str, Any] | bytes] = []
+            with self._queueing:
+                while self._queue and len(taken) < count:
+                    if taken and isinstance(self._queue[0], bytes):
+                        break
+                    taken.append(self._queue.popleft())
+                    if isinstance(taken[-1], bytes):
+                        break
+            for job in taken:
+                if isinstance(job, dict):
+                    self.takers[job["id"]] = request.match_info["worker"]
+                    self._taken[job["id"]] = job
+            if taken:  # and not withdrawn a moment ago
+                return taken
+        return []
 
     async def _stop_signals(self, _request: web.Request) -> web.Response:
         if not await self._poll(self._stops):
@@ -334,7 +357,7 @@ class Worker:
     def go_on(self) -> None:
         os.killpg(self.process.pid, signal.SIGCONT)
 
-    def terminate(self, timeout_s: float = 60.0) -> int:
+    def terminate(self, timeout_s: float = LONGEST_S) -> int:
         """Send SIGTERM and return the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout_s)

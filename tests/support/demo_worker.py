@@ -2,6 +2,8 @@
 
 import json
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from actions.answer import Response, answer
 from delivery import Spooled
 from graphs.cache import GraphCache
 from settings import Settings
+from tests.support.polling import LONGEST_S
 from tests.support.programs import output_of
 
 PROMPT = "Michael Jordan joue au"
@@ -53,6 +56,27 @@ def forget_graphs(max_bytes: int = 10**9) -> None:
     loaded = model_loader.get_model(demo_settings())
     # In place, though it is frozen: a server that runs in this process has the same model.
     object.__setattr__(loaded, "graphs", GraphCache(max_bytes))
+
+
+@contextmanager
+def held(after_runs: int) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Holds the demo model within its later runs: is it there, and may it go on?"""
+    reached, go_on = threading.Event(), threading.Event()
+    runs: list[None] = []
+
+    def hold(*_: Any) -> None:
+        runs.append(None)
+        if len(runs) > after_runs:
+            reached.set()
+            assert go_on.wait(2 * LONGEST_S)  # longer than a test waits for what must not wait
+
+    block = model_loader.get_model(demo_settings()).model.blocks[0]
+    handle = block.register_forward_pre_hook(hold)
+    try:
+        yield reached, go_on
+    finally:
+        go_on.set()
+        handle.remove()
 
 
 def ask_fresh_process(bodies: list[object]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import start
 from model_loader import get_model
 from serving import http_docs
 from tests.support.demo_worker import demo_settings
+from tests.support.polling import until
 from tests.support.uvicorn_thread import in_a_thread
 
 ACTIONS = list(schemas.REQUESTS)
@@ -35,6 +36,11 @@ def post(server, action, body, **headers):
 
 def get(server, path):
     return requests.get(server.url + path, timeout=60)
+
+
+def until_idle(server):
+    """Wait until no job is under way, as after a client that went, and the counts are right."""
+    until(lambda: not get(server, "/check-busy").json()["busy"])
 
 
 def assert_error(response, status, code):

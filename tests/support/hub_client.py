@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tests.support.polling import LONGEST_S
 from tests.support.programs import ROOT
 
 _ASIDE = ("HF_HUB_OFFLINE", "HF_TOKEN", "HF_HOME", "HF_HUB_CACHE")
@@ -50,7 +51,7 @@ def start_command(
 def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The same, when it has ended."""
     with start_command(*arguments, **environment) as process:
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=LONGEST_S)
     return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
 
 
@@ -70,7 +71,7 @@ def hub_client(url: str) -> Iterator[HubClient]:
     finally:
         assert process.stdin is not None
         process.stdin.close()
-        process.wait(30)
+        process.wait(LONGEST_S)
 
 
 def _serve() -> None:

@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from tests.support.handler_thread import answering
 from tests.support.model_cache import commit_of
+from tests.support.polling import LONGEST_S
 
 MEMBER = "hf_member"  # the token that has accepted every gate
 
@@ -150,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if not with_body:
             return
-        self.hub.sends.wait(60)
+        self.hub.sends.wait(LONGEST_S)
         broken_at = self.hub.break_after.pop(file, None)
         self.wfile.write(content[start:broken_at])
         if broken_at is not None:

@@ -1,5 +1,6 @@
 """Python programs in processes of their own."""
 
+import errno
 import json
 import os
 import socket
@@ -38,9 +39,34 @@ def without(*names: str, prefix: str | None = None) -> dict[str, str]:
     }
 
 
+# Sockets that hold ports of loopback for as long as this process lives.
+_HOLDERS: list[socket.socket] = []
+
+
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
+    """A port of loopback on which nobody listens, until a program of this test does.
+
+    A socket stays bound to it and doesn't listen. So the system gives the port to no other program
+    that asks for any, while one that names it, with SO_REUSEADDR as servers have it, may listen.
+    """
+    while True:
+        port = _hold(socket.AF_INET, "127.0.0.1", 0)
+        try:
+            _hold(socket.AF_INET6, "::1", port)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                continue  # another program has it there
+        return port
+
+
+def _hold(family: int, address: str, port: int) -> int:
+    """Bind a socket to a port, 0 for any, and return the port."""
+    holder = socket.socket(family)
+    _HOLDERS.append(holder)
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind((address, port))
+    bound: int = holder.getsockname()[1]
+    return bound
 
 
 def is_listening(port: int) -> bool:

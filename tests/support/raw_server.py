@@ -48,9 +48,10 @@ class RawServer:
     def __post_init__(self):
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._closes = threading.Event()
-        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads = []
         self._open = []
-        self._threads[0].start()
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
 
     @property
     def port(self):
@@ -63,6 +64,7 @@ class RawServer:
     def close(self):
         self._closes.set()
         self._listener.shutdown(socket.SHUT_RDWR)
+        self._accepting.join()  # after which no connection comes in that would be left open
         self._listener.close()
         for connection in self._open:
             with contextlib.suppress(OSError):
@@ -83,6 +85,8 @@ class RawServer:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
+            # An answer leaves at once, also where the connection is reset right after it.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             act = self.script[min(number, len(self.script) - 1)]
             number += 1
             request = Recorded(self._closes)

@@ -121,9 +121,10 @@ class RunpodEndpoint:
         self, method: str, route: str, rest: list[str], body: bytes, query: str
     ) -> tuple[int, dict[str, Any]]:
         if (method, route) in {("POST", "run"), ("POST", "runsync")}:
-            self.submitted.append(json.loads(body))
-            job_id = self.plane.submit(self.submitted[-1]["input"])
+            job = json.loads(body)
+            job_id = self.plane.submit(job["input"])
             self._known[job_id] = time.monotonic()
+            self.submitted.append(job)  # last: a test that sees it here may forget it
             if route == "runsync":
                 self._wait(job_id, query)
                 return 200, self._status(job_id)

@@ -46,8 +46,10 @@ BAD = [
 ]
 
 
-# What the caller of a job that is cancelled may wait for its end.
+# What the caller of a job that is cancelled may wait for its end; where other programs keep the
+# machine busy, so many times what the worker takes to hear of anything.
 CANCELLED_WITHIN_S = 2.0
+CANCELLED_WITHIN_ROUND_TRIPS = 20
 
 # So hot that no end of text comes up.
 LONG_STEER = {**STEER, "n_tokens": 40, "temperature": 5.0, "seed": 4}
@@ -69,7 +71,7 @@ def submit_mixed(plane, count):
 def assert_each_answered_once(plane, expected):
     answers = {str(body): comparable(ask(body)) for body in GOOD}
     for job_id, wanted in expected.items():
-        result = plane.result(job_id, timeout_s=60)
+        result = plane.result(job_id)
         if isinstance(wanted, str):
             assert list(result) == ["error"]
             assert result["error"].startswith(f"{wanted}: ")
@@ -102,10 +104,12 @@ def assert_as_a_fresh_worker(plane, fresh):
 def cancel_in_mid_stage(plane, worker, body, stage):
     job_id = plane.submit(body)
     until(lambda: in_mid_stage(plane, job_id, stage))
+    round_trip_s = max(plane.poll_round_trip() for _ in range(2))
+    within_s = max(CANCELLED_WITHIN_S, CANCELLED_WITHIN_ROUND_TRIPS * round_trip_s)
     told = time.monotonic()
     plane.stop(job_id)
     until(lambda: stopped(worker, job_id))
-    assert time.monotonic() - told < CANCELLED_WITHIN_S
+    assert time.monotonic() - told < within_s
     return job_id
 
 

@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from remote.labels.cache import KEPT_S, KEPT_WITHOUT_EXPLANATION_S, LabelCache
+from tests.support.polling import LONGEST_S
 from viewer.descriptions import Description, Example, FeatureId
 
 SERVER = "https://www.neuronpedia.org"
@@ -106,7 +107,9 @@ def test_a_folder_that_can_not_be_written_costs_nothing_but_the_cache(tmp_path):
     assert cache.get(SERVER, [feature()]) == {}
 
 
-def test_threads_write_at_the_same_time(cache):
+def test_threads_write_at_the_same_time(cache, monkeypatch):
+    monkeypatch.setattr("remote.labels.cache._WAIT_S", LONGEST_S)  # a slow disk costs labels
+
     def write(number):
         for index in range(10):
             cache.put(SERVER, {feature(10 * number + index): FULL})
