@@ -54,7 +54,8 @@ def prune(graph: Graph, node_threshold: float = 0.8, edge_threshold: float = 0.9
     """Keep the nodes and edges that make up the given fractions of influence on the logits.
 
     Masks and scores are those of `circuit_tracer.graph.prune_graph` and `compute_graph_scores`, to
-    rounding: among millions of edges, a few at the very threshold may differ.
+    rounding: among millions of edges, a few at the very threshold may differ, and at a
+    `node_threshold` of 1 the library may lose weak nodes.
 
     Raises:
         errors.InvalidInput: a threshold is not between 0 and 1.
@@ -62,7 +63,7 @@ def prune(graph: Graph, node_threshold: float = 0.8, edge_threshold: float = 0.9
     check_thresholds(node_threshold, edge_threshold)
     nodes = NodeRanges.of(graph)
     influence, replacement, completeness = node_influence(graph)
-    node_mask = influence >= find_threshold(influence, node_threshold)
+    node_mask = influence >= node_cutoff(influence, node_threshold)
     node_mask[nodes.errors.stop :] = True  # tokens and logits always
     targets, sources = _influential_edges(graph, node_mask, edge_threshold)
     node_mask, targets, sources = drop_dead_ends(nodes, node_mask, targets, sources)
@@ -84,6 +85,18 @@ def check_thresholds(node_threshold: float, edge_threshold: float) -> None:
     for name, value in (("node_threshold", node_threshold), ("edge_threshold", edge_threshold)):
         if not 0 <= value <= 1:
             raise errors.InvalidInput(f"{name} is {value}; it must be between 0 and 1")
+
+
+def node_cutoff(influence: torch.Tensor, threshold: float) -> torch.Tensor:
+    """The influence down to which nodes are kept, so that they make up `threshold` of the sum.
+
+    At 1 it is the least that a node has. The library's sums in float32 reach 1 where hundreds of
+    weak nodes are missing, or never: that depends on how the processor rounds.
+    """
+    if threshold == 1:
+        some = influence[influence > 0]
+        return some.min() if len(some) else influence.new_zeros(())
+    return find_threshold(influence, threshold)
 
 
 def _influential_edges(

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from circuit_tracer.graph import find_threshold
 
 from attribution.influence import NodeRanges, feature_layers, influence_on_logits, node_influence
 from attribution.pruning import (
@@ -19,6 +18,7 @@ from attribution.pruning import (
     check_thresholds,
     drop_dead_ends,
     edge_cutoff,
+    node_cutoff,
     with_edges,
 )
 
@@ -44,7 +44,7 @@ def prune(
     influence, replacement, completeness = node_influence(graph)
     n_sources = nodes.tokens.stop
     node_mask = torch.ones(len(influence), dtype=torch.bool)
-    node_mask[:n_sources] = influence[:n_sources] >= find_threshold(
+    node_mask[:n_sources] = influence[:n_sources] >= node_cutoff(
         influence[:n_sources], node_threshold
     )
     node_mask[nodes.errors.stop :] = True

@@ -6,8 +6,12 @@ from circuit_tracer.graph import compute_graph_scores, prune_graph
 
 import attribution
 import errors
+from attribution.complete.pruning import prune as prune_complete
+from attribution.influence import node_influence
 from benchmarks.reference_workload import build
 from tests.support.edge_masks import edge_mask
+from tests.support.synthetic_complete_graph import make_complete_graph
+from tests.support.synthetic_graph import make_graph
 from tests.support.tiny_models import prompt_tokens, tiny_model
 
 TOLERANCE = 1e-5
@@ -87,3 +91,17 @@ def test_at_an_edge_threshold_of_one_every_edge_between_kept_nodes_stays(graph):
 def test_thresholds_outside_zero_to_one_are_refused_by_name(name, value):
     with pytest.raises(errors.InvalidInput, match=f"{name} is {value}"):
         attribution.prune(tiny_graph("llama", "jump_relu"), **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("make", "prune"),
+    [(make_graph, attribution.prune), (make_complete_graph, prune_complete)],
+    ids=["local", "complete"],
+)
+def test_at_a_node_threshold_of_one_every_node_with_influence_stays(make, prune):
+    """Weak nodes too, which a sum in float32 doesn't notice or counts as nothing."""
+    for seed in range(5):
+        graph = make(n_features=400, seed=seed)
+        graph.adjacency_matrix.mul_(torch.logspace(0, -6, len(graph.adjacency_matrix)))
+        assert (node_influence(graph)[0][:400] > 0).all()
+        assert prune(graph, 1.0, 1.0).node_mask.all()

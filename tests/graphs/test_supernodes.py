@@ -81,7 +81,8 @@ def pruned_of(links=LINKS, features=FEATURES, n_logits=2) -> PrunedGraph:
     targets, sources = matrix.nonzero(as_tuple=True)
     kept = torch.ones(n_nodes, dtype=torch.bool)
     weights = matrix[targets, sources]
-    return PrunedGraph(graph, kept, torch.rand(n_nodes), targets, sources, weights, 1.0, 1.0)
+    scores = torch.linspace(0, 1, n_nodes)
+    return PrunedGraph(graph, kept, scores, targets, sources, weights, 1.0, 1.0)
 
 
 def found(links=LINKS, **words):

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import pytest
@@ -17,6 +16,7 @@ import pytest
 from loading import conversion, converted
 from loading.inspection import inspect
 from tests.support.conversions import LAYOUTS, LAZY, contents, convert, located, read
+from tests.support.polling import until
 from tests.support.tiny_sets import N_LAYERS
 from tests.support.weight_files import empty_caches, storage
 
@@ -26,6 +26,7 @@ def in_a_process(work: Callable[[], object]) -> int:
     pid = os.fork()
     if pid:
         return pid
+    signal.alarm(300)  # so that a test that waits for it in vain ends
     try:
         work()
     except BaseException as error:
@@ -105,8 +106,11 @@ class TestTwoAtOnce:
         assert found is not None
         assert contents(found.folder) == expected
 
-    def test_the_second_waits_says_so_and_uses_what_the_first_made(self, one_set, caches, caplog):
+    def test_the_second_waits_says_so_and_uses_what_the_first_made(
+        self, one_set, caches, caplog, tmp_path
+    ):
         caplog.set_level(logging.INFO)
+        waits = tmp_path / "waits"
         files = located(one_set, caches)
         folder = converted.home(files, storage(caches).caches[-1])
         folder.mkdir(parents=True)
@@ -116,6 +120,9 @@ class TestTwoAtOnce:
 
             def second():
                 held.close()
+                conversion.logger.addFilter(
+                    lambda record: "waiting" not in record.msg or waits.touch() is None
+                )
                 converted.convert(inspect(files), storage(caches))
                 made = converted.find(files, storage(caches))
                 assert made is not None
@@ -123,7 +130,7 @@ class TestTwoAtOnce:
                 assert "converted 1 of 3" not in caplog.text
 
             pid = in_a_process(second)
-            time.sleep(1)
+            until(waits.exists)
             assert os.waitpid(pid, os.WNOHANG) == (0, 0)
             conversion.write(inspect(files), folder, converted._configuration(files))
         assert ended(pid) == 0

@@ -308,7 +308,7 @@ class TestCommands:
         try:
             until(lambda: any("GET" in r and "resolve" in r for r in hub.requests))
             process.send_signal(signal.SIGINT)
-            _, errors = process.communicate(timeout=30)  # the hub would wait for longer
+            _, errors = process.communicate(timeout=50)  # the hub would wait for longer
         finally:
             process.kill()
             hub.sends.set()

@@ -96,7 +96,7 @@ def state(model: Any) -> dict[str, Any]:
     """What a job must leave as it found it."""
     for thread in threading.enumerate():
         if thread.name.startswith("Mediator"):
-            thread.join(timeout=5)
+            thread.join(timeout=60)
     return {
         "hooks": {
             name: (len(module._forward_hooks), len(module._forward_pre_hooks))
