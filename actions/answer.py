@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -96,18 +97,43 @@ def answer(
         # A panic of a library in Rust is no Exception, and is one job's fault as others are.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        failure = _as_worker_error(error, event, loaded)
-        # The log gets the traceback of an error that nobody foresaw. Its message, which may quote
-        # the prompt or a signed URL, is left out by logs.py.
-        unforeseen = error if isinstance(failure, Internal) else None
-        _log(f"job failed: {failure.code}", event, job, loaded, started, unforeseen)
-        if on_end is not None:
-            on_end(failure.code, event, error)
-        raise failure from None
+        # No name for it here: its traceback has this frame, and neither would be freed for long.
+        raise _failed(error, event, job, loaded, started, on_end) from None
     _log("job done", event, job, loaded, started)
     if on_end is not None:
         on_end("done", event, None)
     return response
+
+
+def _failed(
+    error: BaseException,
+    event: dict[str, Any],
+    job: Job,
+    loaded: LoadedModel,
+    started: float,
+    on_end: OnEnd | None,
+) -> WorkerError:
+    """End a job that an exception stopped; returns the error that the caller gets."""
+    failure = _as_worker_error(error, event, loaded)
+    # The log gets the traceback of an error that nobody foresaw. Its message, which may quote the
+    # prompt or a signed URL, is left out by logs.py.
+    unforeseen = error if isinstance(failure, Internal) else None
+    _log(f"job failed: {failure.code}", event, job, loaded, started, unforeseen)
+    if on_end is not None:
+        on_end(failure.code, event, error)
+    _free_frames(error)
+    return failure
+
+
+def _free_frames(error: BaseException | None) -> None:
+    """Drop what the functions that an exception came through still hold: much of the device.
+
+    Some of it leads back to the exception. Only the garbage collector would free that, and it comes
+    late: it counts objects, not what their tensors take.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _as_worker_error(

@@ -5,12 +5,14 @@
     OMP_NUM_THREADS=1 python -m benchmarks.kernels --family "GPT-2"
     OMP_NUM_THREADS=1 python -m benchmarks.kernels --family all
     OMP_NUM_THREADS=1 python -m benchmarks.kernels --complete
+    OMP_NUM_THREADS=1 python -m benchmarks.kernels --interventions
 
 Counted on the emulated device (`benchmarks.emulated_cuda`), so no GPU is needed. The model has
 Gemma-2-2B's layers and is narrow: what is launched depends on layers, tokens and numbers of
 features, not on widths, but for FLOP and bytes. All families side by side are counted on models
 that are narrower yet. `--complete` counts a graph of a complete replacement model, with QK tracing,
 of as many layers, tokens and features as Neuronpedia's webapp has with Qwen3-1.7B.
+`--interventions` counts experiments on a thousand features and a contrast.
 """
 
 import argparse
@@ -30,12 +32,13 @@ import attribution
 import steering
 from attribution import freezing, ranking
 from attribution.complete import CompleteGraph, QKTraces
+from attribution.contrast import contrast
 from benchmarks import complete_workload
 from benchmarks.complete_workload import CompleteWorkload
 from benchmarks.emulated_cuda import Counts, EmulatedCuda, emulated_cuda
 from benchmarks.families import FAMILIES
 from benchmarks.reference_workload import build
-from steering import Intervention, Options, generation, passes
+from steering import Frozen, Intervention, Options, generation, passes
 
 Stages = dict[str, Counts]
 
@@ -66,6 +69,7 @@ _OF_A_STEER: list[tuple[str, Any, str]] = [
     ("hooks and dictionaries", generation, "_hooks"),
 ]
 N_STEERED, N_TOKENS = 6, 30
+N_SET, N_EXPERIMENTS = 1000, 8
 
 
 @contextmanager
@@ -160,6 +164,27 @@ def steer_counts(cuda: EmulatedCuda, model: Any, tokens: torch.Tensor, n_tokens:
     return stages
 
 
+def intervention_counts(cuda: EmulatedCuda, model: Any, tokens: torch.Tensor) -> Stages:
+    """The counts of experiments on a thousand features, in turns off, and of a contrast."""
+    prompt, cfg = tokens.tolist(), model.cfg
+    features = [
+        (n % cfg.n_layers, 1 + n % (len(prompt) - 1), n % model.transcoders.d_transcoder)
+        for n in range(N_SET)
+    ]
+    features = list(dict.fromkeys(features))
+    off = [dict.fromkeys(features[n::N_EXPERIMENTS], 0.0) for n in range(N_EXPERIMENTS)]
+    other = [prompt[0], *reversed(prompt[1:])]
+    stages: Stages = {}
+    with cuda.counts.during() as stages["reading activations"]:
+        steering.feature_activations(model, prompt, features)
+    with cuda.counts.during() as stages["experiments"]:
+        steering.intervene(model, prompt, features, off, Frozen())
+    with cuda.counts.during() as stages["contrast"]:
+        found = contrast(model, prompt, other, len(prompt) - 1, len(prompt) - 1)
+    assert found.features, "both prompts have the same likeliest next token"
+    return stages
+
+
 def pass_counts(cuda: EmulatedCuda, model: Any, tokens: torch.Tensor) -> Stages:
     """The counts of the model's own passes: over the prompt, and over a token behind it."""
     bare, stages = passes.passes_of(model), {}
@@ -229,12 +254,15 @@ def main() -> None:
     parser.add_argument("--family", choices=[*FAMILIES, "all"], default="reference")
     parser.add_argument("--by-operation", action="store_true")
     parser.add_argument("--complete", action="store_true")
+    parser.add_argument("--interventions", action="store_true")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     for dtype in args.dtypes:
         if args.complete:
             report_complete("K10", dtype, args.by_operation)
+        elif args.interventions:
+            report_interventions(args.family, dtype, args.by_operation)
         elif args.family == "all":
             print(f"\n{dtype}\n")
             compare_families(getattr(torch, dtype))
@@ -251,6 +279,17 @@ def report_complete(name: str, dtype: str, by_operation: bool) -> None:
         f"{len(graph.selected_features):,} feature nodes, {len(traces):,} traced\n"
     )
     print(table("complete graph", stages), "\n", flush=True)
+    if by_operation:
+        print(operations(stages), "\n", flush=True)
+
+
+def report_interventions(family: str, dtype: str, by_operation: bool) -> None:
+    """Print what experiments and a contrast launch beside the model's own passes."""
+    with emulated_cuda() as cuda:
+        model, tokens, _ = build("K64-", family=family, device="cuda", dtype=getattr(torch, dtype))
+        stages = pass_counts(cuda, model, tokens) | intervention_counts(cuda, model, tokens)
+    print(f"\n{family}, {dtype}\n")
+    print(table(f"{N_EXPERIMENTS} experiments on {N_SET:,} features", stages), "\n", flush=True)
     if by_operation:
         print(operations(stages), "\n", flush=True)
 

@@ -102,8 +102,7 @@ def spool_saved(
         try:
             save(cast(IO[bytes], sink))
         finally:
-            if sink.failure is not None:
-                raise sink.failure
+            sink.raise_failure()
         return body.end(media_type=BINARY, file_name=file_name)
 
 
@@ -179,3 +178,16 @@ class _Sink:
 
     def flush(self) -> None:
         pass
+
+    def raise_failure(self) -> None:
+        """Raise what stopped the writing, if anything did.
+
+        It is kept no longer: its traceback leads to torch's writer, which refers back to this file
+        where no garbage collector looks, so that nothing of the graph would ever be freed.
+        """
+        failure, self.failure = self.failure, None
+        try:
+            if failure is not None:
+                raise failure
+        finally:
+            del failure

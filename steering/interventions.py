@@ -173,25 +173,24 @@ class _LayerFeatures:
         features: Sequence[Feature],
         reader: FeatureReader,
     ) -> None:
-        self.read, self._column = reader, reader.at.column
+        self.read, self._at = reader, reader.at
         self._decoders = reader.decoders()
-        self.lengths = longest_written(self._decoders)[self._column]
-        at: dict[int, list[int]] = defaultdict(list)
-        for n, (_, position, _) in enumerate(features):
-            at[position].append(n)
-        device = self._column.device
-        self._at = [(position, torch.tensor(here, device=device)) for position, here in at.items()]
+        self.lengths = longest_written(self._decoders)[self._at.column]
         self.layer, self.features, self.columns = layer, features, columns
         self.written = range(layer, layer + len(self._decoders))
 
-    def writes(self, deltas: Tensor, layer: int, n_pos: int) -> Tensor:
-        """What deltas (n_rows, n_features) add at a layer's output: (n_rows, n_pos, d) float32."""
-        decoders = self._decoders[layer - self.layer]
-        added = deltas.new_zeros(len(deltas), n_pos, decoders.shape[-1])
-        for position, features in self._at:
-            vectors = decoders[self._column[features]].float()
-            added[:, position] = deltas[:, features] @ vectors
-        return added
+    def by_place(self, deltas: Tensor) -> Tensor:
+        """Deltas (n_rows, n_features) by distinct position and index, 0 where no feature is."""
+        at = self._at
+        spread = deltas.new_zeros(len(deltas), len(at.positions), len(at.indices))
+        spread[:, at.row, at.column] = deltas
+        return spread
+
+    def add_writes_(self, total: Tensor, spread: Tensor, layer: int) -> None:
+        """Add what deltas `by_place` write at a layer's output to (n_rows, n_pos, d) float32."""
+        vectors = self._decoders[layer - self.layer].float()
+        # All positions in one product: on a GPU a launch for each would take longer.
+        total[:, self._at.positions] += spread @ vectors
 
 
 class _Batch:
@@ -210,7 +209,8 @@ class _Batch:
         self._held = passes.layers_of(frozen.layers)
         self._freezes_norms = len(frozen.layers) == passes.model.cfg.n_layers
         self._acts_into: dict[int, Tensor] = {}  # layer -> activations of its features
-        self._pending: dict[int, Tensor] = {}  # layer -> what is to be added at its output
+        self._deltas: dict[int, Tensor] = {}  # layer -> those of its features, by place
+        self._writers: dict[int, list[_LayerFeatures]] = defaultdict(list)  # by layer written to
         self._through_skip: dict[int, Tensor] = {}  # layer -> what changes there behind a freeze
 
     def run(self, token_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -230,13 +230,13 @@ class _Batch:
 
     def _hooks(self) -> dict[HookPoint, Callable[[Tensor], Tensor | None]]:
         hooks: dict[HookPoint, Callable[[Tensor], Tensor | None]] = {}
-        written = set(self._held)
         for number, layer in self._layers.items():
             hooks[number, "feature input"] = partial(self._read, number)
-            written |= set(self._written(layer))
+            for written in self._written(layer):
+                self._writers[written].append(layer)
         for number in self._held:
             hooks[number, "feature input"] = partial(self._read, number)
-        for number in written:
+        for number in {*self._held, *self._writers}:
             hooks[number, "feature output"] = partial(self._write, number)
         return hooks
 
@@ -258,16 +258,15 @@ class _Batch:
         read = layer.read(acts, first_patterns=bool(self._held))
         targets, is_set = self._targets(layer, read)
         own = read[:1] if self._held else read
-        written = self._written(layer)
-        if not written:  # as if nothing were set
+        writes = bool(self._written(layer))
+        if not writes:  # as if nothing were set
             is_set = torch.zeros_like(is_set)
         if not self._freezes_norms:
             targets = without_too_large(targets, layer.lengths)
         deltas = torch.where(is_set, targets - own, 0.0)
         self._acts_into[number] = torch.where(is_set, targets, read)
-        for to in written:
-            added = layer.writes(deltas, to, acts.shape[1])
-            self._pending[to] = self._pending[to] + added if to in self._pending else added
+        if writes:
+            self._deltas[number] = layer.by_place(deltas)
 
     def _targets(self, layer: _LayerFeatures, read: Tensor) -> tuple[Tensor, Tensor]:
         """What each row sets the features to, and whether it does, both (n_rows, n_features)."""
@@ -283,6 +282,9 @@ class _Batch:
             added = acts[:1].expand_as(acts)
         if number in self._through_skip:
             added = added + self._through_skip.pop(number)
-        if number in self._pending:
-            added = added + self._pending.pop(number)
+        if number in self._writers:
+            total = torch.zeros_like(acts, dtype=torch.float32)
+            for layer in self._writers[number]:
+                layer.add_writes_(total, self._deltas[layer.layer], number)
+            added = added + total
         return added.to(acts.dtype)

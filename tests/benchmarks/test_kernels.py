@@ -9,6 +9,7 @@ from benchmarks.kernels import (
     complete_graph_counts,
     family_counts,
     graph_counts,
+    intervention_counts,
     operations,
     pass_counts,
     steer_counts,
@@ -120,6 +121,20 @@ def test_a_steer_launches_little_more_than_the_passes_it_needs():
     # One that reads, one over the prompt and one for each further token.
     needed = 2 * over_prompt.n_kernels + n_tokens * over_one.n_kernels
     assert total.n_kernels <= 1.3 * needed
+
+
+@pytest.mark.parametrize("family", ["reference", "Gemma 2, cross-layer"])
+def test_experiments_and_a_contrast_launch_little_more_than_the_passes_they_need(family):
+    with emulated_cuda() as cuda:
+        model, tokens, _ = build("K24", family=family, device="cuda", dtype=torch.bfloat16)
+        stages = intervention_counts(cuda, model, tokens)
+        over_prompt, _ = pass_counts(cuda, model, tokens).values()
+    needed = over_prompt.n_kernels
+    assert stages["reading activations"].n_kernels <= 1.2 * needed
+    assert stages["experiments"].n_kernels <= 1.7 * needed
+    assert stages["contrast"].n_kernels <= 3 * needed
+    for counts in stages.values():
+        assert counts.n_synchronisations <= 10 + 5 * model.cfg.n_layers
 
 
 def test_tables_are_markdown_with_a_row_a_stage_and_one_for_all():

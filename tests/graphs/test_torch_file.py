@@ -1,7 +1,9 @@
 """A graph before pruning as circuit-tracer's own file, beside what circuit-tracer writes."""
 
+import gc
 import pickletools
 import tempfile
+import weakref
 import zipfile
 from pathlib import Path
 
@@ -195,6 +197,24 @@ def test_a_job_that_is_cancelled_while_it_writes_leaves_no_file(temporary, compr
     assert checks == 50
     assert seen[-1] is True
     assert open_in(temporary) == []
+
+
+def test_a_graph_whose_writing_was_stopped_is_freed():
+    held = []
+
+    def save(file):
+        graph = make_graph(adjacency=torch.rand(1_000, 1_000))
+        held.append(weakref.ref(graph))
+        torch_file.save(graph, file)
+
+    def check():
+        if held:
+            raise Cancelled("the job was stopped before it was done")
+
+    with pytest.raises(Cancelled):
+        spool_saved(save, check=check)
+    gc.collect()
+    assert held[0]() is None
 
 
 def test_a_full_disk_is_an_error_that_says_what_to_do(monkeypatch):

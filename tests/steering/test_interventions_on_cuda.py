@@ -1,6 +1,7 @@
 """Experiments and contrasts on a CUDA device, against the CPU's numbers, and in 16 bits."""
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from attribution.contrast import contrast
 from attribution.support import unsupported
-from benchmarks.emulated_cuda import EmulatedCuda
+from benchmarks.emulated_cuda import Counts, EmulatedCuda
 from steering.interventions import Frozen, Outcomes, intervene
 from tests.support.cuda_devices import DEVICES, cuda_device, emulated_only, on_cuda
 from tests.support.steering_cases import KINDS, PROMPT
@@ -113,6 +114,27 @@ def test_experiments_that_do_not_fit_go_in_halves_on_the_device(
     assert "out of memory: running 24 experiments at once" in caplog.text
     torch.testing.assert_close(halved.logits.cpu(), whole.logits.cpu(), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(halved.activations, whole.activations, atol=1e-5, rtol=1e-4)
+
+
+@emulated_only
+@pytest.mark.parametrize("dictionary", ["jump_relu", "cross_layer_jump_relu"])
+def test_experiments_launch_no_more_for_more_features_at_more_positions(
+    dictionary: str, cuda: EmulatedCuda
+) -> None:
+    model = on_cuda(tiny_model("gemma2", dictionary, dtype=torch.bfloat16))
+
+    def counts(features: list[tuple[int, int, int]]) -> Counts:
+        with cuda.counts.during() as counted:
+            intervene(model, PROMPT, features, [dict.fromkeys(features, 2.0)], Frozen())
+        return counted
+
+    few, many = (
+        counts(list(product(range(N_LAYERS), positions, indices)))
+        for positions, indices in (([2], [5]), (range(1, 6), range(9)))
+    )
+    assert many.n_kernels == few.n_kernels
+    assert many.to_device == few.to_device
+    assert many.synchronisations == few.synchronisations
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
