@@ -224,18 +224,15 @@ def test_what_the_worker_refuses_is_a_sentence_in_the_page(browser, french, work
         assert words.inner_text().startswith("model_not_loaded: model_id 'gemma-2-2b'")
 
 
-def test_a_viewer_that_has_ended_is_said_in_the_page(browser, french_file, worker):
-    page = browser.new_page()
-    try:
-        with showing([french_file], worker=worker) as url:
-            show_panel(page, url)
-            choose(page, "say basket", "off")
-        page.get_by_role("button", name="Intervene", exact=True).click()
-        words = page.locator(".worker-error")
-        words.wait_for()
-        assert words.inner_text() == "the viewer has ended; start it again and reload the page"
-    finally:
-        page.close()
+def test_a_viewer_that_has_ended_is_said_in_the_page(unwatched_page, french_file, worker):
+    page = unwatched_page
+    with showing([french_file], worker=worker) as url:
+        show_panel(page, url)
+        choose(page, "say basket", "off")
+    page.get_by_role("button", name="Intervene", exact=True).click()
+    words = page.locator(".worker-error")
+    words.wait_for()
+    assert words.inner_text() == "the viewer has ended; start it again and reload the page"
 
 
 @pytest.mark.parametrize(
