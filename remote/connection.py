@@ -26,6 +26,7 @@ from urllib3.exceptions import (
 from urllib3.util import Retry
 
 from remote.errors import NobodyThere, Unreachable, WrongTarget
+from remote.interruption import Interruption
 from remote.retries import FOREVER, OnRetry, Patience, TemporaryFailure
 from remote.unpacking import Damaged, TooLarge, bounded, unpacked
 from remote.wire import Limits, limited, new_session
@@ -96,6 +97,7 @@ class Connection:
         read_timeout_s: float | None = 30.0,
         until: float = FOREVER,
         most_bytes: int = ANSWER_BYTES,
+        interruption: Interruption | None = None,
         on_retry: OnRetry | None = None,
         on_part: OnPart | None = None,
         on_file: OnFile | None = None,
@@ -111,6 +113,7 @@ class Connection:
             until: `time.monotonic()` after which no attempt begins. An attempt that is under way
                 ends then too, but has `read_timeout_s` in any case.
             most_bytes: of the answer, as it comes and unpacked; of a file `FILE_BYTES`.
+            interruption: what may end the wait for the answer.
             on_part: called with the parts of a stream of events, where the server sends one.
             on_file: called with a file, where the server sends one.
 
@@ -133,6 +136,7 @@ class Connection:
                     most_on_the_wire,
                     max(until, time.monotonic() + least_s),
                     lasts=on_part is not None,
+                    interruption=interruption,
                 ),
                 data=None if body is None else orjson.dumps(body),
                 headers=None if on_part is None else {"Accept": "text/event-stream"},

@@ -8,6 +8,7 @@ from typing import NoReturn, TypeVar
 import tenacity
 
 from remote.errors import Unreachable
+from remote.interruption import pause
 
 FOREVER = float("inf")
 _LONGEST_RETRY_AFTER_S = 60.0
@@ -102,6 +103,7 @@ class Patience:
             wait=wait,
             stop=stop,
             before_sleep=report,
+            sleep=pause,
             retry_error_callback=give_up,
         )
         return retrying(attempt)

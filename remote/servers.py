@@ -31,6 +31,7 @@ from remote.errors import (
     Unreachable,
     WrongTarget,
 )
+from remote.interruption import interruption, pause
 from remote.jobs import JobStatus, OnProgress, Progress, failure, ignore_progress, read_status
 from remote.retries import FOREVER
 
@@ -114,7 +115,7 @@ class RunpodEndpoint:
 
         while (left_s := until - time.monotonic()) > 0:
             on_progress(progress)
-            time.sleep(min(pause_s * random.uniform(0.8, 1.2), left_s))
+            pause(min(pause_s * random.uniform(0.8, 1.2), left_s))
             pause_s = min(pause_s * 1.3, _LONGEST_POLL_S)
             try:
                 status = self.status(job_id, until=until, on_retry=on_retry)
@@ -333,6 +334,7 @@ def _post_job(
             read_timeout_s=None if until == FOREVER else max(until - time.monotonic(), 0.1),
             until=until,
             most_bytes=OUTPUT_BYTES,
+            interruption=interruption(),
             on_retry=lambda sentence: on_progress(Progress("waiting", sentence)),
             on_part=on_part,
             on_file=on_file,

@@ -8,6 +8,7 @@ import schemas
 from errors import WorkerError
 from remote.client import Client
 from remote.errors import Interrupted, RemoteError
+from remote.interruption import Interruption
 from remote.jobs import Progress
 from remote.servers import RunpodEndpoint
 from viewer.worker_door import NoAnswer, Report, Worker
@@ -24,27 +25,24 @@ def worker_of(client: Client) -> Worker:
         name = f"endpoint {server.endpoint_id}"
 
     def run(job: dict[str, Any], report: Report, stopped: threading.Event) -> Mapping[str, Any]:
-        def look() -> None:
-            if stopped.is_set():
-                raise KeyboardInterrupt  # at which the client stops the job, as at Ctrl-C
-
         def on_progress(progress: Progress) -> None:
-            look()
             share = "" if progress.share is None else f"{progress.share:.0%}"
             words = (progress.stage, share, progress.message)
             report(f"{name}: {' '.join(filter(None, words))}")
 
         def on_part(part: schemas.SteerPart) -> None:
-            look()
             report(f"{name}: generating, position {part.position}")
 
+        if stopped.is_set():
+            raise NoAnswer("stopped")
+        interruption = Interruption()
+        threading.Thread(target=_press, args=(interruption, stopped), daemon=True).start()
         try:
-            steers = job["action"] == "steer"
-            return client.run(job, on_progress, _LONGEST_S, on_part if steers else None)
+            with interruption.effective():
+                steers = job["action"] == "steer"
+                return client.run(job, on_progress, _LONGEST_S, on_part if steers else None)
         except (RemoteError, WorkerError, Interrupted) as error:
             raise NoAnswer(str(error)) from None
-        except KeyboardInterrupt:
-            raise NoAnswer("stopped") from None
 
     def transcoders() -> str | None:
         try:
@@ -53,3 +51,9 @@ def worker_of(client: Client) -> Worker:
             raise NoAnswer(str(error)) from None
 
     return Worker(name, run, transcoders)
+
+
+def _press(interruption: Interruption, stopped: threading.Event) -> None:
+    """Interrupt a wait when its question is stopped, as each is at its end at the latest."""
+    stopped.wait()
+    interruption.press()

@@ -11,6 +11,7 @@ import io
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
+from remote.interruption import Interruption
 from remote.retries import FOREVER
 from remote.unpacking import TooLarge
 
@@ -34,12 +36,13 @@ class Limits:
     """What an answer may be.
 
     `until` is the `time.monotonic()` at which reading stops. An answer that `lasts` comes at the
-    speed of the job, as a stream of events does.
+    speed of the job, as a stream of events does. `interruption` ends the wait for it.
     """
 
     bytes: int
     until: float = FOREVER
     lasts: bool = False
+    interruption: Interruption | None = None
 
 
 _limits: ContextVar[Limits] = ContextVar("limits")
@@ -104,7 +107,9 @@ class _Reader(io.RawIOBase):
         quiet_s = FOREVER if self._quiet_s is None else self._quiet_s
         wait_s = min(quiet_s, left_s)
         self._connection.settimeout(None if wait_s == FOREVER else wait_s)
-        count = self._raw.readinto(buffer)
+        interruption = self._limits.interruption
+        with interruption.of_reading(self._connection) if interruption else nullcontext():
+            count = self._raw.readinto(buffer)
         if count:
             self._began = self._began or time.monotonic()
             self._received += count

@@ -30,7 +30,7 @@ NOT_CONNECTED = (
     "no worker is connected; end the viewer and start it again with --worker, --url or --endpoint"
 )
 _BUSY = "the last question is still at work; wait for its end, then ask again"
-_STOPPING_S = 3.0  # for a job to be cancelled when the viewer ends
+_STOPPING_S = 3.0  # for a job to be cancelled, when the viewer ends or is asked the next question
 # Marks that viewers put in the place of white space; some tokenizers' decoders drop spaces.
 _SPACE = re.compile(r"[\s⏎↵→⇥]+")
 
@@ -51,7 +51,8 @@ class Worker:
     Attributes:
         name: shown in the page.
         run: does a job and returns its output. It calls its second argument with words on how far
-            the job is, and stops the job, where it can, once its third is set. Raises NoAnswer.
+            the job is. Once its third is set, as it is at the end of each question, it returns at
+            once and stops the job, where it can. Raises NoAnswer.
         transcoders: the set that the worker has, where it says so, else None. Raises NoAnswer.
     """
 
@@ -71,8 +72,9 @@ class WorkerDoor:
         self._headers = headers
         self._token = secrets.token_urlsafe(24)
         self._checked: set[str] = set()  # graphs that are known to be the worker's model's
-        self._is_free = threading.Lock()
-        self._stopped = threading.Event()  # the running question's
+        self._stopped = threading.Event()  # the last question's
+        self._ended = asyncio.Event()  # set while no question is at work
+        self._ended.set()
 
     @property
     def routes(self) -> list[Route]:
@@ -86,8 +88,7 @@ class WorkerDoor:
         """Stop the job that runs when the server ends, and wait a little for it to be stopped."""
         yield
         self._stopped.set()
-        if await asyncio.to_thread(self._is_free.acquire, timeout=_STOPPING_S):
-            self._is_free.release()
+        await self._last_is_over()
 
     async def _describe(self, _: Request) -> Response:
         worker = self._worker
@@ -140,12 +141,12 @@ class WorkerDoor:
 
         When the page goes away or stops reading, the job is stopped.
         """
-        if not self._is_free.acquire(blocking=False):
+        if not await self._last_is_over():
             yield orjson.dumps({"error": _BUSY}) + b"\n"
             return
         events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         loop = asyncio.get_running_loop()
-        stopped = self._stopped = threading.Event()
+        stopped, ended = self._stopped, self._ended = threading.Event(), asyncio.Event()
 
         def tell(event: dict[str, Any]) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the viewer has ended
@@ -155,7 +156,8 @@ class WorkerDoor:
             try:
                 last = self._last_event(work, lambda words: tell({"state": words}), stopped)
             finally:
-                self._is_free.release()
+                with contextlib.suppress(RuntimeError):
+                    loop.call_soon_threadsafe(ended.set)
             tell(last)
 
         # Not of asyncio's pool, whose threads are waited for when the program ends.
@@ -168,6 +170,13 @@ class WorkerDoor:
                     return
         finally:
             stopped.set()
+
+    async def _last_is_over(self) -> bool:
+        """Whether no question is at work. One that was stopped gets a little time to end."""
+        if self._stopped.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), _STOPPING_S)
+        return self._ended.is_set()
 
     def _last_event(
         self, work: "_Work", report: Report, stopped: threading.Event

@@ -83,6 +83,27 @@ def hint(page):
     return page.evaluate("getComputedStyle(document.querySelector('.subgraph'), '::after').content")
 
 
+def drawn_on(page):
+    """Wait until the page has drawn what its scripts have done by now."""
+    page.evaluate(
+        "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done())))"
+    )
+
+
+def until_still(page, selector):
+    """Wait until what the selector finds is at the same places in two frames."""
+    page.wait_for_function(
+        """selector => {
+            const found = [...document.querySelectorAll(selector)];
+            const places = JSON.stringify(found.map(element => element.getBoundingClientRect()));
+            const isStill = places === window.lastPlaces;
+            window.lastPlaces = places;
+            return isStill;
+        }""",
+        arg=selector,
+    )
+
+
 def boxes_of(page, selector):
     """Where each element is that the selector finds and the page shows."""
     return page.evaluate(

@@ -25,6 +25,15 @@ def page(browser):
 
 
 @pytest.fixture
+def unwatched_page(browser):
+    """A page that may complain, as it does of a server that is gone."""
+    page = browser.new_page()
+    page.set_default_timeout(60_000)
+    yield page
+    page.close()
+
+
+@pytest.fixture
 def serve(tmp_path):
     """Serve graphs for the time of the test, with what `showing` takes; gives the address."""
     with ExitStack() as servers:

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -135,6 +136,21 @@ def test_a_clicked_feature_s_panel_says_what_it_fires_on(page, url, graphs):
     assert panel.locator(".pp-clerp").inner_text() == "le → basket"
     assert "basket" in panel.locator(".feature-example-logits").inner_text()
     assert panel.locator(".text-wrapper").first.inner_text().endswith(" le basket.")
+
+
+def test_the_lines_of_an_example_cover_one_another_nowhere(page, url):
+    """Those of a chat."""
+    open_graph(page, url, slug="french")
+    click_node(page, "3_208_4")
+    page.locator(".ctx-container").get_by_text("im_start").first.wait_for()
+    tokens = page.evaluate(
+        """[...document.querySelectorAll('.ctx-container')].map(example =>
+            [...example.querySelectorAll('.token')].flatMap(token => [...token.getClientRects()])
+                .filter(box => box.width).map(({top, bottom}) => [top, bottom]))"""
+    )
+    lines = [sorted({tuple(map(round, box)) for box in example}) for example in tokens]
+    assert max(map(len, lines)) > 2
+    assert all(one[1] <= other[0] for example in lines for one, other in pairwise(example))
 
 
 def test_the_selector_changes_the_graph(page, url, graphs):

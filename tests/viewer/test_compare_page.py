@@ -13,7 +13,14 @@ from tests.support.demo_in_the_viewer import PROMPTS
 from tests.support.demo_worker import ask
 from tests.support.hostile_graphs import MARKUP, marked_up
 from tests.support.large_graphs import large_graph
-from tests.support.viewer_page import assert_only_its_own_elements, boxes, boxes_of, hover
+from tests.support.viewer_page import (
+    assert_only_its_own_elements,
+    boxes,
+    boxes_of,
+    drawn_on,
+    hover,
+    overlap,
+)
 from tests.support.viewer_server import showing
 
 pytestmark = [pytest.mark.browser, needs_chromium]
@@ -21,6 +28,14 @@ pytestmark = [pytest.mark.browser, needs_chromium]
 LISTS = ("In both", "Only in A", "Only in B")
 TABLE = ("table", "thead", "tbody", "tr", "th", "td")
 SIZES = [(1280, 800), (1920, 1080)]
+
+# Of lists: whether what is chosen is seen whole.
+FITS = """lists => lists.map(list => {
+    const style = getComputedStyle(list), canvas = document.createElement('canvas');
+    const context = Object.assign(canvas.getContext('2d'), {font: style.font});
+    const arrow = Math.max(20, parseFloat(style.paddingRight));
+    return context.measureText(list.selectedOptions[0].text).width < list.clientWidth - arrow;
+})"""
 
 
 @pytest.fixture(scope="module")
@@ -149,8 +164,10 @@ def test_a_click_in_one_clicks_the_feature_in_the_other_and_a_second_lets_go(pag
     page.mouse.click(*middle(page, "B", name))
     assert names(page, "A", "clicked") == names(page, "B", "clicked") == [name]
     assert page.locator(".compared tr.selected td").first.inner_text() == name
+    page.evaluate("document.querySelectorAll('.side').forEach(side => side.id = side.dataset.side)")
     page.set_viewport_size({"width": 1100, "height": 700})
-    page.wait_for_timeout(600)  # until it is drawn anew
+    page.locator(".side#B").wait_for(state="detached")  # it is drawn anew
+    page.locator("[data-side=B] text.node").first.wait_for()
     assert names(page, "A", "clicked") == names(page, "B", "clicked") == [name]
     page.mouse.click(*middle(page, "B", name))
     assert names(page, "A", "clicked") == names(page, "B", "clicked") == []
@@ -212,11 +229,26 @@ def test_the_names_at_the_axes_of_two_large_graphs_cover_nothing(page, serve):
         assert min(after - before for before, after in pairwise(places)) > 7
 
 
+def test_prompts_are_whole_in_the_lists_of_graphs_beside_the_longest_legend(page, serve):
+    graph = complete()
+    graph["metadata"]["prompt"] = "<|bos|>Michael Jordan joue au"
+    url = serve(graph)
+    compare_graphs(page, url)
+    assert page.locator(".graph-choice").evaluate_all(FITS) == [True, True]
+    assert not overlap(*boxes_of(page, ".graph-choice"))
+    [legend] = boxes_of(page, ".nav .legend")
+    assert legend["bottom"] <= boxes_of(page, ".side")[0]["top"]
+    page.goto(url)
+    page.locator(".legends").wait_for()
+    assert page.locator(".graph-prompt-select").evaluate_all(FITS) == [True]
+
+
 def test_a_single_graph_has_no_link_to_compare_it_and_is_compared_with_itself(page, paths):
     with showing(paths[:1]) as url:
         page.goto(url)
         page.locator(".link-graph text.node").first.wait_for()
-        page.wait_for_timeout(300)
+        page.locator(".picture-export").wait_for()
+        drawn_on(page)
         assert page.locator(".compare-link").count() == 0
         compare_graphs(page, url)
         page.get_by_role("tab", name="Only in A: 0").wait_for()

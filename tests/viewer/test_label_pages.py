@@ -9,7 +9,13 @@ from tests.support.complete_viewer_graphs import complete
 from tests.support.demo_worker import ask
 from tests.support.hostile_graphs import MARKUP
 from tests.support.neuronpedia import MODEL, SOURCE_SET, labels_from, neuronpedia
-from tests.support.viewer_page import assert_only_its_own_elements, boxes, hover, open_graph
+from tests.support.viewer_page import (
+    assert_only_its_own_elements,
+    boxes,
+    drawn_on,
+    hover,
+    open_graph,
+)
 
 pytestmark = [pytest.mark.browser, needs_chromium]
 
@@ -186,8 +192,10 @@ def test_labels_wait_until_a_name_is_written(page, site, graph, show):
     panel = page.locator(".feature-detail")
     panel.locator(".edit-clerp-button").click()
     panel.locator(".clerp-edit input").press_sequentially("ren")
-    holds[0].continue_()
-    page.wait_for_timeout(1000)
+    with page.expect_response("**/labels") as answered:
+        holds[0].continue_()
+    answered.value.finished()
+    drawn_on(page)
     panel.locator(".clerp-edit input").press_sequentially("amed")
     assert panel.locator(".clerp-edit input").input_value() == "renamed"
     panel.locator(".clerp-edit input").press("Enter")

@@ -8,7 +8,7 @@ from tests.support.browser import needs_chromium
 from tests.support.demo_in_the_viewer import PROMPTS
 from tests.support.demo_worker import ask
 from tests.support.hostile_graphs import sound
-from tests.support.viewer_page import click_node, open_graph
+from tests.support.viewer_page import click_node, drawn_on, open_graph
 from tests.support.viewer_server import showing_graphs
 from viewer.worker_door import Worker
 
@@ -18,6 +18,16 @@ pytestmark = [pytest.mark.browser, needs_chromium]
 @pytest.fixture(scope="module")
 def spanish():
     return ask({"prompt": PROMPTS["spanish"], "slug_identifier": "spanish"})
+
+
+@pytest.fixture
+def other():
+    """A graph beside the sound one, with a node less."""
+    graph = sound()
+    graph["metadata"]["slug"] = "other"
+    graph["nodes"] = [node for node in graph["nodes"] if node["node_id"] != "1_12_3"]
+    graph["links"] = [link for link in graph["links"] if "1_12_3" not in link.values()]
+    return graph
 
 
 def choose_graph(page, slug):
@@ -47,11 +57,7 @@ class Held:
             route.continue_()
 
 
-def test_a_graph_that_comes_late_is_not_drawn_over_the_one_that_was_chosen(page, serve):
-    other = sound()
-    other["metadata"]["slug"] = "other"
-    other["nodes"] = [node for node in other["nodes"] if node["node_id"] != "1_12_3"]
-    other["links"] = [link for link in other["links"] if "1_12_3" not in link.values()]
+def test_a_graph_that_comes_late_is_not_drawn_over_the_one_that_was_chosen(page, serve, other):
     url = serve(sound(), other)
     held = Held(page, "**/graph_data/small.json")
     page.goto(f"{url}?slug=small")
@@ -59,50 +65,40 @@ def test_a_graph_that_comes_late_is_not_drawn_over_the_one_that_was_chosen(page,
     choose_graph(page, "other")
     nodes(page).first.wait_for()
     held.let_go()
-    page.evaluate(
-        """async () => {
-            await __datacache['./graph_data/small.json'];
-            await new Promise(done => setTimeout(done, 100));
-        }"""
-    )
+    page.evaluate("__datacache['./graph_data/small.json'].then(() => null)")
+    drawn_on(page)
     assert len(held.routes) == 1
     assert nodes(page).count() == len(other["nodes"])
 
 
-def test_a_file_that_is_gone_is_said_and_is_read_again_when_it_is_back(browser, tmp_path):
-    page = browser.new_page()
-    try:
-        other = sound()
-        other["metadata"]["slug"] = "other"
-        with showing_graphs(tmp_path, sound(), other) as url:
-            open_graph(page, url)
-            path = tmp_path / "graph-1.json"
-            path.rename(tmp_path / "elsewhere.json")
-            choose_graph(page, "other")
-            sentence = page.locator(".no-graph")
-            sentence.get_by_text("can't be shown: its file is gone, or is no JSON.").wait_for()
-            (tmp_path / "elsewhere.json").rename(path)
-            choose_graph(page, "small")
-            nodes(page).first.wait_for()
-            choose_graph(page, "other")
-            page.wait_for_url("**slug=other**")
-            nodes(page).first.wait_for()
-            assert sentence.count() == 0
-    finally:
-        page.close()
-
-
-def test_a_graph_that_is_chosen_after_the_viewer_has_ended_is_said_in_words(browser, tmp_path):
-    page = browser.new_page()
-    try:
-        other = sound()
-        other["metadata"]["slug"] = "other"
-        with showing_graphs(tmp_path, sound(), other) as url:
-            open_graph(page, url)
+def test_a_file_that_is_gone_is_said_and_is_read_again_when_it_is_back(
+    unwatched_page, tmp_path, other
+):
+    page = unwatched_page
+    with showing_graphs(tmp_path, sound(), other) as url:
+        open_graph(page, url)
+        path = tmp_path / "graph-1.json"
+        path.rename(tmp_path / "elsewhere.json")
         choose_graph(page, "other")
-        page.get_by_text("can't be shown: the viewer has ended; start it again.").wait_for()
-    finally:
-        page.close()
+        sentence = page.locator(".no-graph")
+        sentence.get_by_text("can't be shown: its file is gone, or is no JSON.").wait_for()
+        (tmp_path / "elsewhere.json").rename(path)
+        choose_graph(page, "small")
+        nodes(page).first.wait_for()
+        choose_graph(page, "other")
+        page.wait_for_url("**slug=other**")
+        nodes(page).first.wait_for()
+        assert sentence.count() == 0
+
+
+def test_a_graph_that_is_chosen_after_the_viewer_has_ended_is_said_in_words(
+    unwatched_page, tmp_path, other
+):
+    page = unwatched_page
+    with showing_graphs(tmp_path, sound(), other) as url:
+        open_graph(page, url)
+    choose_graph(page, "other")
+    page.get_by_text("can't be shown: the viewer has ended; start it again.").wait_for()
 
 
 def test_an_answer_about_a_graph_that_was_left_waits_there_and_frees_the_other(
@@ -157,16 +153,13 @@ def test_a_feature_s_examples_are_not_seen_under_another_s_name(page, show):
     assert page.locator("[data-examples]").count() == 0
 
 
-def test_examples_that_can_not_be_had_are_said(browser, tmp_path):
-    page = browser.new_page()
-    try:
-        with showing_graphs(tmp_path, sound()) as url:
-            open_graph(page, url, clickedId="0_3_1")
-            page.get_by_text("With the internet").wait_for()
-        click_node(page, "1_7_2")
-        missing = page.locator(".feature-examples-container[data-examples=missing]")
-        missing.wait_for(state="attached")
-        said = "place => getComputedStyle(place, '::before').content"
-        assert "the viewer has ended" in missing.evaluate(said)
-    finally:
-        page.close()
+def test_examples_that_can_not_be_had_are_said(unwatched_page, tmp_path):
+    page = unwatched_page
+    with showing_graphs(tmp_path, sound()) as url:
+        open_graph(page, url, clickedId="0_3_1")
+        page.get_by_text("With the internet").wait_for()
+    click_node(page, "1_7_2")
+    missing = page.locator(".feature-examples-container[data-examples=missing]")
+    missing.wait_for(state="attached")
+    said = "place => getComputedStyle(place, '::before').content"
+    assert "the viewer has ended" in missing.evaluate(said)

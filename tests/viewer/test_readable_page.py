@@ -8,7 +8,7 @@ import pytest
 from tests.support.browser import keep_screenshot, needs_chromium, watched_page
 from tests.support.hostile_graphs import sound
 from tests.support.large_graphs import TOKENS, large_graph, strongest
-from tests.support.viewer_page import boxes_of, hint, overlap
+from tests.support.viewer_page import boxes_of, hint, overlap, until_still
 from tests.support.viewer_server import showing
 
 pytestmark = [pytest.mark.browser, needs_chromium]
@@ -118,7 +118,8 @@ def test_the_names_in_a_subgraph_are_large_enough_and_cover_one_another_nowhere(
     pinned = strongest(large, 14)
     groups = [["words of Texas and its places", *pinned[2:4]], ["say a capital", *pinned[5:7]]]
     show(large, pinnedIds=",".join(pinned), supernodes=json.dumps(groups), clickedId=pinned[9])
-    page.wait_for_timeout(300)
+    page.wait_for_function("document.querySelectorAll('.subgraph .member-circles').length === 13")
+    until_still(page, ".subgraph .node-text-container > span")
     names = boxes_of(page, ".subgraph .node-text-container > span")
     circles = boxes_of(page, ".subgraph .member-circles")
     assert len(names) == len(circles) == 13

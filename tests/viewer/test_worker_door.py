@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,10 +14,10 @@ import pytest
 import requests
 
 from client import Client, main
-from model_loader import get_model
 from remote.viewer_worker import worker_of
-from tests.support.demo_worker import ask, demo_settings
-from tests.support.http_server import SECRET, serving
+from tests.support.demo_worker import ask
+from tests.support.held_jobs import held_after, n_failed, until_hung_up
+from tests.support.http_server import SECRET, get, serving
 from tests.support.polling import until
 from tests.support.programs import ROOT
 from tests.support.traced_demo import complete_graph, serving_complete_demo
@@ -334,6 +333,27 @@ def test_a_page_that_goes_away_stops_its_job_and_meanwhile_a_second_question_wai
     assert began == ended == ["forward-pass"]
 
 
+def test_a_question_after_one_that_was_cancelled_waits_for_its_end(french_file, monkeypatch):
+    monkeypatch.setattr("viewer.worker_door._STOPPING_S", 60.0)
+    began, told, may_end = [], [], threading.Event()
+
+    def run(job, _report, stopped):
+        began.append(job["action"])
+        told.append(stopped.wait(60))
+        assert may_end.wait(60)
+        return {}
+
+    with showing([french_file], worker=Worker("slow to stop", run, lambda: None)) as url:
+        body = {"graph": "french", "rows": [row("x", FRENCH, scale=0)]}
+        headers, asked = headers_of(url), {"json": body, "stream": True, "timeout": 60}
+        with requests.post(f"{url}worker/intervene", headers=headers, **asked):
+            until(lambda: began)
+        with requests.post(f"{url}worker/intervene", headers=headers, **asked) as second:
+            may_end.set()
+            assert b"comparing the worker" in next(second.iter_lines())
+    assert began == ["forward-pass"] * 2
+
+
 def test_the_viewer_s_end_stops_the_job_that_runs(french_file):
     began, ended = [], []
     with showing([french_file], worker=waiting_worker(began, ended)) as url:
@@ -351,28 +371,22 @@ def quietly(function, *given):
         function(*given)
 
 
-def test_a_steer_is_cancelled_on_the_worker_when_the_page_goes_away(french_file):
-    model = get_model(demo_settings()).model
-    feature = FRENCH | {"activation": 1.0}
-    body = {"graph": "french", "rows": [row("x", feature, scale=0)], "n_tokens": 50}
+def test_a_job_is_cancelled_on_the_worker_when_the_page_goes_away(french_file, demo_block):
+    body = {"graph": "french", "rows": [row("x", FRENCH, scale=0)]}
     with (
         serving() as server,
         Client.to_url(server.url) as client,
         showing([french_file], worker=worker_of(client)) as url,
     ):
-        handle = model.blocks[0].register_forward_pre_hook(lambda *_: time.sleep(0.3))
-        try:
+        post(url, "intervene", body)  # by now the worker's model is known to be the graph's
+        with held_after(0, demo_block):
             connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
             content = json.dumps(body).encode()
-            connection.request("POST", "/worker/steer", body=content, headers=headers_of(url))
-            response = connection.getresponse()
-            while b"generating" not in (line := response.readline()):
-                assert line
-            response.close()
+            connection.request("POST", "/worker/intervene", body=content, headers=headers_of(url))
+            until(lambda: get(server, "/check-busy").json()["busy"])
             connection.close()
-            until(lambda: client.health()["jobs"]["failed"] == 1)
-        finally:
-            handle.remove()
+            until_hung_up(server)
+        assert n_failed(server) == 1
 
 
 def test_a_viewer_that_is_to_ask_a_worker_that_isn_t_there_says_so(french_file, capsys):

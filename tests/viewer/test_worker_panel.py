@@ -2,17 +2,15 @@
 
 import json
 import re
-import time
 
 import pytest
 
 from client import Client
-from model_loader import get_model
 from remote.viewer_worker import worker_of
 from tests.support.browser import keep_screenshot, needs_chromium, watched_page
-from tests.support.demo_worker import ask, demo_settings
+from tests.support.demo_worker import ask
+from tests.support.held_jobs import held_after, n_failed, until_hung_up
 from tests.support.hostile_graphs import MARKUP
-from tests.support.http_server import serving
 from tests.support.viewer_page import assert_only_its_own_elements, open_graph
 from tests.support.viewer_server import showing, showing_graphs
 from viewer.worker_door import NoAnswer, Worker
@@ -32,8 +30,8 @@ SIZES = [(1280, 800), (1920, 1080)]
 
 
 @pytest.fixture(scope="module")
-def worker():
-    with serving() as server, Client.to_url(server.url) as client:
+def worker(server):
+    with Client.to_url(server.url) as client:
         yield worker_of(client)
 
 
@@ -226,34 +224,41 @@ def test_what_the_worker_refuses_is_a_sentence_in_the_page(browser, french, work
         assert words.inner_text().startswith("model_not_loaded: model_id 'gemma-2-2b'")
 
 
-def test_a_viewer_that_has_ended_is_said_in_the_page(browser, french_file, worker):
-    page = browser.new_page()
-    try:
-        with showing([french_file], worker=worker) as url:
-            show_panel(page, url)
-            choose(page, "say basket", "off")
-        page.get_by_role("button", name="Intervene", exact=True).click()
-        words = page.locator(".worker-error")
-        words.wait_for()
-        assert words.inner_text() == "the viewer has ended; start it again and reload the page"
-    finally:
-        page.close()
+def test_a_viewer_that_has_ended_is_said_in_the_page(unwatched_page, french_file, worker):
+    page = unwatched_page
+    with showing([french_file], worker=worker) as url:
+        show_panel(page, url)
+        choose(page, "say basket", "off")
+    page.get_by_role("button", name="Intervene", exact=True).click()
+    words = page.locator(".worker-error")
+    words.wait_for()
+    assert words.inner_text() == "the viewer has ended; start it again and reload the page"
 
 
-def test_a_question_says_how_far_it_is_and_can_be_cancelled(page, url):
-    model = get_model(demo_settings()).model
+@pytest.mark.parametrize(
+    ("action", "passes", "words"),
+    [("Intervene", 0, "running"), ("Steer", 4, "generating, position")],
+)
+def test_a_question_says_how_far_it_is_and_cancel_ends_it_on_the_worker_too(
+    page, url, server, demo_block, action, passes, words
+):
     show_panel(page, url)
     choose(page, "L2/125", "off")
-    handle = model.blocks[0].register_forward_pre_hook(lambda *_: time.sleep(2))
-    try:
-        page.get_by_role("button", name="Steer", exact=True).click()
-        page.locator(".worker-state").get_by_text(re.compile("generating, position")).wait_for()
-        assert page.get_by_role("button", name="Intervene", exact=True).is_disabled()
+    button = page.get_by_role("button", name="Intervene", exact=True)
+    button.click()
+    predictions(page)  # by now the worker's model is known to be the graph's
+    failed = n_failed(server)
+    with held_after(passes, demo_block):
+        page.get_by_role("button", name=action, exact=True).click()
+        page.locator(".worker-state").get_by_text(re.compile(words)).wait_for()
+        assert button.is_disabled()
         page.get_by_role("button", name="Cancel").click()
         page.locator(".worker-error").get_by_text("Stopped.").wait_for()
-    finally:
-        handle.remove()
-    assert page.get_by_role("button", name="Intervene", exact=True).is_enabled()
+        assert button.is_enabled()
+        until_hung_up(server)
+    assert n_failed(server) == failed + 1
+    button.click()
+    predictions(page)
 
 
 @pytest.mark.parametrize("markup", [MARKUP[0], MARKUP[25]])
