@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from loading.complete_config import MODULE_CONFIG, ModuleKind, read_module_config
 from loading.complete_files import WEIGHTS, refuse_other_formats, weights_among, weights_in
+from loading.model_folder import ANY_MODEL, ModelConfig
 from loading.needs import Needs
 from loading.references import Reference
 from loading.transcoder_folder import check_shape
@@ -32,8 +33,7 @@ class CompleteNeeds(Needs):
 
     part: str  # "8x/k64"
     kinds: tuple[ModuleKind, ...] = KINDS
-    n_layers: int | None = None  # of the model; None: as many as there are
-    d_model: int | None = None  # of the model; None: any
+    model: ModelConfig = ANY_MODEL
 
     def describing(self, names: Collection[str], /) -> Collection[str]:
         return [f"{module}/{MODULE_CONFIG}" for module in _modules(names, self.part, self.kinds)]
@@ -51,7 +51,7 @@ class CompleteNeeds(Needs):
 
     def missing(self, folder: Path) -> list[str]:
         here = module_folders(folder, self.part, self.kinds)
-        most = self.n_layers or max(map(len, here.values()))
+        most = self.model.n_layers or max(map(len, here.values()))
         missing = []
         for kind, modules in here.items():
             if len(modules) < max(most, 1):
@@ -67,10 +67,10 @@ class CompleteNeeds(Needs):
     def _check(self, folder: Path) -> None:
         """Raise WeightsError for a module that isn't served, or that isn't for the model."""
         here = module_folders(folder, self.part, self.kinds).values()
-        covered = max(min(map(len, here)), self.n_layers or 0)  # too few are an incomplete copy
+        covered = max(min(map(len, here)), self.model.n_layers or 0)  # too few: an incomplete copy
         for module in chain(*here):
             width = read_module_config(module / MODULE_CONFIG).config.d_model
-            check_shape(covered, self.n_layers, width, self.d_model)
+            check_shape(covered, self.model.n_layers, width, self.model.d_model)
 
     def _first_absent(self, folder: Path, kind: ModuleKind, n_layers: int) -> str:
         """The first module that is absent under the name that published sets would give it."""

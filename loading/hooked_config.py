@@ -33,7 +33,11 @@ _ATTENTION_TYPES = {"sliding_attention": "local", "full_attention": "global"}
 
 
 def hooked_config(
-    hf_config: Any, *, model_name: str, device: torch.device, dtype: torch.dtype
+    hf_config: Any,
+    *,
+    model_name: str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> HookedTransformerConfig:
     """Return the configuration under which a TransformerLens model computes the same logits.
 

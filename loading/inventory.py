@@ -11,7 +11,7 @@ from loading.complete_sets import CompleteFiles, complete_files, inspect_complet
 from loading.entry import ModelEntry
 from loading.footprint import device_bytes, disk_bytes
 from loading.inspection import inspect
-from loading.model_folder import ModelConfig, read_model_config
+from loading.model_folder import ANY_MODEL, ModelConfig, read_model_config
 from loading.sources import NotHereError, Storage, TranscoderFiles
 
 _HEADINGS = ("model", "transcoders", "engine", "dtype", "on the disk", "GPU", "disk", "here")
@@ -70,7 +70,7 @@ def _row(entry: ModelEntry, storage: Storage) -> tuple[str, ...]:
 
 
 def _whereabouts(entry: ModelEntry, storage: Storage) -> str:
-    model = config = None
+    model, config = None, ANY_MODEL
     files: TranscoderFiles | CompleteFiles | None = None
     try:
         with suppress(NotHereError):
@@ -89,12 +89,11 @@ def _whereabouts(entry: ModelEntry, storage: Storage) -> str:
 
 
 def _set_files(
-    entry: ModelEntry, storage: Storage, model: ModelConfig | None
+    entry: ModelEntry, storage: Storage, model: ModelConfig
 ) -> TranscoderFiles | CompleteFiles:
-    n_layers, d_model = (model.n_layers, model.d_model) if model else (None, None)
     if entry.attribution_engine == "lm-saes-crm":
-        return complete_files(entry, storage, n_layers, d_model)
-    return sources.transcoder_files(entry.transcoder_set, storage, n_layers)
+        return complete_files(entry, storage, model)
+    return sources.transcoder_files(entry.transcoder_set, storage, model.n_layers)
 
 
 def _conversion(entry: ModelEntry, files: TranscoderFiles, storage: Storage) -> str:

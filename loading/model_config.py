@@ -9,7 +9,6 @@ and one that has none is refused.
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 import transformers
 from transformers import PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -45,8 +44,7 @@ def refuse_unserved(model: ModelConfig, *, name: str, engine: Engine, is_complet
         return
     from loading.hooked_config import hooked_config
 
-    device = torch.device("cpu")
-    hooked = hooked_config(config, model_name=name, device=device, dtype=torch.float32)
+    hooked = hooked_config(config, model_name=name)
     if is_complete:
         from loading.complete_build import check_architecture
 

@@ -40,15 +40,20 @@ class ModelConfig:
     d_model: int | None
 
 
-# Raises where a model, by its configuration, isn't served.
+ANY_MODEL = ModelConfig(Path(), {}, n_layers=None, d_model=None)  # where it isn't known yet
+
+# Raises UnsupportedArchitectureError for a model that isn't served.
 ConfigCheck: TypeAlias = Callable[[ModelConfig], None]
 
 
 @dataclass(frozen=True)
 class ModelNeeds(Needs):
-    """Of a model: configuration, tokenizer, and weights in one format. No examples."""
+    """Of a model: configuration, tokenizer, and weights in one format. No examples.
 
-    check: ConfigCheck | None = None  # called before weights are fetched, and of those here
+    `check` gets the configuration before weights are fetched, and of a folder that has all.
+    """
+
+    check: ConfigCheck | None = None
 
     def describing(self, names: Collection[str], /) -> Collection[str]:
         return [name for name in names if self.check and name == MODEL_CONFIG]

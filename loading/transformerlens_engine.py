@@ -80,7 +80,7 @@ def check_hooks(config: Any, transcoders: Any, name: str) -> None:
         config: the model's `transformers` configuration.
         transcoders: these, or the configuration of their set.
     """
-    cfg = hooked_config(config, model_name=name, device=torch.device("cpu"), dtype=torch.float32)
+    cfg = hooked_config(config, model_name=name)
     cfg.n_layers = cfg.d_vocab = cfg.d_vocab_out = 1  # neither changes which hooks there are
     _check_hooks(_build(HookedTransformer, cfg), transcoders, name)
 
