@@ -106,3 +106,4 @@ def _serve() -> None:
 
 if __name__ == "__main__":
     _serve()
+    os._exit(0)  # to take the libraries down in order needs seconds, on a busy machine a minute
