@@ -19,8 +19,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import logs
 from contract.command_lines import Parser
@@ -30,7 +31,7 @@ from loading.entry import ModelEntry
 from loading.loaded_model import LoadedModel
 from loading.read_ahead import read_ahead
 from loading.registry import DEMO, REGISTRY
-from loading.selection import check_engine, select
+from loading.selection import Selection, check_engine, select
 from loading.sources import Storage, TranscoderFiles, Weights, locate, storage_of
 from settings import Settings, SettingsError, read_settings
 
@@ -54,9 +55,10 @@ def load(settings: Settings) -> LoadedModel:
     started = time.perf_counter()
     try:
         from loading.build import build
+        from loading.model_config import refuse_unserved
 
         storage = storage_of(settings)
-        weights = _located(entry, settings, storage)
+        weights = _located(selection, settings, storage, refuse_unserved)
         logger.info("weights are in %s and %s", weights.model, weights.transcoders.folder)
         loaded = build(selection, weights, storage, settings)
     except WeightsError as error:
@@ -80,11 +82,24 @@ def load(settings: Settings) -> LoadedModel:
     return loaded
 
 
-def _located(entry: ModelEntry, settings: Settings, storage: Storage) -> Weights | CompleteWeights:
-    """The files of an entry's model and set, of either kind."""
-    if _with_engine(entry, settings, storage).attribution_engine == "circuit-tracer":
-        return locate(entry.model, entry.transcoder_set, storage)
-    return locate_complete(entry, storage)
+def _located(
+    selection: Selection,
+    settings: Settings,
+    storage: Storage,
+    check: Callable[..., None] | None = None,
+) -> Weights | CompleteWeights:
+    """The files of what is selected, of a set of either kind.
+
+    Args:
+        check: `refuse_unserved`, which needs torch.
+    """
+    entry = _with_engine(selection.entry, settings, storage)
+    is_complete = entry.attribution_engine == "lm-saes-crm"
+    if check is not None:
+        check = partial(check, name=entry.model, engine=selection.engine, is_complete=is_complete)
+    if is_complete:
+        return locate_complete(entry, storage, check)
+    return locate(entry.model, entry.transcoder_set, storage, check)
 
 
 def _with_engine(entry: ModelEntry, settings: Settings, storage: Storage) -> ModelEntry:
@@ -105,7 +120,7 @@ def read_weights_ahead(settings: Settings) -> None:
     try:
         selection = select(settings)
         storage = storage_of(settings)._replace(ask_hub=False)
-        found = _located(selection.entry, settings, storage)
+        found = _located(selection, settings, storage)
         files = found.transcoders
         copy = converted.find(files, storage) if isinstance(files, TranscoderFiles) else None
     except Exception as error:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, NoneType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from graphs.cache import GraphCache
 from loading import WeightsError
+from loading.bounds import brief
+from loading.checkpoint import open_checkpoint
 from loading.complete_modules import Placement
 from loading.complete_sets import CompleteContents, CompleteWeights, inspect_complete
 from loading.converted import prepared
@@ -18,9 +19,12 @@ from loading.entry import Engine
 from loading.inspection import Contents, inspect
 from loading.json_files import read_json
 from loading.loaded_model import LoadedModel
-from loading.pretrained import check_template, read_config, read_tokenizer
+from loading.model_config import as_version_4
+from loading.model_folder import MODEL_CONFIG, read_model_config
+from loading.model_tokenizer import check_template, read_tokenizer
 from loading.selection import Selection
 from loading.sources import Storage, TranscoderFiles, Weights
+from loading.transcoder_folder import check_shape
 from loading.transcoders import Transcoders, transcoders
 from prompting.gemma_3_chat import circuit_tracer_name
 from prompting.template_process import template_process
@@ -48,9 +52,11 @@ def build(
     """
     directory = weights.model
     template_process().start()  # ready once transformers is imported and files are read
-    config, tokenizer = read_config(directory), read_tokenizer(directory)
+    config = as_version_4(read_model_config(directory))
+    tokenizer = read_tokenizer(directory)
     check_template(directory, tokenizer)
     # What can't be served is refused before gigabytes are read.
+    stop_ids = _stop_ids(directory, config, tokenizer)
     files = weights.transcoders
     contents = inspect(files) if isinstance(files, TranscoderFiles) else inspect_complete(files)
     check_fits(contents, config)
@@ -59,17 +65,18 @@ def build(
     device, dtype = placement.device, placement.dtype
     name = _model_name(selection.entry.model, config, tokenizer)
     engine = engine_of(selection.engine)
-    open_model = partial(engine.open_model, directory, config, device=device, dtype=dtype)
     model: Any
     if isinstance(contents, CompleteContents):
         from loading.complete_build import complete_model  # with TransformerLens, as `engine_of`
 
-        model = complete_model(open_model(), name, contents, placement)
+        opened = open_checkpoint(directory, config, device=device, dtype=dtype)
+        model = complete_model(opened, name, contents, placement)
         model.language_model.tokenizer = tokenizer
     else:
-        # Before the model is opened: on nnsight that reads it, and the peak would be higher.
+        engine.check_hooks(config, contents.files.config, name)
+        # Before the model: nnsight reads it whole, and the peak would be higher.
         features = _transcoders(contents, selection, storage, placement)
-        model = engine.replacement_model(open_model(), features, name, device, dtype)
+        model = engine.load(directory, config, features, name, device, dtype)
         model.tokenizer = tokenizer
     # With "left" TransformerLens masks a leading pad token, which Qwen3's leading token is.
     tokenizer.padding_side = "right"
@@ -77,7 +84,7 @@ def build(
         selection.entry,
         model,
         tokenizer,
-        _stop_ids(directory, config, tokenizer),
+        stop_ids,
         GraphCache(settings.graph_cache_bytes),
         weights.revisions,
     )
@@ -119,17 +126,8 @@ def check_fits(contents: Contents | CompleteContents, config: Any) -> None:
     """
     covered = len(contents.layers if isinstance(contents, Contents) else contents.lorsas)
     text = config.get_text_config()
-    layers, width = getattr(text, "num_hidden_layers", None), getattr(text, "hidden_size", None)
-    if layers not in (None, covered):
-        raise WeightsError(
-            f"the model has {layers} layers, its transcoders cover {covered}: name "
-            "the set that was trained on it"
-        )
-    if width not in (None, contents.d_model):
-        raise WeightsError(
-            f"d_model of the model is {width}, that of its transcoders {contents.d_model}: name "
-            "the set that was trained on it"
-        )
+    n_layers, d_model = getattr(text, "num_hidden_layers", None), getattr(text, "hidden_size", None)
+    check_shape(covered, n_layers, contents.d_model, d_model)
 
 
 def stored_dtype(config: Any) -> str:
@@ -141,8 +139,9 @@ def stored_dtype(config: Any) -> str:
 def engine_of(engine: Engine) -> ModuleType:
     """The module of an engine. It takes seconds to import, and a worker has one engine.
 
-    Its `open_model` opens a model's directory, and its `replacement_model` makes circuit-tracer's
-    model of that, or of a Hugging Face model, and transcoders.
+    Its `check_hooks` refuses transcoders that read or write where the model has nothing. Its `load`
+    makes circuit-tracer's model of a model's directory and transcoders, its `replacement_model` of
+    a Hugging Face model and transcoders.
     """
     if engine == "nnsight":
         from loading import nnsight_engine
@@ -154,11 +153,20 @@ def engine_of(engine: Engine) -> ModuleType:
 
 
 def _stop_ids(directory: Path, config: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """What `generation_config.json` says, without it the configuration, and the tokenizer."""
-    path = directory / "generation_config.json"
-    text = config.get_text_config()
-    generation = read_json(path) if path.is_file() else {}
-    sources = (generation.get("eos_token_id"), config.eos_token_id, text.eos_token_id)
-    configured = next((ids for ids in sources if ids is not None), None)
+    """What `generation_config.json` says, without it the configuration, and the tokenizer.
+
+    Raises:
+        WeightsError: the first of them can't be read, or one names no token.
+    """
+    file = directory / "generation_config.json"
+    configured = read_json(file).get("eos_token_id") if file.is_file() else None
+    if configured is None:
+        file, text = directory / MODEL_CONFIG, config.get_text_config()
+        configured = text.eos_token_id if config.eos_token_id is None else config.eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
+    for each in ids:
+        if type(each) not in (int, NoneType):
+            raise WeightsError(
+                f"{file} has eos_token_id: {brief(each)}, which is no token's number: correct it"
+            )
     return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)

@@ -1,4 +1,4 @@
-"""A language model and the modules of a complete set, put together as a complete model."""
+"""A complete model from a language model and the modules of a complete set."""
 
 from __future__ import annotations
 

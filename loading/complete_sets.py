@@ -27,7 +27,7 @@ from loading.complete_tree import (
 )
 from loading.entry import AttributionEngine, ModelEntry
 from loading.inspection import Contents, inspect
-from loading.model_folder import count_layers
+from loading.model_folder import ANY_MODEL, ConfigCheck, ModelConfig, read_model_config
 from loading.references import Found, Reference, cached
 from loading.sources import (
     Storage,
@@ -75,15 +75,20 @@ class CompleteContents:
     d_model: int
 
 
-def locate_complete(entry: ModelEntry, storage: Storage) -> CompleteWeights:
+def locate_complete(
+    entry: ModelEntry, storage: Storage, check: ConfigCheck | None = None
+) -> CompleteWeights:
     """The files of an entry's model and complete set, downloaded where needed.
+
+    Args:
+        check: as that of `locate`.
 
     Raises:
         NotHereError: they aren't all on this machine, and the hub isn't to be asked.
         WeightsError: they can't be had; the message says what to do.
     """
-    found = model_files(entry.model, storage)
-    files = complete_files(entry, storage, count_layers(found.folder))
+    found = model_files(entry.model, storage, check)
+    files = complete_files(entry, storage, read_model_config(found.folder))
     revisions = tuple(filter(None, (found.revision, *files.revisions)))
     return CompleteWeights(found.folder, files, revisions)
 
@@ -125,22 +130,22 @@ def _repository_holds(root: Reference, part: str, storage: Storage) -> bool:
 
 
 def complete_files(
-    entry: ModelEntry, storage: Storage, n_layers: int | None = None
+    entry: ModelEntry, storage: Storage, model: ModelConfig = ANY_MODEL
 ) -> CompleteFiles:
     """The files of an entry's complete set; as `locate_complete`.
 
     Args:
-        n_layers: of the model; a copy with fewer is taken for an incomplete one.
+        model: a copy with fewer layers is taken for an incomplete one.
     """
     if entry.lorsa_set is None:
-        found, part = _find(entry.transcoder_set, storage, KINDS, n_layers)
+        found, part = _find(entry.transcoder_set, storage, KINDS, model)
         folders = module_folders(found.folder, part)
         transcoders: tuple[Path, ...] | TranscoderFiles = tuple(folders["transcoder"])
         revisions = [found.revision]
     else:
-        found, part = _find(entry.lorsa_set, storage, ("lorsa",), n_layers)
+        found, part = _find(entry.lorsa_set, storage, ("lorsa",), model)
         folders = module_folders(found.folder, part, ("lorsa",))
-        transcoders = transcoder_files(entry.transcoder_set, storage, n_layers)
+        transcoders = transcoder_files(entry.transcoder_set, storage, model.n_layers)
         revisions = [found.revision, *transcoders.revisions]
     return CompleteFiles(
         tuple(folders["lorsa"]),
@@ -152,14 +157,14 @@ def complete_files(
 
 
 def _find(
-    name: str, storage: Storage, kinds: tuple[ModuleKind, ...], n_layers: int | None
+    name: str, storage: Storage, kinds: tuple[ModuleKind, ...], model: ModelConfig
 ) -> tuple[Found, str]:
     """The root that holds a set, and the set's part of it."""
     directory = Path(name)
     local = split_directory(name) or _only_part(directory)
     if local is not None:
         root, part = local
-        check_needs(root, CompleteNeeds(part, kinds, n_layers))
+        check_needs(root, CompleteNeeds(part, kinds, model))
         return Found(root, "directory"), part
     split = split_reference(Reference.parse(name))
     if split is None:
@@ -168,7 +173,7 @@ def _find(
             "OpenMOSS-Team/Llama-Scope-2-Qwen3-1.7B/8x/k64"
         )
     reference, part = split
-    found = find_repository(reference, storage, CompleteNeeds(part, kinds, n_layers))
+    found = find_repository(reference, storage, CompleteNeeds(part, kinds, model))
     # Graphs name the set, not the repository's top.
     revision = found.revision.replace("@", f"/{part}@", 1)
     return found._replace(revision=revision), part

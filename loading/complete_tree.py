@@ -11,12 +11,15 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from loading.complete_config import MODULE_CONFIG, ModuleKind, read_module_config
 from loading.complete_files import WEIGHTS, refuse_other_formats, weights_among, weights_in
+from loading.model_folder import ANY_MODEL, ModelConfig
 from loading.needs import Needs
 from loading.references import Reference
+from loading.transcoder_folder import check_shape
 
 KINDS: tuple[ModuleKind, ...] = ("transcoder", "lorsa")
 
@@ -30,25 +33,25 @@ class CompleteNeeds(Needs):
 
     part: str  # "8x/k64"
     kinds: tuple[ModuleKind, ...] = KINDS
-    n_layers: int | None = None  # of the model; None: as many as there are
+    model: ModelConfig = ANY_MODEL
 
     def describing(self, names: Collection[str], /) -> Collection[str]:
         return [f"{module}/{MODULE_CONFIG}" for module in _modules(names, self.part, self.kinds)]
 
     def files(self, names: Collection[str], folder: Path, /) -> list[str]:
         """The files to download. What isn't served is refused before that."""
+        self._check(folder)
         wanted = []
         for module in _modules(names, self.part, self.kinds):
             beside = {n.removeprefix(f"{module}/") for n in names if n.startswith(f"{module}/")}
             weights = weights_among(beside) or WEIGHTS[0]
             refuse_other_formats(PurePosixPath(module, weights))
-            read_module_config(folder / module / MODULE_CONFIG)
             wanted += [f"{module}/{MODULE_CONFIG}", f"{module}/{weights}"]
         return wanted
 
     def missing(self, folder: Path) -> list[str]:
         here = module_folders(folder, self.part, self.kinds)
-        most = self.n_layers or max(map(len, here.values()))
+        most = self.model.n_layers or max(map(len, here.values()))
         missing = []
         for kind, modules in here.items():
             if len(modules) < max(most, 1):
@@ -57,7 +60,17 @@ class CompleteNeeds(Needs):
             for module in modules:
                 if weights_in(module) is None:
                     missing.append((module / WEIGHTS[0]).relative_to(folder).as_posix())
+        if not missing:
+            self._check(folder)
         return missing
+
+    def _check(self, folder: Path) -> None:
+        """Raise WeightsError for a module that isn't served, or that isn't for the model."""
+        here = module_folders(folder, self.part, self.kinds).values()
+        covered = max(min(map(len, here)), self.model.n_layers or 0)  # too few: an incomplete copy
+        for module in chain(*here):
+            width = read_module_config(module / MODULE_CONFIG).config.d_model
+            check_shape(covered, self.model.n_layers, width, self.model.d_model)
 
     def _first_absent(self, folder: Path, kind: ModuleKind, n_layers: int) -> str:
         """The first module that is absent under the name that published sets would give it."""

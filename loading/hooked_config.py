@@ -14,7 +14,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from loading import UnsupportedArchitectureError
 from loading.mapped_architectures import mapped_architectures
-from loading.pretrained import check_served, refuse_other_values, rope_type
+from loading.served_values import check_class, check_served, refuse_other_values, rope_type
 
 # A model has a boolean mask of n_ctx x n_ctx for its local layers and one for its global ones: each
 # 16 MB at this bound, 1.7 GB at Qwen3's 40,960.
@@ -24,7 +24,7 @@ MAX_CONTEXT = 4096
 _ONLY_SERVED = {
     "attention_bias": False,
     "mlp_bias": False,
-    # Where transformers 5 has rope_theta and rope_scaling; pretrained.py moves them back.
+    # Where transformers 5 has rope_theta and rope_scaling; model_config.py moves them back.
     "rope_parameters": None,
 }
 # The activations that both libraries know by the same name and compute alike.
@@ -33,7 +33,11 @@ _ATTENTION_TYPES = {"sliding_attention": "local", "full_attention": "global"}
 
 
 def hooked_config(
-    hf_config: Any, *, model_name: str, device: torch.device, dtype: torch.dtype
+    hf_config: Any,
+    *,
+    model_name: str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> HookedTransformerConfig:
     """Return the configuration under which a TransformerLens model computes the same logits.
 
@@ -54,6 +58,7 @@ def hooked_config(
             f"{model_name} is a {architecture}; the worker serves {', '.join(sorted(_CONVERTERS))}"
             + (f", and a {architecture} with MODEL_ENGINE=nnsight" if is_mapped else "")
         )
+    check_class(hf_config)
     text = hf_config.get_text_config()
     check_served(hf_config, _ONLY_SERVED)
     return HookedTransformerConfig(

@@ -32,7 +32,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import disable_progress_bars
 
-from loading import WeightsError, room
+from loading import UnsupportedArchitectureError, WeightsError, room
 from loading.needs import Needs
 from loading.references import Reference, download_folder
 
@@ -86,6 +86,7 @@ def download(reference: Reference, needs: Needs, cache: Path, token: str | None)
         UnreachableError: the hub doesn't answer, or stopped to; what has arrived is kept.
         WeightsError: there is no such repository, revision or file, access is refused, or the disk
             is too small.
+        UnsupportedArchitectureError: the needs refuse what is described.
     """
     try:
         hub = _listing(reference, token)
@@ -97,7 +98,7 @@ def download(reference: Reference, needs: Needs, cache: Path, token: str | None)
         if missing:
             raise WeightsError(f"{reference} has no {missing[0]} on the hub: name another")
         _record(hub, cache)
-    except WeightsError:
+    except (WeightsError, UnsupportedArchitectureError):
         raise
     except Exception as error:
         raise _explanation(error, reference, token, cache) from error

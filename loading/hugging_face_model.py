@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, Mxfp4Config
 
 from loading import UnsupportedArchitectureError
 from loading.checkpoint import absent, check_weights, of_the_language_model, unread
-from loading.pretrained import check_served, rope_type
+from loading.served_values import check_served, rope_type
 
 # Settings that transformers' own classes leave unread, by the model's type, with what is served.
 _ONLY_SERVED: dict[str, dict[str, Any]] = {
@@ -33,13 +33,7 @@ def read_model(directory: Path, config: Any, *, device: torch.device, dtype: tor
         WeightsMismatchError: weights are missing, of another shape, or left over.
         OSError, WeightsError: files are missing or damaged.
     """
-    check_served(config, _ONLY_SERVED.get(config.model_type, {}))
-    text = config.get_text_config()
-    if rope_type(text) == "longrope":
-        raise UnsupportedArchitectureError(
-            "rope_scaling of type 'longrope' rotates each token by an angle that depends on the "
-            "length of the text; a text that grows in a key-value cache has no exact conversion"
-        )
+    check_config(config)
     quantization: dict[str, Any] = {}
     packed: list[str] = []
     if getattr(config, "quantization_config", None) is not None:  # MXFP4: others are refused
@@ -62,9 +56,19 @@ def read_model(directory: Path, config: Any, *, device: torch.device, dtype: tor
     check_weights(
         missing=of_the_language_model(report["missing_keys"]),
         misshapen=report["mismatched_keys"],
-        unread=unread(report["unexpected_keys"], tied=text.tie_word_embeddings),
+        unread=unread(report["unexpected_keys"], tied=config.get_text_config().tie_word_embeddings),
     )
     return model
+
+
+def check_config(config: Any) -> None:
+    """Raise UnsupportedArchitectureError for a value of a configuration that isn't served."""
+    check_served(config, _ONLY_SERVED.get(config.model_type, {}))
+    if rope_type(config.get_text_config()) == "longrope":
+        raise UnsupportedArchitectureError(
+            "rope_scaling of type 'longrope' rotates each token by an angle that depends on the "
+            "length of the text; a text that grows in a key-value cache has no exact conversion"
+        )
 
 
 def _packed_experts(n_layers: int) -> list[str]:

@@ -11,7 +11,7 @@ from loading.complete_sets import CompleteFiles, complete_files, inspect_complet
 from loading.entry import ModelEntry
 from loading.footprint import device_bytes, disk_bytes
 from loading.inspection import inspect
-from loading.model_folder import count_layers
+from loading.model_folder import ANY_MODEL, ModelConfig, read_model_config
 from loading.sources import NotHereError, Storage, TranscoderFiles
 
 _HEADINGS = ("model", "transcoders", "engine", "dtype", "on the disk", "GPU", "disk", "here")
@@ -29,7 +29,7 @@ def prefetch(entry: ModelEntry, storage: Storage, *, convert: bool = False) -> I
     """
     model = sources.model_files(entry.model, storage)
     yield _line(entry.model, model.source, [model.folder])
-    files = _set_files(entry, storage, count_layers(model.folder))
+    files = _set_files(entry, storage, read_model_config(model.folder))
     if isinstance(files, CompleteFiles):
         inspect_complete(files)
         yield _line(entry.transcoder_label, files.source, [files.folder, *files.paths])
@@ -70,14 +70,14 @@ def _row(entry: ModelEntry, storage: Storage) -> tuple[str, ...]:
 
 
 def _whereabouts(entry: ModelEntry, storage: Storage) -> str:
-    model = layers = None
+    model, config = None, ANY_MODEL
     files: TranscoderFiles | CompleteFiles | None = None
     try:
         with suppress(NotHereError):
             model = sources.model_files(entry.model, storage)
-            layers = count_layers(model.folder)
+            config = read_model_config(model.folder)
         with suppress(NotHereError):
-            files = _set_files(entry, storage, layers)
+            files = _set_files(entry, storage, config)
     except WeightsError as error:
         return str(error)
     suffix = _conversion(entry, files, storage) if isinstance(files, TranscoderFiles) else ""
@@ -89,11 +89,11 @@ def _whereabouts(entry: ModelEntry, storage: Storage) -> str:
 
 
 def _set_files(
-    entry: ModelEntry, storage: Storage, n_layers: int | None
+    entry: ModelEntry, storage: Storage, model: ModelConfig
 ) -> TranscoderFiles | CompleteFiles:
     if entry.attribution_engine == "lm-saes-crm":
-        return complete_files(entry, storage, n_layers)
-    return sources.transcoder_files(entry.transcoder_set, storage, n_layers)
+        return complete_files(entry, storage, model)
+    return sources.transcoder_files(entry.transcoder_set, storage, model.n_layers)
 
 
 def _conversion(entry: ModelEntry, files: TranscoderFiles, storage: Storage) -> str:

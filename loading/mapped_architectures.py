@@ -4,7 +4,12 @@ PyPI's circuit-tracer has a function that lists them, upstream's has none. Impor
 imports no nnsight.
 """
 
+from typing import Any
+
 from circuit_tracer.utils import tl_nnsight_mapping
+
+from loading import UnsupportedArchitectureError
+from loading.served_values import check_class, class_of
 
 
 def mapped_architectures() -> list[str]:
@@ -16,3 +21,14 @@ def mapped_architectures() -> list[str]:
     mapping = tl_nnsight_mapping.TransformerLens_NNSight_Mapping
     found = (m for m in vars(tl_nnsight_mapping).values() if isinstance(m, mapping))
     return sorted(m.model_architecture for m in found)
+
+
+def check_mapped(config: Any, name: str) -> None:
+    """Raise UnsupportedArchitectureError unless circuit-tracer maps a configuration's model."""
+    architecture, served = class_of(config), mapped_architectures()
+    if architecture not in served:
+        raise UnsupportedArchitectureError(
+            f"{name} is a {architecture}, and MODEL_ENGINE=nnsight serves {', '.join(served)}; set "
+            "MODEL_ENGINE=transformerlens"
+        )
+    check_class(config)

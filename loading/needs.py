@@ -13,7 +13,11 @@ from typing import Protocol
 
 
 class Needs(Protocol):
-    """What a folder of a model, or of a set of transcoders, has to hold."""
+    """What a folder of a model, or of a set of transcoders, has to hold.
+
+    `files` and `missing` raise WeightsError or UnsupportedArchitectureError where the files that
+    are `describing` say that the rest isn't served.
+    """
 
     def describing(self, _names: Collection[str], /) -> Collection[str]:
         """The files that say which others are needed, where the hub has these."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,11 +12,22 @@ from nnsight.intervention.interleaver import Cancelation
 
 from loading import UnsupportedArchitectureError
 from loading.hugging_face_model import read_model
-from loading.mapped_architectures import mapped_architectures
+from loading.mapped_architectures import check_mapped
+from loading.served_values import class_of
 from loading.transcoders import cast_inputs
 
-# How a model's directory is opened for `replacement_model`.
-open_model = read_model
+
+def load(
+    directory: Path,
+    config: Any,
+    transcoders: Any,
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> "NNSightModel":
+    """The replacement model of a model's directory; as `replacement_model`."""
+    model = read_model(directory, config, device=device, dtype=dtype)
+    return replacement_model(model, transcoders, name, device, dtype)
 
 
 @dataclass
@@ -61,7 +73,7 @@ def replacement_model(
         UnsupportedArchitectureError: circuit-tracer's nnsight model has no mapping for the model,
             or none for where its transcoders read or write.
     """
-    _check_mapping(type(hf_model).__name__, transcoders, name)
+    check_hooks(hf_model.config, transcoders, name)
     hf_model.to(device)
     for parameter in hf_model.parameters():
         # Not `hf_model.to(dtype)`, which rounds the frequencies of rotary embeddings too.
@@ -85,14 +97,15 @@ def replacement_model(
     return model
 
 
-def _check_mapping(architecture: str, transcoders: Any, name: str) -> None:
-    """Raise UnsupportedArchitectureError unless circuit-tracer maps the model and both hooks."""
-    served = mapped_architectures()
-    if architecture not in served:
-        raise UnsupportedArchitectureError(
-            f"{name} is a {architecture}, and MODEL_ENGINE=nnsight serves {', '.join(served)}; set "
-            "MODEL_ENGINE=transformerlens"
-        )
+def check_hooks(config: Any, transcoders: Any, name: str) -> None:
+    """Raise UnsupportedArchitectureError unless circuit-tracer maps the model and both hooks.
+
+    Args:
+        config: the model's `transformers` configuration.
+        transcoders: these, or the configuration of their set.
+    """
+    check_mapped(config, name)
+    architecture = class_of(config)
     mapped = get_mapping(architecture).feature_hook_mapping
     for hook in (transcoders.feature_input_hook, transcoders.feature_output_hook):
         if hook not in mapped:

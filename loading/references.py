@@ -1,4 +1,4 @@
-"""What names weights on Hugging Face, and the caches on this machine that may hold them.
+"""The names of weights on Hugging Face, and the caches on this machine that may hold them.
 
 A repository's cache folder is `models--owner--name/`: `refs/<revision>` holds a commit's name,
 `snapshots/<commit>/` its files.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from loading import WeightsError
-from loading.model_folder import ModelNeeds, count_layers
+from loading.model_folder import ConfigCheck, ModelNeeds, read_model_config
 from loading.needs import NamedNeeds, Needs
 from loading.references import Cache, Found, Reference, cached, found_in
 from loading.transcoder_folder import (
@@ -79,25 +79,30 @@ def storage_of(settings: Settings) -> Storage:
     return Storage((*others, last), settings.hub_token())
 
 
-def locate(model: str, transcoder_set: str, storage: Storage) -> Weights:
+def locate(
+    model: str, transcoder_set: str, storage: Storage, check: ConfigCheck | None = None
+) -> Weights:
     """The files of a model and its transcoders, downloaded where needed.
 
     Args:
         model, transcoder_set: directories, or Hugging Face ids (`owner/name[/folder][@revision]`).
+        check: raises for a model that isn't served, of which no weights are downloaded then, nor
+            transcoders.
 
     Raises:
         NotHereError: they aren't all on this machine, and the hub isn't to be asked.
         WeightsError: they can't be had; the message says what to do.
     """
-    found = model_files(model, storage)
-    transcoders = transcoder_files(transcoder_set, storage, count_layers(found.folder))
+    found = model_files(model, storage, check)
+    n_layers = read_model_config(found.folder).n_layers
+    transcoders = transcoder_files(transcoder_set, storage, n_layers)
     revisions = tuple(filter(None, (found.revision, *transcoders.revisions)))
     return Weights(found.folder, transcoders, revisions)
 
 
-def model_files(name: str, storage: Storage) -> Found:
+def model_files(name: str, storage: Storage, check: ConfigCheck | None = None) -> Found:
     """The folder of a model: configuration, tokenizer and safetensors; as `locate`."""
-    return _find(name, storage, ModelNeeds())
+    return _find(name, storage, ModelNeeds(check))
 
 
 def transcoder_files(name: str, storage: Storage, n_layers: int | None = None) -> TranscoderFiles:

@@ -80,8 +80,10 @@ class TranscoderNeeds(Needs):
     def files(self, names: Collection[str], folder: Path, /) -> list[str]:
         config = read_set_config(folder)
         if config.listed is not None:
+            check_shape(len(config.listed), self.n_layers)
             return [CONFIG]
         n_layers = max(layers_among(names, config.kind), self.n_layers or 1)
+        check_shape(n_layers, self.n_layers)  # of those that are too few the first one is missing
         layers = layer_files(folder, config.kind, n_layers)
         return [CONFIG, *(path.name for layer in layers for path in layer)]
 
@@ -90,6 +92,27 @@ class TranscoderNeeds(Needs):
             return [CONFIG]
         there = [path.name for path in folder.iterdir() if path.exists()]
         return [name for name in self.files(there, folder) if not (folder / name).exists()]
+
+
+def check_shape(
+    covered: int, n_layers: int | None, width: int | None = None, d_model: int | None = None
+) -> None:
+    """Raise WeightsError unless transcoders have as many layers as the model, of its width.
+
+    Args:
+        covered, width: of the transcoders.
+        n_layers, d_model: of the model, None where it isn't known.
+    """
+    if n_layers not in (None, covered):
+        raise WeightsError(
+            f"the model has {n_layers} layers, its transcoders cover {covered}: name "
+            "the set that was trained on it"
+        )
+    if d_model not in (None, width):
+        raise WeightsError(
+            f"d_model of the model is {d_model}, that of its transcoders {width}: name "
+            "the set that was trained on it"
+        )
 
 
 def layer_files(folder: Path, kind: Kind, n_layers: int) -> LayerFiles:

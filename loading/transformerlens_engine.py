@@ -11,7 +11,7 @@ from circuit_tracer.replacement_model.replacement_model_transformerlens import (
 )
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from transformer_lens import HookedTransformerConfig
+from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.components import PosEmbed, Unembed
 from transformer_lens.components.abstract_attention import AbstractAttention
 from transformer_lens.components.mlps.gated_mlp import GatedMLP
@@ -28,8 +28,17 @@ _USUAL_HOOKS = {
 }
 
 
-# How a model's directory is opened for `replacement_model`: its weights alone are needed.
-open_model = open_checkpoint
+def load(
+    directory: Path,
+    config: Any,
+    transcoders: Any,
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> TransformerLensReplacementModel:
+    """The replacement model of a model's directory; as `replacement_model`."""
+    checkpoint = open_checkpoint(directory, config, device=device, dtype=dtype)
+    return replacement_model(checkpoint, transcoders, name, device, dtype)
 
 
 class _ReplacementModel(TransformerLensReplacementModel):
@@ -64,8 +73,19 @@ def replacement_model(
     return model
 
 
+def check_hooks(config: Any, transcoders: Any, name: str) -> None:
+    """Raise UnsupportedArchitectureError unless the hooks where features read and write exist.
+
+    Args:
+        config: the model's `transformers` configuration.
+        transcoders: these, or the configuration of their set.
+    """
+    cfg = hooked_config(config, model_name=name)
+    cfg.n_layers = cfg.d_vocab = cfg.d_vocab_out = 1  # neither changes which hooks there are
+    _check_hooks(_build(HookedTransformer, cfg), transcoders, name)
+
+
 def _check_hooks(model: Any, transcoders: Any, name: str) -> None:
-    """Raise UnsupportedArchitectureError unless the hooks where features read and write exist."""
     for key, usual in _USUAL_HOOKS.items():
         hook = getattr(transcoders, key)
         # circuit-tracer wraps the MLP, and finds only its own two hooks there.

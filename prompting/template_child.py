@@ -1,4 +1,4 @@
-"""The program that renders chat templates, in a process of its own: `template_process` starts it.
+"""The program that renders chat templates, in a process that `template_process` starts.
 
 A template is a program that comes with the weights. Jinja's sandbox keeps it from the machine, and
 bounds neither its time nor its memory: one expression can build gigabytes within C code that no

@@ -1,5 +1,4 @@
-"""The program that tokenises texts beforehand, in a process of its own: `tokenizer_process` starts
-it.
+"""The program that tokenises texts beforehand, in a process that `tokenizer_process` starts.
 
 A tokenizer.json is a program too. Its patterns can take time without end for some texts, its
 replacements memory, in Rust code that holds Python's lock: in the worker nothing could stop it.

@@ -31,8 +31,10 @@ class TokenizerTooCostly(InvalidInput):
 
 @dataclass(frozen=True)
 class Bounds:
-    """What the tokenizer's reading, and each of its texts, may take. Real ones take milliseconds
-    a text; of 262,000 tokens a second and 300 MB to be read."""
+    """What it may take to read a tokenizer, and to tokenise a text.
+
+    A real one takes milliseconds a text, and with 262,000 tokens a second and 300 MB to be read.
+    """
 
     cpu_s: float = 5.0
     memory_bytes: int = 2 << 30  # of the whole process, with its interpreter and vocabulary

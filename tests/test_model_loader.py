@@ -14,12 +14,12 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 import model_loader
 import steering
 from loading.build import stored_dtype
-from loading.pretrained import read_config
 from loading.registry import DEMO, REGISTRY
 from loading.selection import resolve_entry, select
 from model_loader import ModelLoadError
 from settings import SettingsError
 from tests.support.demo_worker import demo_settings
+from tests.support.model_configs import read_config
 
 D_MODEL, N_LAYERS, N_FEATURES = 32, 2, 64
 

@@ -17,7 +17,6 @@ from loading import UnsupportedArchitectureError, WeightsMismatchError
 from loading.hugging_face_model import read_model
 from loading.loaded_model import LoadedModel
 from loading.model_folder import INDEX
-from loading.pretrained import read_config
 from model_loader import ModelLoadError
 from prompting import chat_prompt, prompts
 from prompting.chat_template import render_messages
@@ -27,6 +26,7 @@ from steering import Experiment, Frozen, Intervention, Options
 from tests.support import gpt_oss
 from tests.support.chat_messages import assistant, system, user
 from tests.support.demo_worker import ask, settings_at
+from tests.support.model_configs import read_config
 
 TEXT = "The capital of France is"
 

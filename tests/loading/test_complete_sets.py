@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from loading.complete_sets import (
     locate_complete,
 )
 from loading.entry import ModelEntry
+from loading.model_folder import ANY_MODEL
 from loading.registry import DEMO
 from loading.sources import NotHereError, transcoder_files
 from tests.support.complete_sets import (
@@ -32,6 +34,7 @@ from tests.support.model_hub import ModelHub, Repository, running_hub
 from tests.support.weight_files import MODEL, NAME, PER_LAYER, cache_paths, empty_caches, storage
 
 SET = "OpenMOSS-Team/Llama-Scope-2-Tiny"
+TWO_LAYERS = replace(ANY_MODEL, n_layers=2)
 
 
 @pytest.fixture
@@ -50,7 +53,7 @@ def _tree(tmp_path: Path, n_layers: int = 2, **changes: Any) -> dict[str, bytes]
 
 
 def _found(entry: ModelEntry, caches: dict[str, Any], n_layers: int | None = 2) -> CompleteFiles:
-    return complete_files(entry, storage(caches), n_layers)
+    return complete_files(entry, storage(caches), replace(TWO_LAYERS, n_layers=n_layers))
 
 
 class TestDirectory:
@@ -172,13 +175,13 @@ class TestCaches:
         write_repository(cache_paths(caches)[0], SET, files, revision=revision)
         offline = storage(caches)._replace(ask_hub=False)
         assert engine_of_set(_entry(name), offline) == "lm-saes-crm"
-        found = complete_files(_entry(name), offline, 2)
+        found = complete_files(_entry(name), offline, TWO_LAYERS)
         assert found.revisions == (f"{SET}/all/2x/k4@{commit_of(SET, revision)}",)
 
     def test_runpod_writes_a_repository_s_name_in_small_letters(self, tmp_path, caches):
         write_repository(cache_paths(caches)[1], SET.lower(), _tree(tmp_path))
         offline = storage(caches)._replace(ask_hub=False)
-        found = complete_files(_entry(f"{SET}/2x/k4"), offline, 2)
+        found = complete_files(_entry(f"{SET}/2x/k4"), offline, TWO_LAYERS)
         assert found.source == "Runpod's cached models"
 
     def test_a_module_whose_weights_are_a_broken_link_is_incomplete(self, tmp_path, caches):
@@ -188,7 +191,7 @@ class TestCaches:
         weights.resolve().unlink()
         write_repository(runpod, SET, _tree(tmp_path))
         offline = storage(caches)._replace(ask_hub=False)
-        found = complete_files(_entry(f"{SET}/2x/k4"), offline, 2)
+        found = complete_files(_entry(f"{SET}/2x/k4"), offline, TWO_LAYERS)
         assert found.source == "Runpod's cached models"
 
     def test_a_configuration_that_is_a_broken_link_is_absent(self, tmp_path, caches):
@@ -197,7 +200,7 @@ class TestCaches:
         (module_folder(broken, "lorsa", 1) / "config.json").resolve().unlink()
         offline = storage(caches)._replace(ask_hub=False)
         with pytest.raises(NotHereError, match="without lorsa/2x/k4/layer1_lorsa_2x_k4/config"):
-            complete_files(_entry(f"{SET}/2x/k4"), offline, 2)
+            complete_files(_entry(f"{SET}/2x/k4"), offline, TWO_LAYERS)
 
     def test_a_folder_with_a_config_yaml_is_circuit_tracer_s(self, caches):
         files = {f"8x/k64/{name}": content for name, content in PER_LAYER.items()}
@@ -210,12 +213,12 @@ class TestCaches:
         entry = _entry(f"{SET}/32x/k256")
         assert engine_of_set(entry, offline) == "lm-saes-crm"
         with pytest.raises(NotHereError, match="is in none of"):
-            complete_files(entry, offline, 2)
+            complete_files(entry, offline, TWO_LAYERS)
 
     def test_a_short_name_of_a_known_complete_set_is_explained(self, caches):
         entry = _entry(SET, attribution_engine="lm-saes-crm")
         with pytest.raises(WeightsError, match="use owner/name/<expansion>/<top-k>"):
-            complete_files(entry, storage(caches)._replace(ask_hub=False), 2)
+            complete_files(entry, storage(caches)._replace(ask_hub=False), TWO_LAYERS)
 
 
 class TestHub:

@@ -147,7 +147,8 @@ class TestCommands:
         environment = {key.upper(): value for key, value in caches.items()}
         environment |= {"MODEL_ID": NAME, "TRANSCODER_SET": name, "LOG_LEVEL": "DEBUG"}
         with running_hub() as hub:
-            hub.repositories = {NAME: Repository(dict(MODEL))}
+            model = {**MODEL, "config.json": b'{"num_hidden_layers": 3}'}
+            hub.repositories = {NAME: Repository(model)}
             sets = gemma_scope_2(skip=True)(name)
             hub.repositories |= {key: Repository(files) for key, files in sets.items()}
             done = run_command("convert", url=hub.url, **environment)

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from errors import Internal
 from loading import WeightsError
-from loading.pretrained import read_tokenizer
+from loading.model_tokenizer import read_tokenizer
 from prompting import prompts
 from prompting.tokenizer_parts import QUICK_PATTERNS, state_of, unknown_parts
 from prompting.tokenizer_process import Bounds, TokenizerTooCostly

@@ -16,14 +16,15 @@ from loading import WeightsError
 from loading.checkpoint import weight_files
 from loading.inspection import inspect
 from loading.json_files import read_json
-from loading.model_folder import ModelNeeds, count_layers
-from loading.pretrained import read_config, read_tokenizer
+from loading.model_folder import ModelNeeds, read_model_config
+from loading.model_tokenizer import read_tokenizer
 from loading.registry import DEMO
 from loading.tensor_files import read_tensor, tensors_in
 from loading.transcoder_folder import CONFIG, TranscoderNeeds, read_set_config
 from model_loader import ModelLoadError
 from tests.support.conversions import located
 from tests.support.demo_worker import demo_settings
+from tests.support.model_configs import read_config
 from tests.support.programs import ROOT
 from tests.support.transcoder_folders import write_set
 
@@ -123,7 +124,7 @@ def test_json_that_stands_for_too_much_is_refused_by_name(tmp_path, text):
 def test_a_configuration_of_a_model_that_there_can_not_be_is_refused_by_name(tmp_path, changed):
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"model_type": "qwen3", **changed}))
-    for read in (read_config, count_layers):
+    for read in (read_config, read_model_config):
         with pytest.raises(WeightsError) as caught:
             read(tmp_path)
         assert str(file) in str(caught.value)
@@ -144,7 +145,7 @@ def test_the_configurations_of_real_models_keep_within_the_bounds(tmp_path):
         },
     }
     (tmp_path / "config.json").write_text(json.dumps(real))
-    assert count_layers(tmp_path) == 126
+    assert read_model_config(tmp_path).n_layers == 126
 
 
 def test_a_file_of_a_layer_beyond_all_is_refused_by_name(tmp_path):

@@ -94,8 +94,9 @@ class TestHub:
     def test_with_everything_present_nothing_is_asked(self, hub, client, caches):
         home = cache_paths(caches)[-1]
         write_repository(home, NAME, MODEL)
-        write_repository(home, SET, {"config.yaml": listing("hf://google/scope/0.npz")})
-        write_repository(home, "google/scope", {"0.npz": b"0"})
+        addresses = ("hf://google/scope/0.npz", "hf://google/scope/1.npz")
+        write_repository(home, SET, {"config.yaml": listing(*addresses)})
+        write_repository(home, "google/scope", {"0.npz": b"0", "1.npz": b"1"})
         assert client.ask("model", NAME, **caches)["source"] == "HF_HOME"
         assert client.ask("transcoders", SET, n_layers=2, **caches)["source"] == "HF_HOME"
         assert hub.requests == []

@@ -9,7 +9,6 @@ from transformers import Gemma2Config, Gemma3TextConfig, LlamaConfig, Pretrained
 
 from loading import UnsupportedArchitectureError
 from loading.hugging_face_model import read_model
-from loading.pretrained import read_config
 from tests.support.model_configs import (
     GEMMA3,
     LONG,
@@ -17,6 +16,7 @@ from tests.support.model_configs import (
     gemma3_with_vision,
     hugging_face_model,
     prompt_tokens,
+    read_config,
 )
 
 LONGROPE = {"rope_type": "longrope", "short_factor": LONG, "long_factor": LONG, "factor": 2.0}

@@ -26,7 +26,6 @@ import model_loader
 import steering
 from loading import UnsupportedArchitectureError
 from loading.checkpoint import open_checkpoint
-from loading.pretrained import read_config
 from loading.registry import DEMO
 from loading.transformerlens_engine import hooked_model
 from model_loader import ModelLoadError
@@ -44,6 +43,7 @@ from tests.support.model_configs import (
     gemma3_with_vision,
     hugging_face_model,
     prompt_tokens,
+    read_config,
 )
 
 CPU = torch.device("cpu")

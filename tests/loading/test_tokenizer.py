@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import model_loader
 from loading import WeightsError
-from loading.pretrained import read_tokenizer
+from loading.model_tokenizer import read_tokenizer
 from loading.registry import DEMO
 from tests.support.chat_messages import assistant, user
 from tests.support.demo_worker import FORWARD, ask, demo_settings

@@ -14,12 +14,11 @@ import steering
 from loading import WeightsMismatchError
 from loading.build import engine_of
 from loading.model_folder import SINGLE_FILE
-from loading.pretrained import read_config
 from loading.registry import DEMO
 from model_loader import ModelLoadError
 from tests.support.demo_worker import demo_settings
 from tests.support.hugging_face_models import FAMILIES, hugging_face_model
-from tests.support.model_configs import GEMMA3, SHAPE
+from tests.support.model_configs import GEMMA3, SHAPE, read_config
 from tests.support.tiny_models import prompt_tokens, tiny_transcoders
 
 ENGINES: list[Any] = ["transformerlens", "nnsight"]
@@ -31,9 +30,8 @@ Tensors = dict[str, torch.Tensor]
 
 def load(engine: Any, directory: Path, hooks: str = "mlp") -> Any:
     module, config = engine_of(engine), read_config(directory)
-    model = module.open_model(directory, config, device=CPU, dtype=torch.float32)
     transcoders = tiny_transcoders("relu", hooks)
-    return module.replacement_model(model, transcoders, "tiny", CPU, torch.float32)
+    return module.load(directory, config, transcoders, "tiny", CPU, torch.float32)
 
 
 def save(directory: Path, config: PretrainedConfig, change: Callable[[Tensors], Any]) -> Any:

@@ -18,6 +18,7 @@ from attribution.complete.graph import CompleteGraph, Contributor, QKTraces
 from attribution.complete.local_model import LocalCompleteModel
 from attribution.complete.modules import CompleteModel, Decoder
 from loading import transformerlens_engine
+from loading.checkpoint import open_checkpoint
 from loading.complete_files import read_module
 from loading.complete_modules import Placement, read_lorsa, read_transcoder
 from tests.support.complete_cases import CASES, Case, Folders, write_case
@@ -34,7 +35,7 @@ def complete_model(
     """Load a case's model and modules."""
     config = AutoConfig.from_pretrained(folders.model)
     place = torch.device(device)
-    opened = transformerlens_engine.open_model(folders.model, config, device=place, dtype=dtype)
+    opened = open_checkpoint(folders.model, config, device=place, dtype=dtype)
     model = transformerlens_engine.hooked_model(HookedTransformer, opened, "tiny", place, dtype)
     model.tokenizer = AutoTokenizer.from_pretrained(folders.model)
     placement = Placement(place, dtype, lazy_decoder)

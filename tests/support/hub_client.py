@@ -22,7 +22,10 @@ class HubClient:
         self._process = process
 
     def ask(self, what: str, reference: str, **settings: Any) -> dict[str, Any]:
-        """What `sources.<what>(reference)` finds under these settings, or its error."""
+        """What `sources.<what>(reference)` finds under these settings, or its error.
+
+        Of "load" it is the error of loading the model of that name.
+        """
         n_layers = settings.pop("n_layers", None)
         request = {"what": what, "reference": reference, "n_layers": n_layers}
         assert self._process.stdin is not None
@@ -75,22 +78,27 @@ def hub_client(url: str) -> Iterator[HubClient]:
 
 
 def _serve() -> None:
+    import model_loader
     from loading import WeightsError, sources
     from settings import Settings
 
     for line in sys.stdin:
         request = json.loads(line)
-        storage = sources.storage_of(Settings(_env_file=None, **request["settings"]))
+        settings = Settings(_env_file=None, **request["settings"])
+        storage = sources.storage_of(settings)
         try:
-            if request["what"] == "model":
+            if request["what"] == "load":
+                loaded = settings.model_copy(update={"model_id": request["reference"]})
+                answer: dict[str, Any] = {"name": model_loader.load(loaded).name}
+            elif request["what"] == "model":
                 found = sources.model_files(request["reference"], storage)
-                answer: dict[str, Any] = {"folder": str(found.folder), "source": found.source}
+                answer = {"folder": str(found.folder), "source": found.source}
             else:
                 files = sources.transcoder_files(request["reference"], storage, request["n_layers"])
                 layers = [str(path) for path in files.paths]
                 answer = {"folder": str(files.folder), "source": files.source, "layers": layers}
                 answer["revisions"] = files.revisions
-        except WeightsError as error:
+        except (WeightsError, model_loader.ModelLoadError) as error:
             answer = {"error": str(error), "kind": type(error).__name__}
         answer["torch"] = "torch" in sys.modules
         sys.stdout.write(json.dumps(answer) + "\n")
@@ -99,3 +107,4 @@ def _serve() -> None:
 
 if __name__ == "__main__":
     _serve()
+    os._exit(0)  # to take the libraries down in order needs seconds, on a busy machine a minute

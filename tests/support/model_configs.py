@@ -1,5 +1,7 @@
 """Small configurations of every served architecture, and their models with random weights."""
 
+from pathlib import Path
+
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -8,9 +10,19 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
+    PretrainedConfig,
     Qwen3Config,
     SiglipVisionConfig,
 )
+
+from loading.model_config import as_version_4
+from loading.model_folder import read_model_config
+
+
+def read_config(directory: Path) -> PretrainedConfig:
+    """The configuration of a model's directory, as it is read at the start."""
+    return as_version_4(read_model_config(directory))
+
 
 SHAPE = {
     "vocab_size": 97,
