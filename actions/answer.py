@@ -131,7 +131,9 @@ def _free_frames(error: BaseException | None) -> None:
     Some of it leads back to the exception. Only the garbage collector would free that, and it comes
     late: it counts objects, not what their tensors take.
     """
-    while error is not None:
+    seen: list[BaseException] = []  # an error can be its own cause
+    while error is not None and error not in seen:
+        seen.append(error)
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
 
