@@ -77,8 +77,6 @@ class GenerateGraphRequest(PromptRequest):
     def _nothing_is_ignored(self) -> Self:
         if self.signed_headers and self.signed_url is None:
             raise ValueError("signed_headers is given without signed_url")
-        if self.compress and self.signed_url is None:
-            raise ValueError("compress is true without signed_url: only an upload is compressed")
         if self.supernodes != "none" and self.format == "pt":
             raise ValueError(
                 f"supernodes is {self.supernodes!r} and format is 'pt': circuit-tracer's file has "
