@@ -26,9 +26,10 @@ def mapped_architectures() -> list[str]:
 def check_mapped(config: Any, name: str) -> None:
     """Raise UnsupportedArchitectureError unless circuit-tracer maps a configuration's model."""
     architecture, served = class_of(config), mapped_architectures()
-    if architecture not in served:
+    named, *_ = config.architectures or [architecture]
+    if not {architecture, named} & {*served}:
         raise UnsupportedArchitectureError(
-            f"{name} is a {architecture}, and MODEL_ENGINE=nnsight serves {', '.join(served)}; set "
+            f"{name} is a {named}, and MODEL_ENGINE=nnsight serves {', '.join(served)}; set "
             "MODEL_ENGINE=transformerlens"
         )
     check_class(config)

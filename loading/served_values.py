@@ -6,8 +6,6 @@ A value that an engine leaves unread, or computes otherwise, is refused by its n
 from collections.abc import Mapping
 from typing import Any
 
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
 from loading import UnsupportedArchitectureError
 
 # Settings that change what a model computes and that neither engine follows, each with the one
@@ -21,9 +19,22 @@ _ONLY_SERVED: dict[str, Any] = {
 }
 
 
+# The class of each `model_type` that an engine serves. The module in which transformers lists them
+# brings seconds of imports along, which a start goes without (serving/lean_imports.py).
+_CLASSES = {
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3": "Gemma3ForConditionalGeneration",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+    "gpt_oss": "GptOssForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+
+
 def class_of(config: Any) -> str:
-    """The class of a configuration's language model in transformers, by its `model_type`."""
-    return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, config.model_type)
+    """The class of a configuration's language model in transformers; its type, if not served."""
+    return _CLASSES.get(config.model_type, config.model_type)
 
 
 def check_class(config: Any) -> None:

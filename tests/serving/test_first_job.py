@@ -28,7 +28,7 @@ with RawServer([answer(200)]) as store, serving(upload_allowed_hosts=("127.0.0.1
 RUNPOD = """
 import asyncio, sys, handler
 from serving import fitness, startup
-settings = startup.start("serving.runpod_loop", check=True)
+startup.load(startup.prepare(), "serving.runpod_loop", check=True)
 from serving.http_docs import EXAMPLES
 for action, body in EXAMPLES.items():
     before = set(sys.modules)
