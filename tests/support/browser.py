@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import sync_playwright
 
+from tests.support.polling import LONGEST_S
 from tests.support.programs import ROOT
 
 SCREENSHOTS = ROOT / "out" / "screenshots"
@@ -36,7 +37,7 @@ class Watched:
     def __init__(self, page):
         self.page = page
         self.complaints = []
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(LONGEST_S * 1000)
         page.on("console", lambda message: self._console(message))
         page.on("pageerror", lambda error: self.complaints.append(f"error: {error}"))
         page.route("**/*", self._only_local)

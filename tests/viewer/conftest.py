@@ -8,6 +8,7 @@ import pytest
 from tests.support.browser import chromium, watched_page
 from tests.support.demo_in_the_viewer import PROMPTS
 from tests.support.demo_worker import ask
+from tests.support.polling import LONGEST_S
 from tests.support.viewer_page import open_graph
 from tests.support.viewer_server import showing_graphs
 
@@ -28,7 +29,7 @@ def page(browser):
 def unwatched_page(browser):
     """A page that may complain, as it does of a server that is gone."""
     page = browser.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(LONGEST_S * 1000)
     yield page
     page.close()
 

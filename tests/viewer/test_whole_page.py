@@ -49,6 +49,13 @@ def open_panel(page):
     page.locator(".worker-row").first.wait_for()
 
 
+def intervene(page):
+    """Ask the worker, and wait for its answer; an error that it has instead is shown."""
+    page.get_by_role("button", name="Intervene", exact=True).click()
+    page.locator(".worker-outcome").wait_for()
+    assert page.locator(".worker-error").all_inner_texts() == []
+
+
 def test_the_line_above_the_subgraph_covers_nothing_and_is_covered_by_nothing(page, url, demo):
     show_french(page, url)
     head = [box for selector in HEAD for box in boxes_of(page, selector)]
@@ -92,8 +99,7 @@ def test_the_panel_lies_over_the_details_of_a_clicked_feature(page, url, demo):
         }"""
     )
     page.locator(".worker-row select").first.select_option("off")
-    page.get_by_role("button", name="Intervene", exact=True).click()
-    page.locator(".worker-predictions").wait_for()
+    intervene(page)
     page.get_by_role("button", name="Close").click()
     assert page.get_by_text("Fires in").is_visible()
 
@@ -103,8 +109,7 @@ def test_the_answer_is_seen_however_many_rows_there_are(page, url):
     open_panel(page)
     rows = page.locator(".worker-row")
     rows.last.locator("select").select_option("double")
-    page.get_by_role("button", name="Intervene", exact=True).click()
-    page.locator(".worker-predictions").wait_for()
+    intervene(page)
     [panel] = boxes_of(page, ".worker-panel")
     [table] = boxes_of(page, ".worker-predictions")
     assert table["bottom"] <= panel["bottom"] + 1
@@ -117,8 +122,7 @@ def test_each_group_has_what_is_left_of_its_activation_beside_its_nodes(page, ur
     show_french(page, url)
     open_panel(page)
     page.locator(".worker-row select").nth(1).select_option("off")
-    page.get_by_role("button", name="Intervene", exact=True).click()
-    page.locator(".worker-share").first.wait_for()
+    intervene(page)
     shares = page.locator(".worker-share-cell").all_inner_texts()
     assert shares[1] == "0%"
     assert all(share.endswith("%") for share in shares)
@@ -149,8 +153,7 @@ def test_the_picture_has_what_is_left_of_each_group(page, url):
     show_french(page, url)
     open_panel(page)
     page.locator(".worker-row select").first.select_option("off")
-    page.get_by_role("button", name="Intervene", exact=True).click()
-    page.locator(".worker-share").first.wait_for()
+    intervene(page)
     shares = page.locator(".worker-share").all_inner_texts()
     with page.expect_download() as download:
         page.locator(".picture-export button").get_by_text("SVG", exact=True).click()
